@@ -1,0 +1,12 @@
+//! What the mesh knows and decides: facts in, decision out.
+//!
+//! The node tunnel, the waypoint, `leyline explain`, status and admission all call the functions of this crate, so
+//! there is one answer to each question. Nothing here opens a socket, reads a clock, an environment or a file, or
+//! spawns a task; chance is passed in as a [`draw::Draw`].
+
+pub mod identity;
+pub mod names;
+pub mod outcome;
+pub mod policy;
+pub mod service;
+pub mod workload;

@@ -1,0 +1,157 @@
+//! Services: stable names and virtual addresses over workloads.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::{
+    identity::Identity,
+    names::{NamespacedHostname, NetworkAddress, Str},
+    workload::{GatewayAddress, PortMap},
+};
+
+/// A service (Istio workload.proto `Service`), checked and normalised. Its endpoints live in the view.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Telemetry: short name.
+    pub name: Str,
+    /// Primary key, first half.
+    pub namespace: Str,
+    /// Primary key, second half. May be a wildcard `*.example.com` (DNS only).
+    pub hostname: Str,
+    /// Virtual host addresses.
+    pub vips: Vec<NetworkAddress>,
+    /// Virtual address ranges.
+    pub cidr_vips: Vec<CidrVip>,
+    /// Service port to target port; 0: named, each endpoint maps it.
+    pub ports: PortMap,
+    /// Identities that its endpoints may also show.
+    pub subject_alt_names: Vec<Identity>,
+    /// Waypoint for traffic addressed to the service.
+    pub waypoint: Option<GatewayAddress>,
+    /// One is drawn by weight; empty or all zero: `waypoint`.
+    pub weighted_waypoints: Vec<WeightedWaypoint>,
+    /// How an endpoint is chosen.
+    pub load_balancing: LoadBalancing,
+    /// Restricts the addresses and the DNS records that are used.
+    pub ip_families: IpFamilies,
+    /// Wins ties for a name or an address.
+    pub canonical: bool,
+    /// Who sees it.
+    pub visibility: Visibility,
+}
+
+impl Service {
+    /// The primary key.
+    pub fn key(&self) -> NamespacedHostname {
+        NamespacedHostname {
+            namespace: self.namespace.clone(),
+            hostname: self.hostname.clone(),
+        }
+    }
+}
+
+/// A virtual address range in a network.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CidrVip {
+    /// The network's id; empty for the default network.
+    pub network: Str,
+    /// The range.
+    pub cidr: IpNet,
+}
+
+/// A waypoint and its share of the connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightedWaypoint {
+    /// The waypoint.
+    pub destination: GatewayAddress,
+    /// Relative share.
+    pub weight: u32,
+}
+
+/// Istio workload.proto `LoadBalancing`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadBalancing {
+    /// What an endpoint should share with the client, most important first.
+    pub routing_preferences: Vec<Scope>,
+    /// How the preferences bind.
+    pub mode: LoadBalancingMode,
+    /// Whether unhealthy endpoints count.
+    pub health_policy: HealthPolicy,
+}
+
+/// Istio workload.proto `LoadBalancing.Scope`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Same region.
+    Region,
+    /// Same zone string.
+    Zone,
+    /// Same subzone string.
+    Subzone,
+    /// Same node.
+    Node,
+    /// Same cluster.
+    Cluster,
+    /// Same network.
+    Network,
+}
+
+/// Istio workload.proto `LoadBalancing.Mode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LoadBalancingMode {
+    /// All endpoints alike.
+    #[default]
+    Standard,
+    /// Only endpoints that match every preference.
+    Strict,
+    /// The endpoints that match the most leading preferences.
+    Failover,
+    /// No endpoint is chosen: the original destination is dialled.
+    Passthrough,
+}
+
+/// Istio workload.proto `LoadBalancing.HealthPolicy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HealthPolicy {
+    /// Healthy endpoints only.
+    #[default]
+    OnlyHealthy,
+    /// All endpoints.
+    AllowAll,
+}
+
+/// Istio workload.proto `IPFamilies`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IpFamilies {
+    /// Whatever there is.
+    #[default]
+    Automatic,
+    /// IPv4.
+    Ipv4Only,
+    /// IPv6.
+    Ipv6Only,
+    /// Both.
+    Dual,
+}
+
+impl IpFamilies {
+    /// Whether an address of this family may be used for the service.
+    pub fn allows(self, address: IpAddr) -> bool {
+        match self {
+            Self::Automatic | Self::Dual => true,
+            Self::Ipv4Only => address.is_ipv4(),
+            Self::Ipv6Only => address.is_ipv6(),
+        }
+    }
+}
+
+/// Istio workload.proto `Visibility`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Visibility {
+    /// Everyone.
+    #[default]
+    Public,
+    /// Clients of its own namespace; for others it is as if absent.
+    Namespace,
+}

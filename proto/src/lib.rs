@@ -1,0 +1,81 @@
+//! The wire: generated types of the protocols that Leyline speaks, and nothing else.
+//!
+//! Names, packages and field numbers are Istio's and Envoy's, so that either side of each protocol can be
+//! theirs. Logic and defaults live in `mesh`; gRPC stubs are behind the feature `grpc`.
+
+#![allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
+
+macro_rules! package {
+    ($name:literal) => {
+        include!(concat!(env!("OUT_DIR"), "/", $name, ".rs"));
+    };
+}
+
+/// Istio's packages.
+pub mod istio {
+    /// `istio.workload`: workloads and services.
+    pub mod workload {
+        package!("istio.workload");
+
+        /// `istio.workload.zds`: the node agent's protocol.
+        pub mod zds {
+            package!("istio.workload.zds");
+        }
+    }
+
+    /// `istio.security`: L4 authorization.
+    pub mod security {
+        package!("istio.security");
+    }
+
+    /// `istio.v1`.
+    pub mod v1 {
+        /// `istio.v1.auth`: the certificate service.
+        pub mod auth {
+            package!("istio.v1.auth");
+        }
+    }
+}
+
+/// Envoy's packages.
+pub mod envoy {
+    /// `envoy.config`.
+    pub mod config {
+        /// `envoy.config.core`.
+        pub mod core {
+            /// `envoy.config.core.v3`: node identification.
+            pub mod v3 {
+                package!("envoy.config.core.v3");
+            }
+        }
+    }
+
+    /// `envoy.service`.
+    pub mod service {
+        /// `envoy.service.discovery`.
+        pub mod discovery {
+            /// `envoy.service.discovery.v3`: delta xDS.
+            pub mod v3 {
+                package!("envoy.service.discovery.v3");
+            }
+        }
+    }
+}
+
+/// Google's packages.
+pub mod google {
+    /// `google.rpc`: the gRPC error model.
+    pub mod rpc {
+        package!("google.rpc");
+    }
+}
+
+pub use envoy::{config::core::v3 as xds_core, service::discovery::v3 as xds};
+pub use istio::{security, v1::auth as ca, workload, workload::zds};
+
+/// Type URL of [`workload::Address`] (workloads and services).
+pub const ADDRESS_TYPE_URL: &str = "type.googleapis.com/istio.workload.Address";
+/// Type URL of [`workload::Workload`] alone.
+pub const WORKLOAD_TYPE_URL: &str = "type.googleapis.com/istio.workload.Workload";
+/// Type URL of [`security::Authorization`].
+pub const AUTHORIZATION_TYPE_URL: &str = "type.googleapis.com/istio.security.Authorization";
