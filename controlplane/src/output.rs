@@ -1,0 +1,188 @@
+//! What the world hands to those who serve it: resources encoded once, in batches of changes, and statuses.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use mesh::names::Str;
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::sync::Notify;
+
+/// One xDS resource, encoded once and shared by every subscriber.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resource {
+    /// [`proto::ADDRESS_TYPE_URL`] or [`proto::AUTHORIZATION_TYPE_URL`].
+    pub type_url: &'static str,
+    /// The primary name: a workload's uid, a service's `namespace/hostname`, a policy's `namespace/name`.
+    pub name: Str,
+    /// Other names it is found by on demand: `network/ip`, `network/ip/length`.
+    pub aliases: Vec<Str>,
+    /// Hex xxhash64 of `body`.
+    pub version: Str,
+    /// The marshalled message, as it stands in `google.protobuf.Any.value`.
+    pub body: Bytes,
+    /// The node a workload runs on.
+    pub node: Option<Str>,
+    /// The services a workload is an endpoint of, by their resource names.
+    pub services: Vec<Str>,
+}
+
+/// Names a resource.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ResourceKey {
+    /// Its type.
+    pub type_url: &'static str,
+    /// Its primary name.
+    pub name: Str,
+}
+
+/// A batch of changes. Each resource occurs once. Shape: apply `upserts` in order (policies stand before the addresses
+/// that name them), then `removals` in order (addresses before the policies they named).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// New or altered resources.
+    pub upserts: Vec<Arc<Resource>>,
+    /// Resources that are no more.
+    pub removals: Vec<ResourceKey>,
+}
+
+/// What the control plane says of one object of the user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ObjectStatus {
+    /// For example `AuthorizationPolicy`.
+    pub kind: Str,
+    /// Absent for cluster-scoped objects.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<Str>,
+    /// Its name.
+    pub name: Str,
+    /// The file it stands in; empty where the source is no folder.
+    pub file: Str,
+    /// Its first line, from 1.
+    pub line: u32,
+    /// Ordered by type.
+    pub conditions: Vec<Condition>,
+}
+
+/// One condition, as in Kubernetes' `metav1.Condition`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Condition {
+    /// For example `ZtunnelAccepted`.
+    #[serde(rename = "type")]
+    pub type_: Str,
+    /// `True` or `False`.
+    pub status: Truth,
+    /// One word for programs.
+    pub reason: Str,
+    /// A sentence for people.
+    pub message: String,
+}
+
+/// The status of a condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum Truth {
+    /// It holds.
+    True,
+    /// It does not.
+    False,
+}
+
+/// A pod's facts for the certificate authority.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodFacts {
+    /// Kubernetes' uid of the pod.
+    pub uid: Str,
+    /// Its namespace.
+    pub namespace: Str,
+    /// Its name.
+    pub name: Str,
+    /// Its service account.
+    pub service_account: Str,
+    /// The node it runs on.
+    pub node: Str,
+}
+
+/// One reader's place in the stream of changes. A slow reader's changes are merged, never queued, so that it holds at
+/// most one entry per resource.
+#[derive(Debug)]
+pub struct Subscription {
+    shared: Arc<Pending>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    changes: Mutex<BTreeMap<ResourceKey, Option<Arc<Resource>>>>,
+    ready: Notify,
+}
+
+impl Subscription {
+    pub(crate) fn new(state: &HashMap<ResourceKey, Arc<Resource>>) -> (Self, Arc<Pending>) {
+        let shared = Arc::new(Pending::default());
+        shared.merge(
+            state
+                .iter()
+                .map(|(key, resource)| (key.clone(), Some(resource.clone()))),
+        );
+        let subscription = Self {
+            shared: shared.clone(),
+        };
+        (subscription, shared)
+    }
+
+    /// The changes since the last call, at first everything there is. Waits while there are none; never empty. Safe to
+    /// cancel: nothing is lost.
+    pub async fn next(&mut self) -> Changes {
+        loop {
+            if let Some(changes) = self.try_next() {
+                return changes;
+            }
+            // A permit is stored for a notification between the look above and this wait.
+            self.shared.ready.notified().await;
+        }
+    }
+
+    /// The changes since the last call, if there are any.
+    pub fn try_next(&mut self) -> Option<Changes> {
+        let pending = std::mem::take(&mut *self.shared.changes.lock());
+        (!pending.is_empty()).then(|| Changes::ordered(pending))
+    }
+}
+
+impl Pending {
+    pub(crate) fn merge(
+        &self,
+        changes: impl IntoIterator<Item = (ResourceKey, Option<Arc<Resource>>)>,
+    ) {
+        self.changes.lock().extend(changes);
+        self.ready.notify_one();
+    }
+}
+
+impl Changes {
+    fn ordered(pending: BTreeMap<ResourceKey, Option<Arc<Resource>>>) -> Self {
+        let mut changes = Self::default();
+        for (key, resource) in pending {
+            match resource {
+                Some(resource) => changes.upserts.push(resource),
+                None => changes.removals.push(key),
+            }
+        }
+        let is_address = |type_url: &str| type_url == proto::ADDRESS_TYPE_URL;
+        changes.upserts.sort_by_key(|r| is_address(r.type_url));
+        changes.removals.sort_by_key(|k| !is_address(k.type_url));
+        changes
+    }
+}
+
+impl Resource {
+    /// Its key.
+    pub fn key(&self) -> ResourceKey {
+        ResourceKey {
+            type_url: self.type_url,
+            name: self.name.clone(),
+        }
+    }
+}
