@@ -1,0 +1,20 @@
+# make demo: build, then a whole mesh on this machine. make test: everything that must pass before a change lands.
+
+.PHONY: demo test perf build
+
+demo: build
+	$${CARGO_TARGET_DIR:-target}/release/leyline local demo
+
+build:
+	./tests/prepare demo
+	cargo build --release --locked -p leyline-cli
+
+test:
+	./tests/prepare test
+	./tests/all
+
+# Figures, as ratios in one run: see docs/performance.md.
+perf: build
+	./tests/prepare test
+	cargo build --release --locked -p leyline-tests --bin perf
+	$${CARGO_TARGET_DIR:-target}/release/perf
