@@ -1,5 +1,16 @@
 //! The control plane: watches the user's objects, computes the mesh from them, serves it over delta xDS and signs
-//! certificates. It never carries workload traffic.
+//! certificates. It never carries workload traffic: when it is gone, proxies go on with what they have.
+//!
+//! ```text
+//! folder of YAML -> source -> graph + translate -> batches of encoded resources -> serve -> proxies
+//!                                               -> statuses -> admin
+//!                                  world's pods -> ca (who may ask for which certificate)
+//! ```
 
+pub mod config;
 pub mod output;
+pub mod run;
 pub mod world;
+
+pub use config::Config;
+pub use run::run;
