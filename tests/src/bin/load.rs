@@ -4,9 +4,9 @@
 //! count (8 bytes, big-endian) once the client has closed its half.
 
 use std::{
-    env,
+    env, io,
     net::SocketAddr,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context, Result, bail};
@@ -22,7 +22,8 @@ const USAGE: &str = "usage: load serve ADDR
        load ping ADDR --size BYTES --count N --connections K [--rate PER_SECOND]
        load stream ADDR --flows N --seconds S
        load connect ADDR --seconds S --parallel K
-       load hold ADDR --connections N    (prints a line, then holds them until standard input ends)";
+       load hold ADDR --connections N    (prints a line, then holds them until standard input ends)
+       load watch ADDR                   (a line with the time whenever new connections fare otherwise than before)";
 
 /// How long a single answer may take before the run is called failed.
 const ANSWER: Duration = Duration::from_secs(20);
@@ -65,6 +66,7 @@ async fn main() -> Result<()> {
         "stream" => stream(&arguments).await,
         "connect" => connect(&arguments).await,
         "hold" => hold(&arguments).await,
+        "watch" => watch(address).await,
         _ => bail!("{USAGE}"),
     }
 }
@@ -299,4 +301,36 @@ async fn hold(arguments: &Arguments) -> Result<()> {
     println!("{}", json!({"held": held.len()}));
     tokio::io::stdin().read_to_end(&mut Vec::new()).await?;
     Ok(())
+}
+
+/// How a new connection fares: `answered`, `refused` (nobody listens: what a closed port answers outside the mesh), or
+/// `failed` (accepted and ended, which is how a tunnel or a policy refuses). Ends with standard input.
+async fn watch(address: SocketAddr) -> Result<()> {
+    let mut input = tokio::io::stdin();
+    let mut rest = Vec::new();
+    tokio::select! {
+        result = report_changes(address) => result,
+        _ = input.read_to_end(&mut rest) => Ok(()),
+    }
+}
+
+async fn report_changes(address: SocketAddr) -> Result<()> {
+    let mut before = "";
+    loop {
+        let now = match timeout(Duration::from_secs(1), one_byte(address)).await {
+            Ok(Ok(())) => "answered",
+            Ok(Err(error)) if is_refused(&error) => "refused",
+            Ok(Err(_)) | Err(_) => "failed",
+        };
+        if now != before {
+            let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs_f64();
+            println!("{}", json!({"state": now, "time": time}));
+            before = now;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+fn is_refused(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
