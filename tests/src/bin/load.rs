@@ -38,7 +38,9 @@ impl Arguments {
         let mut rest = self.rest.iter();
         while let Some(argument) = rest.next() {
             if argument == name {
-                let value = rest.next().with_context(|| format!("{name} needs a number"))?;
+                let value = rest
+                    .next()
+                    .with_context(|| format!("{name} needs a number"))?;
                 return value.parse().with_context(|| format!("{name} {value}"));
             }
         }
@@ -57,9 +59,16 @@ impl Arguments {
 #[tokio::main]
 async fn main() -> Result<()> {
     let mut words = env::args().skip(1);
-    let (Some(command), Some(address)) = (words.next(), words.next()) else { bail!("{USAGE}") };
-    let address = address.parse().with_context(|| format!("{address} is not ADDRESS:PORT"))?;
-    let arguments = Arguments { address, rest: words.collect() };
+    let (Some(command), Some(address)) = (words.next(), words.next()) else {
+        bail!("{USAGE}")
+    };
+    let address = address
+        .parse()
+        .with_context(|| format!("{address} is not ADDRESS:PORT"))?;
+    let arguments = Arguments {
+        address,
+        rest: words.collect(),
+    };
     match command.as_str() {
         "serve" => serve(address).await,
         "ping" => ping(&arguments).await,
@@ -72,7 +81,11 @@ async fn main() -> Result<()> {
 }
 
 async fn serve(address: SocketAddr) -> Result<()> {
-    let socket = if address.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
+    let socket = if address.is_ipv6() {
+        TcpSocket::new_v6()?
+    } else {
+        TcpSocket::new_v4()?
+    };
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     let listener = socket.listen(4096)?;
@@ -135,7 +148,9 @@ async fn sink(mut stream: TcpStream) -> Result<()> {
 }
 
 async fn dial(address: SocketAddr, mode: u8) -> Result<TcpStream> {
-    let mut stream = timeout(ANSWER, TcpStream::connect(address)).await.context("connect timed out")??;
+    let mut stream = timeout(ANSWER, TcpStream::connect(address))
+        .await
+        .context("connect timed out")??;
     stream.set_nodelay(true)?;
     stream.write_u8(mode).await?;
     Ok(stream)
@@ -170,7 +185,9 @@ async fn ping(arguments: &Arguments) -> Result<()> {
     latencies.sort_unstable();
     let at = |permille: usize| {
         let index = (latencies.len() * permille / 1000).min(latencies.len().saturating_sub(1));
-        latencies.get(index).map_or(0.0, |latency| latency.as_secs_f64() * 1e6)
+        latencies
+            .get(index)
+            .map_or(0.0, |latency| latency.as_secs_f64() * 1e6)
     };
     let per_second = latencies.len() as f64 / elapsed.as_secs_f64();
     println!(
@@ -190,7 +207,10 @@ impl Pace {
     fn new(rate: u64, connections: u64, index: u64) -> Self {
         let every = Duration::from_secs_f64(connections as f64 / rate as f64);
         let offset = every.mul_f64(index as f64 / connections as f64);
-        Self { first: Instant::now() + Duration::from_millis(50) + offset, every }
+        Self {
+            first: Instant::now() + Duration::from_millis(50) + offset,
+            every,
+        }
     }
 
     fn due(&self, number: u64) -> Instant {
@@ -198,7 +218,12 @@ impl Pace {
     }
 }
 
-async fn ping_one(address: SocketAddr, size: usize, count: u64, pace: Option<Pace>) -> Result<Vec<Duration>> {
+async fn ping_one(
+    address: SocketAddr,
+    size: usize,
+    count: u64,
+    pace: Option<Pace>,
+) -> Result<Vec<Duration>> {
     let mut stream = dial(address, b'E').await?;
     let message = vec![7; size];
     let mut answer = vec![0; size];
@@ -244,7 +269,9 @@ async fn stream_one(address: SocketAddr, until: Instant) -> Result<u64> {
         sent += block.len() as u64;
     }
     stream.shutdown().await?;
-    let received = timeout(ANSWER, stream.read_u64()).await.context("no count")??;
+    let received = timeout(ANSWER, stream.read_u64())
+        .await
+        .context("no count")??;
     if received != sent {
         bail!("sent {sent} bytes, and {received} arrived");
     }
@@ -266,7 +293,10 @@ async fn connect(arguments: &Arguments) -> Result<()> {
         failed += bad;
     }
     let rate = made as f64 / began.elapsed().as_secs_f64();
-    println!("{}", json!({"connections": made, "failed": failed, "per_second": rate}));
+    println!(
+        "{}",
+        json!({"connections": made, "failed": failed, "per_second": rate})
+    );
     Ok(())
 }
 
@@ -323,7 +353,9 @@ async fn report_changes(address: SocketAddr) -> Result<()> {
             Ok(Err(_)) | Err(_) => "failed",
         };
         if now != before {
-            let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs_f64();
+            let time = SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)?
+                .as_secs_f64();
             println!("{}", json!({"state": now, "time": time}));
             before = now;
         }
@@ -332,5 +364,7 @@ async fn report_changes(address: SocketAddr) -> Result<()> {
 }
 
 fn is_refused(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
