@@ -1,1 +1,11 @@
-//! (skeleton)
+//! Everything that touches the outside: sockets, TLS, HBONE, xDS, CA, drain, admin, metrics, logs.
+//!
+//! Facts are gathered and effects carried out here; what to do is decided in `mesh`.
+
+pub mod accept;
+pub mod drain;
+mod http1;
+pub mod netns;
+pub mod ready;
+pub mod socket;
+pub mod zds;

@@ -1,0 +1,52 @@
+//! HTTP/1.1 for the process's own endpoints: readiness, metrics, admin.
+
+use std::{convert::Infallible, time::Duration};
+
+use axum::Router;
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tower::ServiceExt;
+use tracing::debug;
+
+use crate::{accept, drain};
+
+/// A client that has not sent its header by then is dropped (node-tunnel.md 1.6).
+pub(crate) const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Room for the header, in bytes (node-tunnel.md 1.6; also hyper's least).
+const HEADER_BUFFER: usize = 8 * 1024;
+/// Connections at a time; these endpoints serve kubelets, scrapers and operators.
+const CONNECTIONS: usize = 256;
+
+/// Serves `router` until the drain is forced: these endpoints stay open while traffic drains, to be asked about it.
+pub(crate) async fn serve(listener: TcpListener, router: Router, drain: drain::Watch) {
+    let options = accept::Options {
+        name: "http",
+        limit: Some(CONNECTIONS),
+    };
+    // The loop itself never sees the drain: it is dropped when the drain is forced.
+    let (_stay_open, never) = drain::channel();
+    let serving = accept::serve(listener, options, never, move |stream, _peer| {
+        let router = router.clone();
+        async move {
+            let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+                let router = router.clone();
+                async move {
+                    let request = request.map(axum::body::Body::new);
+                    let Ok(response) = router.oneshot(request).await;
+                    Ok::<_, Infallible>(response)
+                }
+            });
+            let served = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .max_buf_size(HEADER_BUFFER)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            if let Err(error) = served {
+                debug!(%error, "http connection ended early");
+            }
+        }
+    });
+    drain.until_forced(serving).await;
+}
