@@ -1,1 +1,6 @@
-//! (skeleton)
+//! The node tunnel: one process per node that carries pods' TCP over HBONE, with identity and L4 policy.
+
+pub mod config;
+mod yaml;
+
+pub use config::Config;

@@ -1,0 +1,707 @@
+//! The settings of the node tunnel, read once at start-up from an injected lookup.
+//!
+//! Names and defaults are upstream's (`node-tunnel` settings of the Istio chart), so that the chart's DaemonSet runs this
+//! binary unchanged. Durations are written as `5s`, `3m`, `1h`; switches as `true` or `false`. Nothing after start-up
+//! reads the environment.
+
+mod mesh_file;
+mod reader;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Serialize;
+
+use mesh::{names::Str, outcome::LocalWorkload};
+use mesh_file::MeshFile;
+use reader::{Reader, parse_cpus};
+pub use reader::{BadSetting, ConfigError, Lookup};
+
+/// Port of captured egress.
+pub const OUTBOUND_PORT: u16 = 15001;
+/// Port of captured plaintext ingress.
+pub const INBOUND_PLAINTEXT_PORT: u16 = 15006;
+/// Port of HBONE.
+pub const HBONE_PORT: u16 = 15008;
+/// Ports that a connection must never be forwarded to: it would call ourselves.
+pub const RECURSION_PORTS: [u16; 3] = [OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT, HBONE_PORT];
+
+const DEFAULT_DNS_PORT: u16 = 15053;
+const DEFAULT_MARK: u32 = 1337;
+const ROOT_CERT: &str = "./var/run/secrets/istio/root-cert.pem";
+const TOKEN: &str = "./var/run/secrets/tokens/istio-token";
+const MESH_FILE: &str = "./etc/istio/config/mesh";
+
+/// Everything that can be set.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Config {
+    /// Where and as whom we run.
+    pub node: Node,
+    /// Where mesh state comes from over xDS; `None`: from [`Config::local_state`] alone.
+    pub xds: Option<Remote>,
+    /// Subscribe to addresses one by one, when needed.
+    pub xds_on_demand: bool,
+    /// Mesh state from a file or inline YAML, loaded once.
+    pub local_state: Option<LocalState>,
+    /// Who signs certificates.
+    pub ca: CaSource,
+    /// Lifetime asked for; the CA may give less.
+    pub secret_ttl: Duration,
+    /// Sockets in pods' namespaces, and the agent that names them.
+    pub inpod: InPod,
+    /// Listeners in our own namespace.
+    pub listen: Listen,
+    /// HBONE and TCP proxying.
+    pub proxy_enabled: bool,
+    /// DNS proxying.
+    pub dns: Dns,
+    /// HTTP/2 and pool limits.
+    pub http2: Http2,
+    /// TCP keepalive on application-facing and dialled sockets.
+    pub keepalive: Keepalive,
+    /// How long connections may take to end once we are told to stop.
+    pub drain_deadline: Duration,
+    /// Send baggage in responses and believe the peer's, for telemetry only.
+    pub response_baggage: bool,
+    /// Applications with an application tunnel listen on loopback.
+    pub localhost_app_tunnel: bool,
+    /// TLS versions and key exchanges.
+    pub tls: Tls,
+    /// Log lines.
+    pub log: Log,
+    /// Data-plane threads.
+    pub worker_threads: usize,
+}
+
+/// Where and as whom we run.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Node {
+    /// Kubernetes node; `None`: every workload counts as local, and no certificate is fetched ahead.
+    pub name: Option<Str>,
+    /// Network id of the node; empty for the default one.
+    pub network: Str,
+    /// Cluster id.
+    pub cluster_id: Str,
+    /// DNS suffix.
+    pub cluster_domain: Str,
+    /// Our own trust domain.
+    pub trust_domain: Str,
+    /// Our address, for the node id.
+    pub instance_ip: Str,
+    /// Our pod's name, or empty.
+    pub pod_name: Str,
+    /// Our pod's namespace, or empty.
+    pub pod_namespace: Str,
+    /// Our service account.
+    pub service_account: Option<Str>,
+    /// Told to the control plane.
+    pub metadata: BTreeMap<String, serde_json::Value>,
+    /// Version shown in `istio_build`.
+    pub istio_version: String,
+}
+
+impl Node {
+    /// The node id of xDS: `ztunnel~IP~POD.NAMESPACE~NAMESPACE.svc.cluster.local`.
+    pub fn id(&self) -> String {
+        let Self {
+            instance_ip,
+            pod_name,
+            pod_namespace,
+            ..
+        } = self;
+        format!(
+            "ztunnel~{instance_ip}~{pod_name}.{pod_namespace}~{pod_namespace}.svc.cluster.local"
+        )
+    }
+
+    /// The workload that we are ourselves, for the listener that makes our metrics reachable over HBONE.
+    pub fn own_workload(&self) -> Option<LocalWorkload> {
+        let named = !self.pod_name.is_empty() && !self.pod_namespace.is_empty();
+        named.then_some(LocalWorkload {
+            name: self.pod_name.clone(),
+            namespace: self.pod_namespace.clone(),
+            service_account: self.service_account.clone()?,
+        })
+    }
+}
+
+/// A gRPC service of the control plane.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Remote {
+    /// `https://host:port`.
+    pub address: String,
+    /// What its certificate must chain to.
+    pub root: RootCert,
+    /// Extra DNS name accepted on its certificate.
+    pub alternative_hostname: Option<String>,
+    /// How we prove who we are.
+    pub token: Token,
+    /// Extra metadata.
+    #[serde(skip)]
+    pub headers: Vec<(String, String)>,
+}
+
+/// What the control plane's certificate must chain to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RootCert {
+    /// A PEM file, re-read when it changes.
+    File(PathBuf),
+    /// The system's roots.
+    System,
+    /// PEM text.
+    Inline(String),
+}
+
+/// How we prove who we are to the control plane.
+#[derive(Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Token {
+    /// Not at all.
+    None,
+    /// A file, read for each request.
+    File(PathBuf),
+    /// The text itself.
+    #[serde(skip)]
+    Inline(String),
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::None => f.write_str("None"),
+            Self::File(path) => write!(f, "File({})", path.display()),
+            Self::Inline(_) => f.write_str("Inline(..)"),
+        }
+    }
+}
+
+/// Static mesh state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LocalState {
+    /// A YAML file.
+    File(PathBuf),
+    /// YAML text.
+    Inline(String),
+}
+
+/// Who signs certificates.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum CaSource {
+    /// The control plane.
+    Remote(Remote),
+    /// A root made in this process: for tests.
+    Fake,
+}
+
+/// Sockets in pods' namespaces, and the agent that names them.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InPod {
+    /// The agent's ZDS socket.
+    pub uds: PathBuf,
+    /// SO_REUSEPORT on listeners, so that a successor can listen beside us.
+    pub port_reuse: bool,
+    /// SO_MARK on every socket; `None`: unmarked.
+    pub mark: Option<u32>,
+    /// Whether applications see the client's address.
+    pub original_source: OriginalSource,
+    /// IPv6 sockets and AAAA records.
+    pub ipv6: bool,
+}
+
+/// Whether applications see the client's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum OriginalSource {
+    /// Where transparent sockets are permitted.
+    BestEffort,
+    /// Always: an enrolment fails where they are not permitted.
+    Required,
+    /// Never.
+    Never,
+}
+
+/// Listeners in our own namespace.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Listen {
+    /// Admin: loopback only.
+    pub admin: Vec<SocketAddr>,
+    /// Metrics.
+    pub stats: SocketAddr,
+    /// Readiness.
+    pub readiness: SocketAddr,
+}
+
+/// DNS proxying.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Dns {
+    /// Whether pods' DNS is answered by us.
+    pub enabled: bool,
+    /// Port on each pod's loopback.
+    pub port: u16,
+    /// Names the upstream servers; re-read when it changes.
+    pub resolv_conf: PathBuf,
+    /// Wins ties for a name, after the client's own namespace. Deprecated upstream.
+    pub preferred_service_namespace: Option<Str>,
+}
+
+/// HTTP/2 and pool limits.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Http2 {
+    /// Streams on one pooled connection.
+    pub max_streams_per_connection: u16,
+    /// When an unused pooled connection is released.
+    pub unused_release_timeout: Duration,
+    /// Bytes.
+    pub stream_window_size: u32,
+    /// Bytes.
+    pub connection_window_size: u32,
+    /// Bytes.
+    pub frame_size: u32,
+}
+
+/// TCP keepalive.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Keepalive {
+    /// Whether at all.
+    pub enabled: bool,
+    /// Idle time before the first probe.
+    pub time: Duration,
+    /// Time between probes.
+    pub interval: Duration,
+    /// Probes before giving up.
+    pub retries: u32,
+    /// TCP_USER_TIMEOUT of time + retries * interval.
+    pub user_timeout: bool,
+}
+
+/// TLS versions and key exchanges.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tls {
+    /// Post-quantum key exchange only.
+    pub post_quantum_only: bool,
+    /// TLS 1.2 as well.
+    pub tls12: bool,
+    /// Enables revocation checks.
+    pub crl_path: Option<PathBuf>,
+}
+
+/// Log lines.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Log {
+    /// A `tracing` filter.
+    pub filter: String,
+    /// JSON lines.
+    pub json: bool,
+    /// Authorization decisions at `info`.
+    pub authorization_at_info: bool,
+}
+
+impl Config {
+    /// Reads the process environment and the mesh config file.
+    ///
+    /// # Errors
+    /// Every bad setting at once.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        let names: Vec<String> = std::env::vars_os()
+            .filter_map(|(name, _)| name.into_string().ok())
+            .collect();
+        Self::from_reader(Reader::new(&|name| std::env::var(name).ok(), &names))
+    }
+
+    /// Reads settings through `lookup`, and the mesh config file that `LEYLINE_MESH_CONFIG_FILE` names
+    /// (default: `./etc/istio/config/mesh`). Settings that are families of names (`XDS_HEADER_*`, `ISTIO_META_*`) are
+    /// only seen by [`Config::from_env`].
+    ///
+    /// # Errors
+    /// Every bad setting at once.
+    pub fn from_lookup(lookup: Lookup<'_>) -> Result<Self, ConfigError> {
+        Self::from_reader(Reader::new(lookup, &[]))
+    }
+
+    fn from_reader(mut read: Reader<'_>) -> Result<Self, ConfigError> {
+        let file = MeshFile::read(&mut read);
+        let in_kubernetes = read.some_text("KUBERNETES_SERVICE_HOST").is_some();
+        let control_plane = Self::default_control_plane(&file, in_kubernetes);
+        let config = Self {
+            node: read_node(&mut read, &file),
+            xds: read_remote(&mut read, "XDS", &control_plane),
+            xds_on_demand: read.flag("XDS_ON_DEMAND", false),
+            local_state: read_local_state(&mut read),
+            ca: read_ca(&mut read, &control_plane),
+            secret_ttl: read.duration_or("SECRET_TTL", Duration::from_hours(24)),
+            inpod: read_inpod(&mut read),
+            listen: read_listen(&mut read, &file),
+            proxy_enabled: read.flag("ENABLE_PROXY", true),
+            dns: read_dns(&mut read, &file),
+            http2: read_http2(&mut read),
+            keepalive: read_keepalive(&mut read),
+            drain_deadline: read_drain_deadline(&mut read),
+            response_baggage: read.flag("ENABLE_RESPONSE_BAGGAGE", true),
+            localhost_app_tunnel: read.flag("LOCALHOST_APP_TUNNEL", true),
+            tls: read_tls(&mut read),
+            log: read_log(&mut read),
+            worker_threads: read_worker_threads(&mut read, &file),
+        };
+        config.check(&mut read);
+        read.finish(config)
+    }
+
+    fn default_control_plane(file: &MeshFile, in_kubernetes: bool) -> String {
+        file.discovery_address.clone().unwrap_or_else(|| {
+            if in_kubernetes {
+                "https://istiod.istio-system.svc:15012".to_owned()
+            } else {
+                "https://localhost:15012".to_owned()
+            }
+        })
+    }
+
+    fn check(&self, read: &mut Reader<'_>) {
+        if !self.proxy_enabled && !self.dns.enabled {
+            read.reject("ENABLE_PROXY", "proxy and DNS are both off: nothing to do");
+        }
+        if self.xds_on_demand && self.dns.enabled {
+            read.reject(
+                "XDS_ON_DEMAND",
+                "cannot be used with the DNS proxy, which must know every name",
+            );
+        }
+        if read.text("PROXY_MODE").is_some_and(|mode| mode != "shared") {
+            read.reject("PROXY_MODE", "only shared (one tunnel per node) is built");
+        }
+        if read.flag("UNSTABLE_ENABLE_SOCKS5", false) {
+            read.reject("UNSTABLE_ENABLE_SOCKS5", "SOCKS5 is not built");
+        }
+    }
+}
+
+fn read_node(read: &mut Reader<'_>, file: &MeshFile) -> Node {
+    let text = |name: &str, default: &str| -> Str { read.text_or(name, default).into() };
+    let cluster_id = read
+        .some_text("ISTIO_META_CLUSTER_ID")
+        .or_else(|| read.some_text("CLUSTER_ID"))
+        .unwrap_or_else(|| "Kubernetes".to_owned());
+    let mut node = Node {
+        name: read.some_text("NODE_NAME").map(Into::into),
+        network: text("NETWORK", ""),
+        cluster_id: cluster_id.into(),
+        cluster_domain: text("CLUSTER_DOMAIN", "cluster.local"),
+        trust_domain: text("TRUST_DOMAIN", "cluster.local"),
+        instance_ip: text("INSTANCE_IP", "1.1.1.1"),
+        pod_name: text("POD_NAME", ""),
+        pod_namespace: text("POD_NAMESPACE", ""),
+        service_account: read.some_text("SERVICE_ACCOUNT").map(Into::into),
+        metadata: BTreeMap::new(),
+        istio_version: read.text_or("ISTIO_META_ISTIO_VERSION", "unknown"),
+    };
+    node.metadata = metadata_of(&node, file);
+    for (key, text) in read.family("ISTIO_METAJSON_") {
+        match serde_json::from_str(&text) {
+            Ok(value) => drop(node.metadata.insert(key, value)),
+            Err(e) => read.reject(&format!("ISTIO_METAJSON_{key}"), e.to_string()),
+        }
+    }
+    node
+}
+
+fn metadata_of(node: &Node, file: &MeshFile) -> BTreeMap<String, serde_json::Value> {
+    let own = [
+        ("NAME", node.pod_name.to_string()),
+        ("NAMESPACE", node.pod_namespace.to_string()),
+        ("INSTANCE_IPS", node.instance_ip.to_string()),
+        (
+            "NODE_NAME",
+            node.name.as_deref().unwrap_or_default().to_owned(),
+        ),
+        ("CLUSTER_ID", node.cluster_id.to_string()),
+    ];
+    let own = own.map(|(key, value)| (key.to_owned(), value.into()));
+    let given = file.metadata.iter();
+    given
+        .map(|(key, value)| (key.clone(), value.clone().into()))
+        .chain(own)
+        .collect()
+}
+
+fn read_remote(read: &mut Reader<'_>, prefix: &str, default_address: &str) -> Option<Remote> {
+    let name = |suffix: &str| format!("{prefix}_{suffix}");
+    let address = read.text_or(&name("ADDRESS"), default_address);
+    if address.is_empty() {
+        return None;
+    }
+    let address = if address.contains("://") {
+        address
+    } else {
+        format!("https://{address}")
+    };
+    if !address.starts_with("https://") && !address.starts_with("http://") {
+        read.reject(&name("ADDRESS"), format!("{address:?}: https:// expected"));
+    }
+    let header_prefix = name("HEADER_");
+    Some(Remote {
+        address,
+        root: read_root(read, &name("ROOT_CA")),
+        alternative_hostname: read.some_text(&format!("ALT_{prefix}_HOSTNAME")),
+        token: read_token(read),
+        headers: read.family(&header_prefix),
+    })
+}
+
+fn read_root(read: &Reader<'_>, name: &str) -> RootCert {
+    match read.some_text(name) {
+        None => RootCert::File(ROOT_CERT.into()),
+        Some(text) if text == "SYSTEM" => RootCert::System,
+        Some(text) if text.contains("-----BEGIN") => RootCert::Inline(text),
+        Some(text) => RootCert::File(text.into()),
+    }
+}
+
+fn read_token(read: &Reader<'_>) -> Token {
+    match read.some_text("AUTH_TOKEN") {
+        None if Path::new(TOKEN).exists() => Token::File(TOKEN.into()),
+        None => Token::None,
+        Some(text) if Path::new(&text).exists() => Token::File(text.into()),
+        Some(text) => Token::Inline(text),
+    }
+}
+
+fn read_local_state(read: &mut Reader<'_>) -> Option<LocalState> {
+    let path = read.some_text("LOCAL_XDS_PATH");
+    let inline = read.some_text("LOCAL_XDS");
+    match (path, inline) {
+        (Some(_), Some(_)) => {
+            read.reject("LOCAL_XDS", "LOCAL_XDS_PATH is set as well: one of them");
+            None
+        }
+        (Some(path), None) => Some(LocalState::File(path.into())),
+        (None, Some(text)) => Some(LocalState::Inline(text)),
+        (None, None) => None,
+    }
+}
+
+fn read_ca(read: &mut Reader<'_>, default_address: &str) -> CaSource {
+    if read.flag("FAKE_CA", false) {
+        return CaSource::Fake;
+    }
+    match read_remote(read, "CA", default_address) {
+        Some(remote) => CaSource::Remote(remote),
+        None => {
+            read.reject("CA_ADDRESS", "empty: certificates have no source");
+            CaSource::Fake
+        }
+    }
+}
+
+fn read_inpod(read: &mut Reader<'_>) -> InPod {
+    let original_source = match read.optional_flag("ENABLE_ORIG_SRC") {
+        None => OriginalSource::BestEffort,
+        Some(true) => OriginalSource::Required,
+        Some(false) => OriginalSource::Never,
+    };
+    InPod {
+        uds: read
+            .text_or("INPOD_UDS", "/var/run/ztunnel/ztunnel.sock")
+            .into(),
+        port_reuse: read.flag("INPOD_PORT_REUSE", true),
+        mark: Some(read.parse_or("PACKET_MARK", DEFAULT_MARK)).filter(|mark| *mark != 0),
+        original_source,
+        ipv6: read.flag("IPV6_ENABLED", true),
+    }
+}
+
+fn read_listen(read: &mut Reader<'_>, file: &MeshFile) -> Listen {
+    let wildcard: IpAddr = if read.flag("IPV6_ENABLED", true) {
+        Ipv6Addr::UNSPECIFIED.into()
+    } else {
+        Ipv4Addr::UNSPECIFIED.into()
+    };
+    let admin_port = file.admin_port.unwrap_or(15000);
+    let stats_port = file.stats_port.unwrap_or(15020);
+    let mut admin = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, admin_port))];
+    if wildcard.is_ipv6() {
+        admin.push((Ipv6Addr::LOCALHOST, admin_port).into());
+    }
+    let admin = match read.parse::<SocketAddr>("LEYLINE_ADMIN_ADDRESS") {
+        Some(address) if address.ip().is_loopback() => vec![address],
+        Some(_) => {
+            read.reject("LEYLINE_ADMIN_ADDRESS", "a loopback address expected");
+            admin
+        }
+        None => admin,
+    };
+    Listen {
+        admin,
+        stats: read.parse_or("LEYLINE_STATS_ADDRESS", (wildcard, stats_port).into()),
+        readiness: read.parse_or("LEYLINE_READINESS_ADDRESS", (wildcard, 15021).into()),
+    }
+}
+
+fn read_dns(read: &mut Reader<'_>, file: &MeshFile) -> Dns {
+    let address = file.metadata.get("DNS_PROXY_ADDR");
+    let port = address.and_then(|text| text.rsplit_once(':')?.1.parse().ok());
+    if address.is_some() && port.is_none() {
+        read.reject("DNS_PROXY_ADDR", "host:port expected");
+    }
+    let capture = file.metadata.get("DNS_CAPTURE");
+    Dns {
+        enabled: capture.is_none_or(|text| text == "true"),
+        port: port.unwrap_or(DEFAULT_DNS_PORT),
+        resolv_conf: read
+            .text_or("LEYLINE_RESOLV_CONF", "/etc/resolv.conf")
+            .into(),
+        preferred_service_namespace: read
+            .some_text("PREFERED_SERVICE_NAMESPACE")
+            .map(Into::into),
+    }
+}
+
+fn read_http2(read: &mut Reader<'_>) -> Http2 {
+    let config = Http2 {
+        max_streams_per_connection: read.parse_or("POOL_MAX_STREAMS_PER_CONNECTION", 100),
+        unused_release_timeout: read
+            .duration_or("POOL_UNUSED_RELEASE_TIMEOUT", Duration::from_mins(5)),
+        stream_window_size: read.parse_or("HTTP2_STREAM_WINDOW_SIZE", 4 << 20),
+        connection_window_size: read.parse_or("HTTP2_CONNECTION_WINDOW_SIZE", 16 << 20),
+        frame_size: read.parse_or("HTTP2_FRAME_SIZE", 1 << 20),
+    };
+    // RFC 9113 6.5.2 and 6.9.1 bound what a peer accepts.
+    if !(16_384..=16_777_215).contains(&config.frame_size) {
+        read.reject("HTTP2_FRAME_SIZE", "16384 to 16777215 bytes expected");
+    }
+    for (name, size) in [
+        ("HTTP2_STREAM_WINDOW_SIZE", config.stream_window_size),
+        (
+            "HTTP2_CONNECTION_WINDOW_SIZE",
+            config.connection_window_size,
+        ),
+    ] {
+        if !(65_535..=0x7fff_ffff).contains(&size) {
+            read.reject(name, "65535 to 2147483647 bytes expected");
+        }
+    }
+    if config.max_streams_per_connection == 0 {
+        read.reject("POOL_MAX_STREAMS_PER_CONNECTION", "at least 1 expected");
+    }
+    config
+}
+
+fn read_keepalive(read: &mut Reader<'_>) -> Keepalive {
+    Keepalive {
+        enabled: read.flag("KEEPALIVE_ENABLED", true),
+        time: read.duration_or("KEEPALIVE_TIME", Duration::from_mins(3)),
+        interval: read.duration_or("KEEPALIVE_INTERVAL", Duration::from_mins(3)),
+        retries: read.parse_or("KEEPALIVE_RETRIES", 9),
+        user_timeout: read.flag("USER_TIMEOUT_ENABLED", false),
+    }
+}
+
+/// Leaves the grace period some room: N - 5 s where N > 10 s, else N - 1 s, at least 1 s.
+fn read_drain_deadline(read: &mut Reader<'_>) -> Duration {
+    let grace: Option<u64> = read.parse("TERMINATION_GRACE_PERIOD_SECONDS");
+    let from_grace = grace.map(|seconds| match seconds {
+        11.. => seconds - 5,
+        _ => seconds.saturating_sub(1).max(1),
+    });
+    read.duration("CONNECTION_TERMINATION_DEADLINE")
+        .unwrap_or_else(|| Duration::from_secs(from_grace.unwrap_or(5)))
+}
+
+fn read_tls(read: &mut Reader<'_>) -> Tls {
+    Tls {
+        post_quantum_only: read
+            .parse_with("COMPLIANCE_POLICY", |text| match text {
+                "pqc" => Ok(true),
+                _ => Err("pqc expected".to_owned()),
+            })
+            .unwrap_or(false),
+        tls12: read.flag("TLS12_ENABLED", false),
+        crl_path: read.some_text("CRL_PATH").map(Into::into),
+    }
+}
+
+fn read_log(read: &mut Reader<'_>) -> Log {
+    Log {
+        filter: read
+            .some_text("RUST_LOG")
+            .unwrap_or_else(|| "info".to_owned()),
+        json: read
+            .parse_with("LOG_FORMAT", |text| match text {
+                "json" => Ok(true),
+                "plain" => Ok(false),
+                _ => Err("plain or json expected".to_owned()),
+            })
+            .unwrap_or(false),
+        authorization_at_info: read.flag("AUTHZ_POLICY_INFO_LOGGING", false),
+    }
+}
+
+fn read_worker_threads(read: &mut Reader<'_>, file: &MeshFile) -> usize {
+    let logical = std::thread::available_parallelism().map_or(1, usize::from);
+    let resource_limit = read.parse_with("ZTUNNEL_RESOURCE_CPU_LIMIT", parse_cpus);
+    let plain_limit = read.parse_with("ZTUNNEL_CPU_LIMIT", parse_cpus);
+    let limits = CpuLimits {
+        cores: resource_limit.or(plain_limit).unwrap_or(logical).max(1),
+        limit: resource_limit,
+        request: read.parse_with("ZTUNNEL_RESOURCE_CPU_REQUEST", parse_cpus),
+    };
+    let chosen = read.parse_with("ZTUNNEL_WORKER_THREADS", |text| {
+        parse_worker_threads(text, limits.cores)
+    });
+    chosen
+        .or_else(|| file.concurrency.map(|n| exact_or_all(n, limits.cores)))
+        .unwrap_or_else(|| limits.default_threads())
+}
+
+struct CpuLimits {
+    cores: usize,
+    limit: Option<usize>,
+    request: Option<usize>,
+}
+
+impl CpuLimits {
+    fn default_threads(&self) -> usize {
+        let request = self.request.unwrap_or(0);
+        match self.limit {
+            Some(limit) => limit.max(request).max(1),
+            None => self.cores.div_ceil(4).max(request).max(2),
+        }
+    }
+}
+
+fn exact_or_all(threads: u16, cores: usize) -> usize {
+    match threads {
+        0 => cores,
+        exact => exact.into(),
+    }
+}
+
+fn parse_worker_threads(text: &str, cores: usize) -> Result<usize, String> {
+    let Some(percent) = text.strip_suffix('%') else {
+        let threads = text.parse::<u16>().map_err(|e| e.to_string())?;
+        return Ok(exact_or_all(threads, cores));
+    };
+    match percent.parse::<usize>() {
+        Ok(percent @ 1..=100) => Ok((cores * percent).div_ceil(100).max(1)),
+        _ => Err("1% to 100% expected".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,150 @@
+use std::collections::HashMap;
+
+use super::*;
+
+fn read(settings: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let map: HashMap<_, _> = settings.iter().copied().collect();
+    Config::from_lookup(&|name| map.get(name).map(|text| (*text).to_owned()))
+}
+
+#[track_caller]
+fn good(settings: &[(&str, &str)]) -> Config {
+    match read(settings) {
+        Ok(config) => config,
+        Err(e) => panic!("{e}"),
+    }
+}
+
+#[test]
+fn defaults_are_those_of_the_chart() {
+    let config = good(&[]);
+    assert_eq!(config.node.network.as_ref(), "");
+    assert_eq!(config.node.cluster_id.as_ref(), "Kubernetes");
+    assert_eq!(config.inpod.mark, Some(0x539));
+    assert_eq!(config.http2.max_streams_per_connection, 100);
+    assert_eq!(config.drain_deadline, Duration::from_secs(5));
+    assert_eq!(config.secret_ttl, Duration::from_hours(24));
+    assert_eq!(config.dns.port, 15053);
+    assert!(config.dns.enabled);
+    let xds = config.xds.expect("xDS is on by default");
+    assert_eq!(xds.address, "https://localhost:15012");
+    assert_eq!(
+        xds.root,
+        RootCert::File("./var/run/secrets/istio/root-cert.pem".into())
+    );
+}
+
+#[test]
+fn every_bad_setting_is_reported_at_once() {
+    let error = read(&[
+        ("SECRET_TTL", "soon"),
+        ("IPV6_ENABLED", "yes"),
+        ("PACKET_MARK", "-1"),
+        ("HTTP2_FRAME_SIZE", "1"),
+        ("LOG_FORMAT", "xml"),
+        ("LOCAL_XDS", "a"),
+        ("LOCAL_XDS_PATH", "b"),
+        ("CA_ADDRESS", ""),
+        ("COMPLIANCE_POLICY", "none"),
+        ("LEYLINE_ADMIN_ADDRESS", "0.0.0.0:15000"),
+    ])
+    .expect_err("ten bad settings");
+    let text = error.to_string();
+    for name in [
+        "SECRET_TTL",
+        "IPV6_ENABLED",
+        "PACKET_MARK",
+        "HTTP2_FRAME_SIZE",
+        "LOG_FORMAT",
+        "LOCAL_XDS",
+        "CA_ADDRESS",
+        "COMPLIANCE_POLICY",
+        "LEYLINE_ADMIN_ADDRESS",
+    ] {
+        assert!(text.contains(name), "{name} is missing in: {text}");
+    }
+}
+
+#[test]
+fn the_control_plane_is_found_in_order_of_precedence() {
+    let address = |settings: &[(&str, &str)]| good(settings).xds.map(|xds| xds.address);
+    let istiod = "https://istiod.istio-system.svc:15012";
+    let kubernetes = ("KUBERNETES_SERVICE_HOST", "10.96.0.1");
+    let overlay = ("PROXY_CONFIG", r#"{"discoveryAddress": "cp.example:1"}"#);
+    assert_eq!(address(&[kubernetes]).as_deref(), Some(istiod));
+    assert_eq!(
+        address(&[kubernetes, overlay]).as_deref(),
+        Some("https://cp.example:1")
+    );
+    assert_eq!(
+        address(&[overlay, ("XDS_ADDRESS", "http://other:2")]).as_deref(),
+        Some("http://other:2")
+    );
+    assert_eq!(address(&[("XDS_ADDRESS", "")]), None);
+}
+
+#[test]
+fn the_drain_leaves_room_in_the_grace_period() {
+    for (grace, expected) in [("30", 25), ("11", 6), ("10", 9), ("1", 1), ("0", 1)] {
+        let config = good(&[("TERMINATION_GRACE_PERIOD_SECONDS", grace)]);
+        assert_eq!(config.drain_deadline.as_secs(), expected, "{grace}");
+    }
+    let both = good(&[
+        ("TERMINATION_GRACE_PERIOD_SECONDS", "30"),
+        ("CONNECTION_TERMINATION_DEADLINE", "2s"),
+    ]);
+    assert_eq!(both.drain_deadline, Duration::from_secs(2));
+}
+
+#[test]
+fn worker_threads_follow_the_first_setting_that_is_given() {
+    let cores = ("ZTUNNEL_CPU_LIMIT", "10");
+    for (settings, expected) in [
+        (&[cores, ("ZTUNNEL_WORKER_THREADS", "3")][..], 3),
+        (&[cores, ("ZTUNNEL_WORKER_THREADS", "0")], 10),
+        (&[cores, ("ZTUNNEL_WORKER_THREADS", "25%")], 3),
+        (&[cores, ("PROXY_CONFIG", "concurrency: 4")], 4),
+        (&[cores, ("PROXY_CONFIG", "concurrency: 0")], 10),
+        (
+            &[
+                cores,
+                ("ZTUNNEL_RESOURCE_CPU_LIMIT", "1500m"),
+                ("ZTUNNEL_RESOURCE_CPU_REQUEST", "3"),
+            ],
+            3,
+        ),
+        (&[cores], 3),
+        (&[("ZTUNNEL_CPU_LIMIT", "1")], 2),
+    ] {
+        assert_eq!(good(settings).worker_threads, expected, "{settings:?}");
+    }
+}
+
+#[test]
+fn dns_capture_is_on_unless_metadata_says_otherwise() {
+    let dns = |settings: &[(&str, &str)]| good(settings).dns;
+    assert!(dns(&[("ISTIO_META_DNS_CAPTURE", "true")]).enabled);
+    assert!(!dns(&[("ISTIO_META_DNS_CAPTURE", "false")]).enabled);
+    assert_eq!(dns(&[("ISTIO_META_DNS_PROXY_ADDR", "localhost:53")]).port, 53);
+}
+
+#[test]
+fn a_token_does_not_show_in_dumps() {
+    let config = good(&[("AUTH_TOKEN", "hunter2")]);
+    assert!(!format!("{config:?}").contains("hunter2"));
+}
+
+#[test]
+fn our_own_workload_needs_all_three_names() {
+    let named = &[
+        ("POD_NAME", "zt-1"),
+        ("POD_NAMESPACE", "istio-system"),
+        ("SERVICE_ACCOUNT", "ztunnel"),
+    ];
+    assert!(good(named).node.own_workload().is_some());
+    assert!(good(&named[..2]).node.own_workload().is_none());
+    assert_eq!(
+        good(&named[..2]).node.id(),
+        "ztunnel~1.1.1.1~zt-1.istio-system~istio-system.svc.cluster.local"
+    );
+}
