@@ -9,7 +9,7 @@ const MAX_DEPTH: usize = 64;
 
 /// Why a text was not read.
 #[derive(Debug, thiserror::Error)]
-pub enum YamlError {
+pub(crate) enum YamlError {
     /// Not YAML.
     #[error("parse YAML")]
     Syntax(#[source] saphyr::ScanError),
@@ -22,7 +22,7 @@ pub enum YamlError {
 }
 
 /// Reads one document. An empty text reads as null.
-pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
+pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
     serde_json::from_value(to_json(text)?).map_err(YamlError::Shape)
 }
 
