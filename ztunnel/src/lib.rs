@@ -1,6 +1,8 @@
 //! The node tunnel: one process per node that carries pods' TCP over HBONE, with identity and L4 policy.
 
 pub mod config;
+mod dns;
+mod proxy_protocol;
 mod yaml;
 
 pub use config::Config;
