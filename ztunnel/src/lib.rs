@@ -2,6 +2,7 @@
 
 pub mod config;
 mod dns;
+mod pods;
 mod proxy_protocol;
 mod yaml;
 
