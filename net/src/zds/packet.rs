@@ -63,18 +63,23 @@ fn create() -> io::Result<OwnedFd> {
 }
 
 impl Socket {
+    fn register(fd: OwnedFd) -> io::Result<Self> {
+        // SAFETY: an OwnedFd owns its descriptor and always gives the same one, and we never take it out.
+        Ok(Self(unsafe { AsyncFd::register(fd)? }))
+    }
+
     pub(super) fn listen(path: &Path) -> io::Result<Self> {
         let fd = create()?;
         bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
         listen(&fd, Backlog::new(16)?)?;
-        Ok(Self(AsyncFd::register(fd)?))
+        Self::register(fd)
     }
 
     /// Does not wait: the connection of a Unix socket is there at once, or refused, or the backlog is full (EAGAIN).
     pub(super) fn connect(path: &Path) -> io::Result<Self> {
         let fd = create()?;
         connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
-        Ok(Self(AsyncFd::register(fd)?))
+        Self::register(fd)
     }
 
     pub(super) async fn accept(&self) -> io::Result<Self> {
@@ -85,7 +90,7 @@ impl Socket {
             Ok(unsafe { OwnedFd::from_raw_fd(raw) })
         };
         let fd = self.0.async_io(Interest::READABLE, accept).await?;
-        Ok(Self(AsyncFd::register(fd)?))
+        Self::register(fd)
     }
 
     /// Sends one packet. Cancel-safe: it goes whole or not at all.
@@ -206,7 +211,7 @@ impl Socket {
         let (a, b) =
             nix::sys::socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
                 .expect("a socket pair");
-        let wrap = |fd: OwnedFd| Self(AsyncFd::register(fd).expect("within a runtime"));
+        let wrap = |fd: OwnedFd| Self::register(fd).expect("within a runtime");
         (wrap(a), wrap(b))
     }
 }
