@@ -4,6 +4,7 @@ pub mod config;
 mod dns;
 mod pods;
 mod proxy_protocol;
+mod report;
 mod yaml;
 
 pub use config::Config;
