@@ -5,6 +5,7 @@
 pub mod accept;
 pub mod drain;
 mod http1;
+pub mod log;
 pub mod netns;
 pub mod ready;
 pub mod socket;

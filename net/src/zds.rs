@@ -212,7 +212,7 @@ impl Listener {
     pub fn bind(path: impl AsRef<Path>) -> io::Result<Self> {
         let path = path.as_ref();
         match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Socket::listen(path).map(Self),
         }
     }
@@ -368,7 +368,10 @@ impl TunnelConnection {
         // Room for the tags and lengths of the message around the text.
         const ROOM: usize = MAX_PACKET - 16;
         let error = result.err().unwrap_or_default();
-        let cut = error.floor_char_boundary(ROOM);
+        let cut = (0..=ROOM.min(error.len()))
+            .rev()
+            .find(|&at| error.is_char_boundary(at))
+            .unwrap_or(0);
         let ack = wire::Ack {
             error: error[..cut].to_owned(),
         };

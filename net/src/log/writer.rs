@@ -1,0 +1,130 @@
+//! The queue and the thread between whoever logs and the output.
+
+use std::{
+    io::{self, Write},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use parking_lot::{Condvar, Mutex};
+
+/// Lines that may wait for the output; whoever logs one more waits with them (node-tunnel.md 1.8).
+pub const QUEUE_LINES: usize = 10_000;
+/// A buffer that grew beyond this in a storm is given back, in bytes.
+const KEPT_BUFFER: usize = 256 * 1024;
+
+/// Takes lines; cheap to clone. The thread ends when the last clone is dropped and everything is written.
+#[derive(Clone)]
+pub(super) struct Writer(Arc<Owner>);
+
+struct Owner(Arc<Shared>);
+
+struct Shared {
+    queue: Mutex<Queue>,
+    /// A line was added, or the owner is gone.
+    filled: Condvar,
+    /// Lines were written.
+    emptied: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    bytes: Vec<u8>,
+    /// Lines in `bytes`.
+    waiting: usize,
+    /// Lines that the thread holds.
+    in_flight: usize,
+    ended: bool,
+}
+
+impl Queue {
+    fn lines(&self) -> usize {
+        self.waiting + self.in_flight
+    }
+}
+
+impl Writer {
+    pub(super) fn start(output: impl Write + Send + 'static) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            filled: Condvar::new(),
+            emptied: Condvar::new(),
+        });
+        let for_thread = Arc::clone(&shared);
+        thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || for_thread.write_all_to(output))?;
+        Ok(Self(Arc::new(Owner(shared))))
+    }
+
+    /// Adds one line, without its newline. Waits while the queue is full.
+    pub(super) fn line(&self, line: &[u8]) {
+        let shared = &self.0.0;
+        let mut queue = shared.queue.lock();
+        shared
+            .emptied
+            .wait_while(&mut queue, |queue| queue.lines() >= QUEUE_LINES);
+        queue.bytes.extend_from_slice(line);
+        queue.bytes.push(b'\n');
+        queue.waiting += 1;
+        if queue.waiting == 1 {
+            shared.filled.notify_one();
+        }
+    }
+
+    pub(super) fn flush(&self) {
+        let shared = &self.0.0;
+        let mut queue = shared.queue.lock();
+        shared
+            .emptied
+            .wait_while(&mut queue, |queue| queue.lines() > 0);
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.queue.lock().ended = true;
+        self.0.filled.notify_one();
+    }
+}
+
+impl Shared {
+    fn write_all_to(&self, mut output: impl Write) {
+        let mut batch = Vec::new();
+        loop {
+            {
+                let mut queue = self.queue.lock();
+                queue.in_flight = 0;
+                self.emptied.notify_all();
+                self.filled
+                    .wait_while(&mut queue, |queue| queue.waiting == 0 && !queue.ended);
+                if queue.waiting == 0 {
+                    return;
+                }
+                std::mem::swap(&mut batch, &mut queue.bytes);
+                queue.in_flight = queue.waiting;
+                queue.waiting = 0;
+            }
+            write_whole(&mut output, &batch);
+            batch.clear();
+            batch.shrink_to(KEPT_BUFFER);
+        }
+    }
+}
+
+/// Writes all, also to an output that somebody made non-blocking. A broken output loses lines: there is nowhere left
+/// to say so.
+fn write_whole(output: &mut impl Write, mut bytes: &[u8]) {
+    const PAUSE: Duration = Duration::from_millis(1);
+    while !bytes.is_empty() {
+        match output.write(bytes) {
+            Ok(0) => return,
+            Ok(n) => bytes = &bytes[n..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
+            Err(_) => return,
+        }
+    }
+    let _ = output.flush();
+}
