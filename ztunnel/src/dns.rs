@@ -1,4 +1,6 @@
 //! Pods' DNS: names of the mesh are answered here, everything else goes to the node's name servers untouched.
 
+mod forward;
 mod message;
 mod resolv_conf;
+mod server;

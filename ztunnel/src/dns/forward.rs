@@ -1,14 +1,19 @@
 //! Questions that the mesh does not answer: carried to a name server and back as the bytes they are.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::timeout,
 };
 
+use net::socket::{Factory, SocketError, SourceAddress};
+
 use super::{message::HEADER_LEN, resolv_conf::Upstreams};
-use crate::sockets::Sockets;
 
 /// Largest message over UDP that is carried: what fits in one datagram of EDNS's customary size and then some.
 const MAX_UDP_REPLY: usize = 16 << 10;
@@ -50,11 +55,18 @@ pub(crate) enum ForwardError {
         #[source]
         source: io::Error,
     },
+    /// The socket to the last server that was asked could not be made.
+    #[error("reach name server {server}")]
+    Socket {
+        server: SocketAddr,
+        #[source]
+        source: SocketError,
+    },
 }
 
 /// Asks the servers in order, round by round, until one answers. The sockets are made by `sockets`, in its namespace.
 pub(super) async fn exchange(
-    sockets: &Sockets,
+    sockets: &Factory,
     upstreams: &Upstreams,
     transport: Transport,
     request: &[u8],
@@ -66,7 +78,7 @@ pub(super) async fn exchange(
 }
 
 async fn ask_in_turn(
-    sockets: &Sockets,
+    sockets: &Factory,
     upstreams: &Upstreams,
     transport: Transport,
     request: &[u8],
@@ -84,7 +96,7 @@ async fn ask_in_turn(
 }
 
 async fn ask_once(
-    sockets: &Sockets,
+    sockets: &Factory,
     server: SocketAddr,
     transport: Transport,
     request: &[u8],
@@ -96,19 +108,33 @@ async fn ask_once(
             Transport::Tcp => ask_tcp(sockets, server, request).await,
         }
     };
-    match timeout(patience, asking).await {
-        Ok(Ok(reply)) => Ok(reply),
-        Ok(Err(source)) => Err(ForwardError::Io { server, source }),
-        Err(_) => Err(ForwardError::Timeout),
-    }
+    timeout(patience, asking)
+        .await
+        .unwrap_or(Err(ForwardError::Timeout))
 }
 
-async fn ask_udp(sockets: &Sockets, server: SocketAddr, request: &[u8]) -> io::Result<Vec<u8>> {
-    let socket = sockets.udp_to(server).await?;
-    socket.send(request).await?;
+async fn ask_udp(
+    sockets: &Factory,
+    server: SocketAddr,
+    request: &[u8],
+) -> Result<Vec<u8>, ForwardError> {
+    let any: IpAddr = match server {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let private = Factory {
+        reuse_port: false,
+        ..sockets.clone()
+    };
+    let socket = private
+        .bind_udp((any, 0).into())
+        .map_err(|source| ForwardError::Socket { server, source })?;
+    let failed = |source| ForwardError::Io { server, source };
+    socket.connect(server).await.map_err(failed)?;
+    socket.send(request).await.map_err(failed)?;
     let mut reply = vec![0; MAX_UDP_REPLY];
     loop {
-        let length = socket.recv(&mut reply).await?;
+        let length = socket.recv(&mut reply).await.map_err(failed)?;
         if answers(request, &reply[..length]) {
             reply.truncate(length);
             return Ok(reply);
@@ -116,18 +142,26 @@ async fn ask_udp(sockets: &Sockets, server: SocketAddr, request: &[u8]) -> io::R
     }
 }
 
-async fn ask_tcp(sockets: &Sockets, server: SocketAddr, request: &[u8]) -> io::Result<Vec<u8>> {
-    let mut stream = sockets.connect(server, None).await?;
-    write_message(&mut stream, request).await?;
-    let reply = read_message(&mut stream).await?;
-    if answers(request, &reply) {
-        Ok(reply)
-    } else {
-        Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "an answer to another question",
-        ))
-    }
+async fn ask_tcp(
+    sockets: &Factory,
+    server: SocketAddr,
+    request: &[u8],
+) -> Result<Vec<u8>, ForwardError> {
+    let mut stream = sockets
+        .connect(server, SourceAddress::Own)
+        .await
+        .map_err(|source| ForwardError::Socket { server, source })?;
+    let exchanged = async {
+        write_message(&mut stream, request).await?;
+        let reply = read_message(&mut stream).await?;
+        match answers(request, &reply) {
+            true => Ok(reply),
+            false => Err(io::ErrorKind::InvalidData.into()),
+        }
+    };
+    exchanged
+        .await
+        .map_err(|source| ForwardError::Io { server, source })
 }
 
 /// Whether `reply` is a response with the request's id; the socket is connected, so that only the server can send it.

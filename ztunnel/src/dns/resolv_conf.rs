@@ -96,6 +96,15 @@ impl ResolvConf {
         Self { path, ipv6, read }
     }
 
+    #[cfg(test)]
+    pub(super) fn with_servers(path: PathBuf, servers: Option<SocketAddr>) -> Self {
+        let this = Self::new(path, true);
+        let mut upstreams = Upstreams::clone(&this.read.lock().upstreams);
+        upstreams.servers = servers.into_iter().collect();
+        this.read.lock().upstreams = Arc::new(upstreams);
+        this
+    }
+
     /// The servers of now: the file is looked at again every 2 s at most.
     pub(crate) fn current(&self) -> Arc<Upstreams> {
         let mut read = self.read.lock();

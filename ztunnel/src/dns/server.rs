@@ -1,0 +1,208 @@
+//! The listeners on a pod's loopback.
+
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+
+use net::{accept, drain, socket::Factory};
+use tokio::{
+    io,
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::Semaphore,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+
+use super::{
+    forward::{self, Transport},
+    message::{self, AddressQuery, Addresses, RawCode, Received},
+    resolv_conf::ResolvConf,
+};
+use crate::report::Chain;
+
+/// Questions of one pod that are being answered at a time; over that, UDP ones are dropped, as a lossy network would.
+const CONCURRENT: usize = 1024;
+/// TCP connections of one pod at a time.
+const CONNECTIONS: usize = 128;
+/// How long a TCP client may take for its next question.
+const TCP_IDLE: Duration = Duration::from_secs(5);
+const MAX_UDP_REQUEST: usize = 4096;
+
+/// What is known about a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// The mesh answers.
+    Addresses(Addresses),
+    /// The mesh has no say.
+    Nothing,
+    /// It cannot be told, since the mesh does not know the client (yet).
+    UnknownClient,
+}
+
+/// What the mesh says about names to one pod, and what is counted.
+pub(crate) trait Names: Send + Sync + 'static {
+    /// `name` is lower case without a final dot.
+    fn lookup(&self, name: &str, ipv6: bool) -> impl Future<Output = Known> + Send;
+
+    /// A question of this type arrived over this transport.
+    fn asked(&self, kind: &str, transport: Transport);
+
+    /// It was carried to a name server, which took so long; `false`: in vain.
+    fn forwarded(&self, kind: &str, transport: Transport, took: Duration, answered: bool);
+}
+
+/// Answers one pod's questions.
+pub(crate) struct Server<N> {
+    names: N,
+    sockets: Factory,
+    upstreams: Arc<ResolvConf>,
+    permits: Arc<Semaphore>,
+}
+
+impl<N: Names> Server<N> {
+    /// Forwards from sockets that `sockets` makes.
+    pub(crate) fn new(names: N, sockets: Factory, upstreams: Arc<ResolvConf>) -> Arc<Self> {
+        Arc::new(Self {
+            names,
+            sockets,
+            upstreams,
+            permits: Arc::new(Semaphore::new(CONCURRENT)),
+        })
+    }
+
+    /// Serves datagrams until the drain starts and nothing is being answered any more, or it is forced.
+    pub(crate) async fn serve_udp(self: Arc<Self>, socket: UdpSocket, mut drain: drain::Watch) {
+        let socket = Arc::new(socket);
+        let mut answering = JoinSet::new();
+        let mut buffer = vec![0; MAX_UDP_REQUEST];
+        let mut forced = std::pin::pin!(forced(drain.clone()));
+        loop {
+            let draining = drain.mode().is_some();
+            if draining && answering.is_empty() {
+                return;
+            }
+            tokio::select! {
+                () = &mut forced => return,
+                _ = drain.started(), if !draining => {}
+                Some(_) = answering.join_next() => {}
+                received = socket.recv_from(&mut buffer) => match received {
+                    Ok((length, peer)) => {
+                        self.start_answer(&mut answering, &socket, &buffer[..length], peer);
+                    }
+                    // An ICMP error about an earlier answer: its client is gone.
+                    Err(error) => tracing::debug!(%error, "dns socket"),
+                }
+            }
+        }
+    }
+
+    fn start_answer(
+        self: &Arc<Self>,
+        answering: &mut JoinSet<()>,
+        socket: &Arc<UdpSocket>,
+        request: &[u8],
+        peer: SocketAddr,
+    ) {
+        let Ok(permit) = self.permits.clone().try_acquire_owned() else {
+            tracing::debug!(%peer, "dns question dropped: too many at a time");
+            return;
+        };
+        let (server, socket) = (self.clone(), socket.clone());
+        let request = request.to_vec();
+        answering.spawn(async move {
+            if let Some(reply) = server.answer(Transport::Udp, &request).await
+                && let Err(error) = socket.send_to(&reply, peer).await
+            {
+                tracing::debug!(%peer, %error, "dns answer not sent");
+            }
+            drop(permit);
+        });
+    }
+
+    /// Serves connections until the drain starts.
+    pub(crate) async fn serve_tcp(self: Arc<Self>, listener: TcpListener, drain: drain::Watch) {
+        let options = accept::Options {
+            name: "dns",
+            limit: Some(CONNECTIONS),
+        };
+        accept::serve(listener, options, drain, move |stream, _| {
+            let server = self.clone();
+            async move {
+                if let Err(error) = server.serve_connection(stream).await {
+                    tracing::debug!(%error, "dns connection");
+                }
+            }
+        })
+        .await;
+    }
+
+    async fn serve_connection(&self, mut stream: TcpStream) -> io::Result<()> {
+        loop {
+            let request = match timeout(TCP_IDLE, forward::read_message(&mut stream)).await {
+                Ok(Ok(request)) => request,
+                Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                Ok(Err(error)) => return Err(error),
+                Err(_) => return Ok(()),
+            };
+            let permit = self.permits.acquire().await;
+            let reply = self.answer(Transport::Tcp, &request).await;
+            drop(permit);
+            let Some(reply) = reply else { return Ok(()) };
+            timeout(TCP_IDLE, forward::write_message(&mut stream, &reply)).await??;
+        }
+    }
+
+    async fn answer(&self, transport: Transport, request: &[u8]) -> Option<Vec<u8>> {
+        match message::inspect(request) {
+            Received::Garbage => None,
+            Received::NotARequest => message::raw_failure(request, RawCode::FormErr),
+            Received::Other(kind) => {
+                self.names.asked(&kind, transport);
+                self.forward(&kind, transport, request).await
+            }
+            Received::Address(query) => {
+                self.names.asked(query.type_name(), transport);
+                self.answer_address(&query, transport, request).await
+            }
+        }
+    }
+
+    async fn answer_address(
+        &self,
+        query: &AddressQuery,
+        transport: Transport,
+        request: &[u8],
+    ) -> Option<Vec<u8>> {
+        match self.names.lookup(&query.name(), query.wants_ipv6()).await {
+            Known::Nothing => self.forward(query.type_name(), transport, request).await,
+            Known::UnknownClient => query.failure(),
+            Known::Addresses(addresses) => {
+                let limit = match transport {
+                    Transport::Udp => query.max_udp_payload(),
+                    Transport::Tcp => usize::from(u16::MAX),
+                };
+                query.answer(&addresses, limit).or_else(|| query.failure())
+            }
+        }
+    }
+
+    async fn forward(&self, kind: &str, transport: Transport, request: &[u8]) -> Option<Vec<u8>> {
+        let started = Instant::now();
+        let upstreams = self.upstreams.current();
+        let replied = forward::exchange(&self.sockets, &upstreams, transport, request).await;
+        self.names
+            .forwarded(kind, transport, started.elapsed(), replied.is_ok());
+        match replied {
+            Ok(reply) => Some(reply),
+            Err(error) => {
+                tracing::debug!(error = %Chain(&error), "dns question not answered upstream");
+                message::raw_failure(request, RawCode::ServFail)
+            }
+        }
+    }
+}
+
+async fn forced(mut drain: drain::Watch) {
+    drain.forced().await;
+}
+
+#[cfg(test)]
+mod tests;

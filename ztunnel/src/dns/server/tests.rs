@@ -1,0 +1,182 @@
+use std::{io::Write, sync::atomic::{AtomicUsize, Ordering}};
+
+use hickory_proto::{
+    op::{Message, MessageType, OpCode, Query, ResponseCode},
+    rr::{Name, RecordType},
+};
+use parking_lot::Mutex;
+
+use super::*;
+use crate::dns::resolv_conf::Upstreams;
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+#[derive(Default)]
+struct Fake {
+    asked: Mutex<Vec<String>>,
+    failures: AtomicUsize,
+}
+
+impl Names for Arc<Fake> {
+    async fn lookup(&self, name: &str, ipv6: bool) -> Known {
+        match name {
+            "web.a" => Known::Addresses(Addresses {
+                alias_of: None,
+                addresses: if ipv6 {
+                    Vec::new()
+                } else {
+                    vec!["10.0.0.1".parse().unwrap()]
+                },
+                ttl: 30,
+            }),
+            "early.a" => Known::UnknownClient,
+            _ => Known::Nothing,
+        }
+    }
+
+    fn asked(&self, kind: &str, _: Transport) {
+        self.asked.lock().push(kind.to_owned());
+    }
+
+    fn forwarded(&self, _: &str, _: Transport, _: Duration, answered: bool) {
+        if !answered {
+            self.failures.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+struct Rig {
+    address: SocketAddr,
+    names: Arc<Fake>,
+    drain: drain::Trigger,
+    _file: tempfile::NamedTempFile,
+    serving: JoinSet<()>,
+}
+
+/// A server on loopback that forwards to `upstream`.
+async fn rig(upstream: Option<SocketAddr>) -> Rig {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    writeln!(file, "options timeout:1 attempts:1").unwrap();
+    let upstreams = ResolvConf::with_servers(file.path().to_owned(), upstream);
+    let names = Arc::new(Fake::default());
+    let server = Server::new(names.clone(), Factory::default(), Arc::new(upstreams));
+    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = udp.local_addr().unwrap();
+    let tcp = TcpListener::bind(address).await.unwrap();
+    let (drain, watch) = drain::channel();
+    let mut serving = JoinSet::new();
+    serving.spawn(server.clone().serve_udp(udp, watch.clone()));
+    serving.spawn(server.serve_tcp(tcp, watch));
+    Rig {
+        address,
+        names,
+        drain,
+        _file: file,
+        serving,
+    }
+}
+
+fn question(name: &str, kind: RecordType) -> Message {
+    let mut message = Message::new(77, MessageType::Query, OpCode::Query);
+    message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+    message
+}
+
+async fn ask_udp(rig: &Rig, request: &[u8]) -> Vec<u8> {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.send_to(request, rig.address).await.unwrap();
+    let mut reply = vec![0; 65_536];
+    let length = timeout(DEADLINE, socket.recv(&mut reply))
+        .await
+        .expect("an answer within the deadline")
+        .unwrap();
+    reply.truncate(length);
+    reply
+}
+
+/// Answers each datagram with its own bytes, but for the bit that makes it a response.
+async fn echoing_upstream() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 4096];
+        while let Ok((length, peer)) = socket.recv_from(&mut buffer).await {
+            buffer[2] |= 0x80;
+            socket.send_to(&buffer[..length], peer).await.unwrap();
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn the_mesh_answers_its_names_and_a_missing_family_with_nothing() {
+    let rig = rig(None).await;
+    let reply = ask_udp(&rig, &question("web.a.", RecordType::A).to_vec().unwrap()).await;
+    let reply = Message::from_vec(&reply).unwrap();
+    assert_eq!(reply.answers.len(), 1);
+    let reply = ask_udp(&rig, &question("web.a.", RecordType::AAAA).to_vec().unwrap()).await;
+    let reply = Message::from_vec(&reply).unwrap();
+    assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
+    assert!(reply.answers.is_empty());
+    assert_eq!(*rig.names.asked.lock(), ["a", "aaaa"]);
+}
+
+#[tokio::test]
+async fn the_rest_is_forwarded_untouched() {
+    let rig = rig(Some(echoing_upstream().await)).await;
+    let mut requests = vec![
+        question("example.com.", RecordType::A).to_vec().unwrap(),
+        question("web.a.", RecordType::SRV).to_vec().unwrap(),
+        // A type that nobody knows, with bytes after the question that nobody understands.
+        b"\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01x\x00\xfe\x01\x00\x01rest".to_vec(),
+    ];
+    let mut update = question("web.a.", RecordType::A).to_vec().unwrap();
+    update[2] |= 5 << 3;
+    requests.push(update);
+    for request in requests {
+        let mut expected = request.clone();
+        expected[2] |= 0x80;
+        assert_eq!(ask_udp(&rig, &request).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn without_a_name_server_the_answer_is_a_failure() {
+    let rig = rig(None).await;
+    let request = question("example.com.", RecordType::A).to_vec().unwrap();
+    let reply = Message::from_vec(&ask_udp(&rig, &request).await).unwrap();
+    assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+    assert_eq!(rig.names.failures.load(Ordering::SeqCst), 1);
+    let request = question("early.a.", RecordType::A).to_vec().unwrap();
+    let reply = Message::from_vec(&ask_udp(&rig, &request).await).unwrap();
+    assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+}
+
+#[tokio::test]
+async fn tcp_clients_are_served_on_one_connection_after_the_other_question() {
+    let rig = rig(None).await;
+    let mut stream = TcpStream::connect(rig.address).await.unwrap();
+    for _ in 0..2 {
+        let request = question("web.a.", RecordType::A).to_vec().unwrap();
+        forward::write_message(&mut stream, &request).await.unwrap();
+        let reply = timeout(DEADLINE, forward::read_message(&mut stream))
+            .await
+            .expect("an answer within the deadline")
+            .unwrap();
+        assert_eq!(Message::from_vec(&reply).unwrap().answers.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_drain_ends_both_listeners() {
+    let mut rig = rig(None).await;
+    rig.drain.start(drain::Mode::graceful(DEADLINE));
+    let ended = async { while rig.serving.join_next().await.is_some() {} };
+    timeout(DEADLINE, ended).await.expect("both listeners end");
+}
+
+#[test]
+fn the_default_patience_leaves_time_for_a_second_server() {
+    let upstreams = Upstreams::parse("", true);
+    assert!(upstreams.timeout * 2 < Duration::from_secs(5));
+}
