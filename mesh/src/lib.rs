@@ -4,9 +4,15 @@
 //! there is one answer to each question. Nothing here opens a socket, reads a clock, an environment or a file, or
 //! spawns a task; chance is passed in as a [`draw::Draw`].
 
+#![warn(missing_docs)]
+
+pub mod draw;
+pub mod dump;
 pub mod identity;
 pub mod names;
 pub mod outcome;
 pub mod policy;
 pub mod service;
+pub mod view;
+pub mod wire;
 pub mod workload;

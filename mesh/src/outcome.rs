@@ -1,12 +1,16 @@
 //! What a decision answers.
 
+use std::fmt;
+
+use serde::Serialize;
+
 use crate::names::{NamespacedHostname, NetworkAddress, PolicyKey, Str, WorkloadUid};
 
 /// The answer of a decision: do it, refuse it, or come back when something more is known.
 ///
 /// The effects layer fetches what [`Outcome::Need`] names, with a deadline and shared among waiters, and decides
 /// again on the new view; when the deadline passes it refuses with [`Need::unmet`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub enum Outcome<T> {
     /// Do it.
     Go(T),
@@ -17,7 +21,7 @@ pub enum Outcome<T> {
 }
 
 /// Why a flow is refused, and the object that says so.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Refusal {
     /// From the closed list.
     pub reason: Reason,
@@ -26,7 +30,7 @@ pub struct Refusal {
 }
 
 /// The object behind a refusal.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub enum Object {
     /// An authorization policy.
     Policy(PolicyKey),
@@ -39,7 +43,7 @@ pub enum Object {
 }
 
 /// The closed list of reasons to refuse.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum Reason {
     /// The destination is one of the tunnel's own ports: the connection would call itself.
     Recursion,
@@ -53,9 +57,12 @@ pub enum Reason {
     NoHealthyUpstream,
     /// The chosen workload has no address that can be used.
     NoAddress,
+    /// The destination asks for a protection that we cannot give: closed, never plaintext
+    /// (see [`crate::workload::TunnelProtocol::Unsupported`]).
+    ProtocolUnsupported,
     /// The CONNECT authority is not an address of the pod.
     AddressMismatch,
-    /// The CONNECT authority names a host that is no service of the pod.
+    /// The CONNECT authority names a host that is no service of the pod, or a port that it does not map.
     UnknownHostname,
     /// A DENY policy matched.
     PolicyDenied,
@@ -66,7 +73,7 @@ pub enum Reason {
 }
 
 /// What a decision lacks.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum Need {
     /// The record of the local pod.
     LocalWorkload(LocalWorkload),
@@ -79,7 +86,7 @@ pub enum Need {
 }
 
 /// How a pod is bound to its record: never by address.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct LocalWorkload {
     /// Name of the pod.
     pub name: Str,
@@ -103,6 +110,96 @@ impl Refusal {
         Self {
             reason,
             object: Some(object),
+        }
+    }
+}
+
+impl Need {
+    /// The refusal once the wait for it is over.
+    pub fn unmet(&self) -> Refusal {
+        match self {
+            Self::LocalWorkload(_) => Refusal::new(Reason::UnknownSource),
+            Self::Policy(key) => Refusal::by(Reason::PolicyUnknown, Object::Policy(key.clone())),
+            Self::Dns(_) | Self::Resource(_) => Refusal::new(Reason::NoAddress),
+        }
+    }
+}
+
+impl<T> Outcome<T> {
+    /// Changes what is to be done, and nothing else.
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Outcome<U> {
+        match self {
+            Self::Go(value) => Outcome::Go(change(value)),
+            Self::Refuse(refusal) => Outcome::Refuse(refusal),
+            Self::Need(need) => Outcome::Need(need),
+        }
+    }
+}
+
+impl<T> From<Refusal> for Outcome<T> {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refuse(refusal)
+    }
+}
+
+impl Reason {
+    /// The status that answers a refused CONNECT; a waypoint answers 403 where a node tunnel answers 401
+    /// (node-tunnel 2.5).
+    pub fn connect_status(self) -> u16 {
+        match self {
+            Self::AddressMismatch => 400,
+            Self::PolicyDenied | Self::PolicyNotAllowed | Self::PolicyUnknown => 401,
+            Self::Recursion
+            | Self::UnknownSource
+            | Self::WaypointMissing
+            | Self::GatewayMissing
+            | Self::NoHealthyUpstream
+            | Self::NoAddress
+            | Self::ProtocolUnsupported
+            | Self::UnknownHostname => 503,
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Recursion => "attempted recursive call to ourselves",
+            Self::UnknownSource => "unknown source",
+            Self::WaypointMissing => "required waypoint not found",
+            Self::GatewayMissing => "no gateway to the destination's network",
+            Self::NoHealthyUpstream => "no healthy upstream",
+            Self::NoAddress => "destination has no usable address",
+            Self::ProtocolUnsupported => "destination asks for an unsupported protocol",
+            Self::AddressMismatch => "ip mismatch",
+            Self::UnknownHostname => "no such service or port here",
+            Self::PolicyDenied => "explicitly denied",
+            Self::PolicyNotAllowed => "allow policies exist, but none allowed",
+            Self::PolicyUnknown => "policy not known",
+        })
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Policy(key) => write!(f, "policy {key}"),
+            Self::Service(key) => write!(f, "service {key}"),
+            Self::Workload(uid) => write!(f, "workload {uid}"),
+            Self::Address(address) => write!(f, "address {address}"),
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.object, self.reason) {
+            // Upstream's words, which log searches rely on.
+            (Some(Object::Policy(key)), Reason::PolicyDenied) => {
+                write!(f, "explicitly denied by: {key}")
+            }
+            (Some(object), reason) => write!(f, "{reason} ({object})"),
+            (None, reason) => reason.fmt(f),
         }
     }
 }

@@ -3,15 +3,20 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::{
+    dump::ServiceShape,
     identity::Identity,
     names::{NamespacedHostname, NetworkAddress, Str},
     workload::{GatewayAddress, PortMap},
 };
 
 /// A service (Istio workload.proto `Service`), checked and normalised. Its endpoints live in the view.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// Its JSON is `config_dump`'s, with no endpoints (see [`crate::dump`]).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "ServiceShape", into = "ServiceShape")]
 pub struct Service {
     /// Telemetry: short name.
     pub name: Str,
@@ -42,6 +47,30 @@ pub struct Service {
 }
 
 impl Service {
+    /// A public service with no address, port or waypoint; the rest is filled in.
+    pub fn new(name: Str, namespace: Str, hostname: Str) -> Self {
+        Self {
+            name,
+            namespace,
+            hostname,
+            vips: Vec::new(),
+            cidr_vips: Vec::new(),
+            ports: PortMap::new(),
+            subject_alt_names: Vec::new(),
+            waypoint: None,
+            weighted_waypoints: Vec::new(),
+            load_balancing: LoadBalancing::default(),
+            ip_families: IpFamilies::default(),
+            canonical: false,
+            visibility: Visibility::default(),
+        }
+    }
+
+    /// Whether clients of namespace `client` see it; for others it is as if absent.
+    pub fn visible_to(&self, client: &str) -> bool {
+        self.visibility == Visibility::Public || &*self.namespace == client
+    }
+
     /// The primary key.
     pub fn key(&self) -> NamespacedHostname {
         NamespacedHostname {
@@ -52,7 +81,7 @@ impl Service {
 }
 
 /// A virtual address range in a network.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct CidrVip {
     /// The network's id; empty for the default network.
     pub network: Str,
@@ -61,7 +90,7 @@ pub struct CidrVip {
 }
 
 /// A waypoint and its share of the connections.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WeightedWaypoint {
     /// The waypoint.
     pub destination: GatewayAddress,
@@ -70,7 +99,8 @@ pub struct WeightedWaypoint {
 }
 
 /// Istio workload.proto `LoadBalancing`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct LoadBalancing {
     /// What an endpoint should share with the client, most important first.
     pub routing_preferences: Vec<Scope>,
@@ -81,7 +111,7 @@ pub struct LoadBalancing {
 }
 
 /// Istio workload.proto `LoadBalancing.Scope`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Scope {
     /// Same region.
     Region,
@@ -98,7 +128,7 @@ pub enum Scope {
 }
 
 /// Istio workload.proto `LoadBalancing.Mode`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LoadBalancingMode {
     /// All endpoints alike.
     #[default]
@@ -112,7 +142,7 @@ pub enum LoadBalancingMode {
 }
 
 /// Istio workload.proto `LoadBalancing.HealthPolicy`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HealthPolicy {
     /// Healthy endpoints only.
     #[default]
@@ -122,14 +152,16 @@ pub enum HealthPolicy {
 }
 
 /// Istio workload.proto `IPFamilies`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum IpFamilies {
     /// Whatever there is.
     #[default]
     Automatic,
     /// IPv4.
+    #[serde(rename = "IPv4")]
     Ipv4Only,
     /// IPv6.
+    #[serde(rename = "IPv6")]
     Ipv6Only,
     /// Both.
     Dual,
@@ -147,7 +179,7 @@ impl IpFamilies {
 }
 
 /// Istio workload.proto `Visibility`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Visibility {
     /// Everyone.
     #[default]

@@ -1,14 +1,24 @@
 //! Workloads: running instances, with their addresses and identity.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr};
+
+use serde::{Deserialize, Serialize};
 
 use crate::{
+    dump::{is_default, workload_services},
     identity::{Identity, TrustDomain},
-    names::{NamespacedHostname, NetworkAddress, PolicyKey, Str, WorkloadUid},
+    names::{
+        NamespacedHostname, NetworkAddress, ParseKeyError, PolicyKey, Str, WorkloadUid,
+        serde_as_text,
+    },
 };
 
 /// One running instance (Istio workload.proto `Workload`), checked and normalised.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// Its JSON is `config_dump`'s. There `services` is a list of keys, since a dump tells an endpoint's ports with the
+/// service; a local file gives a map with the ports. Both are read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Workload {
     /// Primary key.
     pub uid: WorkloadUid,
@@ -17,52 +27,119 @@ pub struct Workload {
     /// Namespace, which the identity names too.
     pub namespace: Str,
     /// Addresses in the order of the wire; never IPv4-mapped; empty for workloads known by host name or behind a gateway.
+    #[serde(rename = "workloadIps", default)]
     pub addresses: Vec<IpAddr>,
     /// A name to resolve when there are no addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<Str>,
     /// The network the addresses belong to; empty for the default one.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub network: Str,
     /// How to reach it.
+    #[serde(rename = "protocol", default)]
     pub tunnel_protocol: TunnelProtocol,
     /// Trust domain of the identity.
+    #[serde(default)]
     pub trust_domain: TrustDomain,
     /// Service account of the identity; `default` where the wire has none.
+    #[serde(default = "default_service_account")]
     pub service_account: Str,
     /// Waypoint for traffic addressed to the workload's own address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waypoint: Option<GatewayAddress>,
     /// How other networks reach it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_gateway: Option<GatewayAddress>,
     /// Node it runs on; empty when unknown.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub node: Str,
     /// Telemetry: canonical service.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub canonical_name: Str,
     /// Telemetry: canonical revision.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub canonical_revision: Str,
     /// Telemetry: what owns it.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub workload_type: WorkloadType,
     /// Telemetry: name of the owner.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub workload_name: Str,
     /// Terminates HBONE itself.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub native_tunnel: bool,
     /// How its application wants tunnelled connections handed over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub application_tunnel: Option<ApplicationTunnel>,
     /// The services it is an endpoint of, with its ports for each.
+    #[serde(
+        default,
+        with = "workload_services",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub services: BTreeMap<NamespacedHostname, PortMap>,
     /// Selector-scoped policies that apply to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub authorization_policies: Vec<PolicyKey>,
     /// Whether it should be sent traffic.
+    #[serde(default)]
     pub status: Health,
     /// Cluster it runs in.
+    #[serde(default = "default_cluster_id")]
     pub cluster_id: Str,
     /// Where it runs.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub locality: Locality,
     /// Whether its address is its own or its node's.
+    #[serde(default)]
     pub network_mode: NetworkMode,
     /// Load balancing weight; 0: never chosen.
+    #[serde(default = "default_capacity")]
     pub capacity: u32,
 }
 
 impl Workload {
+    /// A healthy record outside the mesh, with one share of the load and every other field at its default.
+    pub fn new(uid: WorkloadUid, name: Str, namespace: Str) -> Self {
+        Self {
+            uid,
+            name,
+            namespace,
+            addresses: Vec::new(),
+            hostname: None,
+            network: Str::default(),
+            tunnel_protocol: TunnelProtocol::None,
+            trust_domain: TrustDomain::default(),
+            service_account: default_service_account(),
+            waypoint: None,
+            network_gateway: None,
+            node: Str::default(),
+            canonical_name: Str::default(),
+            canonical_revision: Str::default(),
+            workload_type: WorkloadType::default(),
+            workload_name: Str::default(),
+            native_tunnel: false,
+            application_tunnel: None,
+            services: BTreeMap::new(),
+            authorization_policies: Vec::new(),
+            status: Health::default(),
+            cluster_id: default_cluster_id(),
+            locality: Locality::default(),
+            network_mode: NetworkMode::default(),
+            capacity: default_capacity(),
+        }
+    }
+
+    /// Its addresses, each with the network; none for a host-network workload, whose address is its node's.
+    pub fn own_addresses(&self) -> impl Iterator<Item = NetworkAddress> {
+        let own = self.network_mode == NetworkMode::Standard;
+        let addresses = self.addresses.iter().filter(move |_| own);
+        addresses.map(|address| NetworkAddress {
+            network: self.network.clone(),
+            address: *address,
+        })
+    }
+
     /// The identity that its certificate must show.
     pub fn identity(&self) -> Identity {
         Identity {
@@ -73,21 +150,33 @@ impl Workload {
     }
 }
 
+/// What an empty `Workload.service_account` means.
+pub const DEFAULT_SERVICE_ACCOUNT: &str = "default";
+/// What an empty `Workload.cluster_id` means.
+pub const DEFAULT_CLUSTER: &str = "Kubernetes";
+
 /// Service port to target port. A target of 0 stands for "named, see the endpoint" in a service's own map.
 pub type PortMap = BTreeMap<u16, u16>;
 
 /// Istio workload.proto `TunnelProtocol`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum TunnelProtocol {
     /// Plain TCP.
     #[default]
+    #[serde(rename = "TCP")]
     None,
     /// HBONE on port 15008.
+    #[serde(rename = "HBONE")]
     Hbone,
+    /// LEGACY_ISTIO_MTLS, or a number this version does not know: the peer asks for a protection that we cannot
+    /// give. Traffic to it is refused. Upstream rejects the whole record, after which its address counts as outside
+    /// the mesh and is dialled in plaintext; a record that is kept and refused fails closed instead.
+    #[serde(rename = "UNSUPPORTED")]
+    Unsupported,
 }
 
 /// Istio workload.proto `WorkloadStatus`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Health {
     /// May be chosen.
     #[default]
@@ -97,7 +186,8 @@ pub enum Health {
 }
 
 /// Istio workload.proto `WorkloadType`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum WorkloadType {
     /// A Deployment.
     #[default]
@@ -111,7 +201,7 @@ pub enum WorkloadType {
 }
 
 /// Istio workload.proto `NetworkMode`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum NetworkMode {
     /// The address is the workload's own.
     #[default]
@@ -121,7 +211,8 @@ pub enum NetworkMode {
 }
 
 /// Istio workload.proto `Locality`. Empty strings equal empty strings.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Locality {
     /// For example a cloud region.
     pub region: Str,
@@ -132,7 +223,7 @@ pub struct Locality {
 }
 
 /// Istio workload.proto `ApplicationTunnel`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApplicationTunnel {
     /// What precedes the application's bytes.
     pub protocol: ApplicationProtocol,
@@ -141,7 +232,8 @@ pub struct ApplicationTunnel {
 }
 
 /// Istio workload.proto `ApplicationTunnel.Protocol`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
 pub enum ApplicationProtocol {
     /// Nothing.
     None,
@@ -150,7 +242,8 @@ pub enum ApplicationProtocol {
 }
 
 /// Istio workload.proto `GatewayAddress`: a waypoint or a network gateway.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct GatewayAddress {
     /// Where it is.
     pub destination: GatewayDestination,
@@ -158,11 +251,46 @@ pub struct GatewayAddress {
     pub hbone_mtls_port: u16,
 }
 
-/// Istio workload.proto `GatewayAddress.destination`.
+/// Istio workload.proto `GatewayAddress.destination`. Written `namespace/hostname` or `network/ip`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum GatewayDestination {
     /// A service, by name.
     Hostname(NamespacedHostname),
     /// A workload or a service, by address.
     Address(NetworkAddress),
+}
+
+impl fmt::Display for GatewayDestination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hostname(key) => key.fmt(f),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
+}
+
+impl FromStr for GatewayDestination {
+    type Err = ParseKeyError;
+
+    /// An IP address after the slash makes an address, anything else a name.
+    fn from_str(text: &str) -> Result<Self, ParseKeyError> {
+        match text.parse() {
+            Ok(address) => Ok(Self::Address(address)),
+            Err(_) => text.parse().map(Self::Hostname),
+        }
+    }
+}
+
+serde_as_text!(GatewayDestination);
+
+fn default_service_account() -> Str {
+    DEFAULT_SERVICE_ACCOUNT.into()
+}
+
+fn default_cluster_id() -> Str {
+    DEFAULT_CLUSTER.into()
+}
+
+fn default_capacity() -> u32 {
+    1
 }
