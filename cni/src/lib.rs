@@ -4,4 +4,7 @@
 //! redirection rules into them, lets the node's probes pass and tells the cluster. It never carries a workload's
 //! bytes and never holds a workload's key.
 
+pub mod agent;
+pub mod facts;
+pub mod local;
 pub mod rules;

@@ -1,0 +1,250 @@
+//! The agent's settings, read once and checked all together.
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
+
+use crate::{
+    facts::Policy,
+    rules::{self, ProbeAddresses, host::ProbeSource},
+};
+
+/// Everything that the agent is told from outside.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where it listens for tunnels (`ZTUNNEL_UDS_ADDRESS`).
+    pub zds_socket: PathBuf,
+    /// Which pods take part, and how.
+    pub policy: Policy,
+    /// How the node's probes are recognised (`LEYLINE_PROBE_SOURCE`: `mark:0x2000`, `uid:0`, `cgroup:kubelet.slice`).
+    pub probe_source: ProbeSource,
+    /// The node's network namespace; `None`: the agent's own (`LEYLINE_HOST_NETNS`).
+    pub host_netns: Option<PathBuf>,
+    /// Where health and metrics are served (`LEYLINE_CNI_ADMIN_ADDRESS`); `None`: nowhere.
+    pub admin: Option<SocketAddr>,
+    /// Folder of [`crate::local`] (`LEYLINE_LOCAL_FOLDER`); the source of pods where there is no cluster.
+    pub local_folder: Option<PathBuf>,
+    /// Limits of enrolment.
+    pub timing: Timing,
+}
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// One step of one pod: rules, host set, annotation. An announcement has the codec's own deadline.
+    pub step: Duration,
+    /// First pause after a failed step; doubles.
+    pub retry_first: Duration,
+    /// Longest pause between tries.
+    pub retry_longest: Duration,
+    /// A leaving pod keeps its tunnel at least this long, so that peers learn first.
+    pub leave_least: Duration,
+    /// A leaving pod loses its tunnel after this long, whatever still flows.
+    pub leave_most: Duration,
+    /// How often a leaving pod's sockets are counted.
+    pub leave_poll: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Timing {
+            step: Duration::from_secs(5),
+            retry_first: Duration::from_millis(50),
+            retry_longest: Duration::from_secs(5),
+            leave_least: Duration::from_secs(5),
+            leave_most: Duration::from_secs(60),
+            leave_poll: Duration::from_millis(500),
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            zds_socket: net::zds::SOCKET_PATH.into(),
+            policy: Policy::default(),
+            probe_source: ProbeSource::Uid(0),
+            host_netns: None,
+            admin: None,
+            local_folder: None,
+            timing: Timing::default(),
+        }
+    }
+}
+
+/// Every setting that could not be read.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConfigError(pub Vec<String>);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "settings: {}", self.0.join("; "))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads the environment through `lookup`. Istio's names where it has one.
+    ///
+    /// # Errors
+    /// All bad settings at once.
+    pub fn from_lookup(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
+        let mut read = Reader {
+            lookup,
+            bad: Vec::new(),
+        };
+        let base = Config::default();
+        let config = Config {
+            zds_socket: read.or("ZTUNNEL_UDS_ADDRESS", base.zds_socket),
+            policy: Policy {
+                excluded_namespaces: read
+                    .text("EXCLUDE_NAMESPACES")
+                    .map(|list| list.split(',').map(|name| name.trim().to_owned()).collect())
+                    .unwrap_or(base.policy.excluded_namespaces),
+                dns_capture: read.or("AMBIENT_DNS_CAPTURE", base.policy.dns_capture),
+                ipv6: read.or("AMBIENT_IPV6", base.policy.ipv6),
+                probes: ProbeAddresses {
+                    v4: read.or::<Ipv4Addr>("HOST_PROBE_SNAT_IP", rules::PROBE_SOURCE_V4),
+                    v6: read.or::<Ipv6Addr>("HOST_PROBE_SNAT_IPV6", rules::PROBE_SOURCE_V6),
+                },
+            },
+            probe_source: read.or("LEYLINE_PROBE_SOURCE", base.probe_source),
+            host_netns: read.parse("LEYLINE_HOST_NETNS"),
+            admin: read.parse("LEYLINE_CNI_ADMIN_ADDRESS"),
+            local_folder: read.parse("LEYLINE_LOCAL_FOLDER"),
+            timing: base.timing,
+        };
+        if read.bad.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError(read.bad))
+        }
+    }
+}
+
+struct Reader<'a> {
+    lookup: &'a dyn Fn(&str) -> Option<String>,
+    bad: Vec<String>,
+}
+
+impl Reader<'_> {
+    fn text(&self, name: &str) -> Option<String> {
+        (self.lookup)(name).filter(|text| !text.is_empty())
+    }
+
+    fn parse<T: FromStr<Err: fmt::Display>>(&mut self, name: &str) -> Option<T> {
+        let text = self.text(name)?;
+        text.parse()
+            .map_err(|error| self.bad.push(format!("{name}={text:?}: {error}")))
+            .ok()
+    }
+
+    fn or<T: FromStr<Err: fmt::Display>>(&mut self, name: &str, otherwise: T) -> T {
+        self.parse(name).unwrap_or(otherwise)
+    }
+}
+
+/// Why a text names no probe source.
+#[derive(Debug, thiserror::Error)]
+#[error("expected mark:NUMBER, uid:NUMBER or cgroup:PATH")]
+pub struct ParseProbeSourceError;
+
+impl FromStr for ProbeSource {
+    type Err = ParseProbeSourceError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (kind, value) = text.split_once(':').ok_or(ParseProbeSourceError)?;
+        match kind {
+            "mark" => number(value)
+                .filter(|mark| *mark != 0)
+                .map(ProbeSource::Mark),
+            "uid" => number(value).map(ProbeSource::Uid),
+            "cgroup" => cgroup(value),
+            _ => None,
+        }
+        .ok_or(ParseProbeSourceError)
+    }
+}
+
+fn number(text: &str) -> Option<u32> {
+    match text.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+/// The level counts from the root of the version 2 hierarchy, so the mount's own folder `unified` is no part of it.
+fn cgroup(path: &str) -> Option<ProbeSource> {
+    let path = path.trim_matches('/');
+    let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '"' | '\\' | '{' | '}');
+    let depth = path
+        .strip_prefix("unified/")
+        .unwrap_or(path)
+        .split('/')
+        .count();
+    let usable = !path.is_empty() && path.chars().all(plain);
+    usable.then_some(ProbeSource::Cgroup {
+        path: path.to_owned(),
+        level: u32::try_from(depth).ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_environment_is_the_default() {
+        let config = Config::from_lookup(&|_| None).expect("defaults");
+        assert_eq!(
+            config.zds_socket,
+            PathBuf::from("/var/run/ztunnel/ztunnel.sock")
+        );
+        assert_eq!(config.probe_source, ProbeSource::Uid(0));
+    }
+
+    #[test]
+    fn every_bad_setting_is_named_at_once() {
+        let lookup = |name: &str| match name {
+            "AMBIENT_IPV6" => Some("perhaps".to_owned()),
+            "HOST_PROBE_SNAT_IP" => Some("::1".to_owned()),
+            "LEYLINE_PROBE_SOURCE" => Some("guess".to_owned()),
+            _ => None,
+        };
+        let ConfigError(bad) = Config::from_lookup(&lookup).expect_err("bad settings");
+        assert_eq!(bad.len(), 3, "{bad:?}");
+    }
+
+    #[test]
+    fn probe_sources_are_read() {
+        let table = [
+            ("mark:0x2000", Some(ProbeSource::Mark(0x2000))),
+            ("uid:1001", Some(ProbeSource::Uid(1001))),
+            (
+                "cgroup:/kubelet.slice/kubelet",
+                Some(ProbeSource::Cgroup {
+                    path: "kubelet.slice/kubelet".into(),
+                    level: 2,
+                }),
+            ),
+            (
+                "cgroup:unified/kubelet",
+                Some(ProbeSource::Cgroup {
+                    path: "unified/kubelet".into(),
+                    level: 1,
+                }),
+            ),
+            ("cgroup:a\"b", None),
+            ("mark:0", None),
+            ("mark", None),
+        ];
+        for (text, expected) in table {
+            assert_eq!(text.parse().ok(), expected, "{text}");
+        }
+    }
+}
