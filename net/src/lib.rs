@@ -3,10 +3,12 @@
 //! Facts are gathered and effects carried out here; what to do is decided in `mesh`.
 
 pub mod accept;
+pub mod clock;
 pub mod drain;
 mod http1;
 pub mod log;
 pub mod netns;
 pub mod ready;
 pub mod socket;
+pub mod tls;
 pub mod zds;

@@ -1,0 +1,21 @@
+//! Mutual TLS between workloads, by SPIFFE identity, and TLS to the control plane, by DNS name.
+//!
+//! A [`WorkloadCertificate`] holds everything one generation of a workload's certificate needs, and makes its rustls
+//! configurations once. Roots are kept per trust domain: a root of one never vouches for another. Private keys are
+//! turned into signing handles when they arrive; nothing here prints or serialises them.
+
+mod certificate;
+pub mod control_plane;
+mod handshake;
+mod policy;
+mod trust;
+mod verify;
+
+pub use certificate::{BuildCertificateError, PemCertificate, WorkloadCertificate};
+pub use handshake::{Blame, ClientStream, HandshakeError, ServerStream, accept, connect};
+pub use policy::{KeyExchange, Policy, Versions};
+pub use trust::{TrustBundle, TrustBundleError};
+pub use verify::{PeerCertificateError, PeerIdentity};
+
+#[cfg(test)]
+mod tests;
