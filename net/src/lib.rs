@@ -5,6 +5,7 @@
 pub mod accept;
 pub mod clock;
 pub mod drain;
+pub mod hbone;
 mod http1;
 pub mod log;
 pub mod netns;

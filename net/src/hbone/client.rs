@@ -1,0 +1,319 @@
+//! The dialling end: one connection, over which CONNECTs open streams.
+
+use std::{
+    future::{Future, poll_fn},
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::task::noop_waker_ref;
+use h2::client::{Connection, SendRequest};
+use http::{HeaderMap, Method, Request, StatusCode, Uri};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
+
+use super::{
+    Authority, Config, Stream, StreamError,
+    connection::{ConnectionState, Keepalive, Metered, StreamGuard, window_for},
+};
+use crate::tls::{HandshakeError, PeerIdentity};
+
+/// What a CONNECT says.
+#[derive(Clone, Debug)]
+pub struct ConnectHead {
+    /// The destination.
+    pub authority: Authority,
+    /// `baggage`, `forwarded`, `traceparent`, `x-forwarded-network`.
+    pub headers: HeaderMap,
+}
+
+/// An open tunnel: what a peer answered with 200.
+#[derive(Debug)]
+pub struct Tunnel {
+    /// The connection's bytes.
+    pub stream: Stream,
+    /// The response's headers: `baggage`.
+    pub headers: HeaderMap,
+    /// Who answered, as its certificate proves.
+    pub peer: Arc<PeerIdentity>,
+}
+
+/// Why there is no connection to a peer. Shared by everyone who waited for it.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// Nothing answered at all: often a NetworkPolicy that does not admit port 15008.
+    #[error("connect to {destination} timed out after {after:?}; may port {} be blocked?", destination.port())]
+    TcpTimeout {
+        /// Where.
+        destination: SocketAddr,
+        /// The deadline.
+        after: Duration,
+    },
+    /// Refused, unreachable, or no socket to be had.
+    #[error("connect to {destination}")]
+    Tcp {
+        /// Where.
+        destination: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// Connected, but not with whom was expected, or not at all over TLS.
+    #[error("TLS with {destination}")]
+    Tls {
+        /// Where.
+        destination: SocketAddr,
+        /// Why.
+        source: HandshakeError,
+    },
+    /// TLS stood, HTTP/2 did not.
+    #[error("HTTP/2 with {destination}")]
+    Http {
+        /// Where.
+        destination: SocketAddr,
+        /// Why.
+        source: StreamError,
+    },
+    /// The pool was closed: its pod is gone.
+    #[error("the connection pool is closed")]
+    PoolClosed,
+}
+
+/// Why a CONNECT opened no stream.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ConnectError {
+    /// There is no connection to the peer.
+    #[error("no connection to the peer")]
+    Dial(#[source] Arc<DialError>),
+    /// The peer ended TLS when it saw our certificate.
+    #[error("{peer} refused our certificate with the alert {alert:?}", peer = peer.identity)]
+    CertificateRefused {
+        /// Who.
+        peer: Arc<PeerIdentity>,
+        /// Its words.
+        alert: rustls::AlertDescription,
+    },
+    /// The peer answered, and not with 200: 401 and 403 are its policy, 503 its destination.
+    #[error("{peer} refused CONNECT with {status}", peer = peer.identity)]
+    Refused {
+        /// Who.
+        peer: Arc<PeerIdentity>,
+        /// Its answer.
+        status: StatusCode,
+    },
+    /// The peer did not answer.
+    #[error("{peer} did not answer CONNECT within {after:?}", peer = peer.identity)]
+    Late {
+        /// Who.
+        peer: Arc<PeerIdentity>,
+        /// The deadline.
+        after: Duration,
+    },
+    /// The stream or its connection ended before the answer.
+    #[error("the tunnel to {peer} ended before its answer", peer = peer.identity)]
+    Stream {
+        /// Who.
+        peer: Arc<PeerIdentity>,
+        /// How.
+        #[source]
+        source: StreamError,
+    },
+}
+
+impl ConnectError {
+    /// Whether the peer certainly did not act on the CONNECT, so that it may be sent again.
+    pub(super) fn is_unprocessed(&self) -> bool {
+        use super::ResetCode;
+        matches!(
+            self,
+            Self::Stream {
+                source: StreamError::Reset(ResetCode::REFUSED_STREAM)
+                    | StreamError::GoAway(ResetCode::NO_ERROR),
+                ..
+            }
+        )
+    }
+}
+
+/// One connection to a peer. Cheap to clone; it ends when the clones and the streams are gone.
+#[derive(Clone, Debug)]
+pub struct Client {
+    requests: SendRequest<Bytes>,
+    state: Arc<ConnectionState>,
+    peer: Arc<PeerIdentity>,
+}
+
+/// Moves a connection's bytes. It must be polled, in a task of its own; dropping it ends the connection.
+///
+/// Resolves when the connection is over: closed by either side, broken, or given up because the peer is silent.
+pub struct Driver(Pin<Box<dyn Future<Output = ()> + Send>>);
+
+impl Future for Driver {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl Client {
+    /// Speaks HTTP/2 over `io`, on which TLS stands with `peer`. Does not wait for the peer's answer.
+    pub async fn handshake<IO>(
+        io: IO,
+        peer: PeerIdentity,
+        config: &Config,
+    ) -> Result<(Self, Driver), StreamError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let state = ConnectionState::new();
+        let io = Metered {
+            io,
+            state: Arc::clone(&state),
+        };
+        let (requests, connection) = builder(config).handshake(io).await?;
+        let driver = Driver(Box::pin(drive(
+            connection,
+            Arc::clone(&state),
+            config.clone(),
+        )));
+        let peer = Arc::new(peer);
+        let client = Self {
+            requests,
+            state,
+            peer,
+        };
+        Ok((client, driver))
+    }
+
+    /// Opens one stream, within `deadline`. Cancelling resets what was sent.
+    pub async fn connect(
+        &self,
+        head: ConnectHead,
+        deadline: Duration,
+    ) -> Result<Tunnel, ConnectError> {
+        self.connect_counted(head, deadline, self.state.open())
+            .await
+    }
+
+    pub(super) async fn connect_counted(
+        &self,
+        head: ConnectHead,
+        deadline: Duration,
+        guard: StreamGuard,
+    ) -> Result<Tunnel, ConnectError> {
+        let answered = timeout(deadline, self.request(head, guard)).await;
+        answered.unwrap_or_else(|_| {
+            Err(ConnectError::Late {
+                peer: Arc::clone(&self.peer),
+                after: deadline,
+            })
+        })
+    }
+
+    async fn request(&self, head: ConnectHead, guard: StreamGuard) -> Result<Tunnel, ConnectError> {
+        let mut requests = self.requests.clone();
+        let failed = |error: h2::Error| self.failed(error);
+        poll_fn(|cx| requests.poll_ready(cx))
+            .await
+            .map_err(failed)?;
+        let (response, send) = requests
+            .send_request(request(head), false)
+            .map_err(failed)?;
+        let response = response.await.map_err(failed)?;
+        let peer = Arc::clone(&self.peer);
+        if response.status() != StatusCode::OK {
+            let status = response.status();
+            return Err(ConnectError::Refused { peer, status });
+        }
+        let (head, recv) = response.into_parts();
+        Ok(Tunnel {
+            stream: Stream::new(send, recv, guard),
+            headers: head.headers,
+            peer,
+        })
+    }
+
+    fn failed(&self, error: h2::Error) -> ConnectError {
+        let peer = Arc::clone(&self.peer);
+        match self.state.alert() {
+            Some(alert) => ConnectError::CertificateRefused { peer, alert },
+            None => ConnectError::Stream {
+                peer,
+                source: error.into(),
+            },
+        }
+    }
+
+    /// Whether new streams may be opened: no GOAWAY has arrived, and the connection stands.
+    pub(super) fn is_usable(&mut self) -> bool {
+        let mut cx = Context::from_waker(noop_waker_ref());
+        !matches!(self.requests.poll_ready(&mut cx), Poll::Ready(Err(_)))
+    }
+
+    pub(super) fn state(&self) -> &Arc<ConnectionState> {
+        &self.state
+    }
+
+    /// How many streams the peer lets us have open.
+    pub(super) fn peer_limit(&self) -> usize {
+        self.requests.current_max_send_streams()
+    }
+}
+
+fn request(head: ConnectHead) -> Request<()> {
+    let authority = head.authority.to_string();
+    let authority = http::uri::Authority::try_from(authority).expect("host and port make one");
+    let mut request = Request::new(());
+    *request.method_mut() = Method::CONNECT;
+    *request.uri_mut() = Uri::from(authority);
+    *request.headers_mut() = head.headers;
+    request
+}
+
+fn builder(config: &Config) -> h2::client::Builder {
+    let mut builder = h2::client::Builder::new();
+    builder
+        .initial_window_size(config.stream_window_bytes)
+        .initial_connection_window_size(config.connection_window_bytes)
+        .max_frame_size(config.frame_bytes)
+        .max_header_list_size(config.header_list_bytes / 4)
+        .max_send_buffer_size(config.send_buffer_bytes)
+        .enable_push(false);
+    builder
+}
+
+async fn drive<IO>(
+    mut connection: Connection<Metered<IO>, Bytes>,
+    state: Arc<ConnectionState>,
+    config: Config,
+) where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let pinger = connection.ping_pong().expect("taken once");
+    let mut keepalive = Keepalive::new(&state, pinger, &config);
+    let mut window = config.connection_window_bytes;
+    poll_fn(|cx| {
+        if keepalive.poll(cx).is_ready() {
+            tracing::debug!("the peer is gone: no answer to a ping");
+            return Poll::Ready(());
+        }
+        let wanted = window_for(&config, state.streams());
+        if wanted > window {
+            window = wanted;
+            connection.set_target_window_size(wanted);
+        }
+        Pin::new(&mut connection).poll(cx).map(|ended| {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "an HBONE connection ended");
+            }
+        })
+    })
+    .await;
+}

@@ -1,0 +1,267 @@
+//! What both ends of a connection share: how many streams it carries, whether its peer is alive, how big its window is.
+
+use std::{
+    future::Future,
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use h2::{Ping, PingPong};
+use parking_lot::Mutex;
+use rustls::AlertDescription;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep},
+};
+
+use super::Config;
+
+/// The state of one connection that its streams and its owner look at.
+#[derive(Debug)]
+pub(super) struct ConnectionState {
+    streams: AtomicUsize,
+    unused_since: Mutex<Instant>,
+    /// The alert with which the peer ended TLS, which is all we learn when it refuses our certificate.
+    alert: Mutex<Option<AlertDescription>>,
+    read: AtomicU64,
+    written: AtomicU64,
+    blocked: AtomicBool,
+    /// Requests that the client took back before they were answered.
+    abandoned: AtomicU64,
+}
+
+impl ConnectionState {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            streams: AtomicUsize::new(0),
+            unused_since: Mutex::new(Instant::now()),
+            alert: Mutex::new(None),
+            read: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            blocked: AtomicBool::new(false),
+            abandoned: AtomicU64::new(0),
+        })
+    }
+
+    pub(super) fn streams(&self) -> usize {
+        self.streams.load(Ordering::Acquire)
+    }
+
+    /// Since when no stream has been open; the present while one is.
+    pub(super) fn unused_since(&self) -> Instant {
+        if self.streams() > 0 {
+            return Instant::now();
+        }
+        *self.unused_since.lock()
+    }
+
+    pub(super) fn alert(&self) -> Option<AlertDescription> {
+        *self.alert.lock()
+    }
+
+    pub(super) fn abandon(&self) {
+        self.abandoned.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn abandoned(&self) -> u64 {
+        self.abandoned.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn open(self: &Arc<Self>) -> StreamGuard {
+        self.streams.fetch_add(1, Ordering::AcqRel);
+        StreamGuard(Arc::clone(self))
+    }
+}
+
+/// Counts one stream for as long as it lives.
+#[derive(Debug)]
+pub(super) struct StreamGuard(Arc<ConnectionState>);
+
+impl StreamGuard {
+    pub(super) fn connection(&self) -> &ConnectionState {
+        &self.0
+    }
+}
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        if self.0.streams.fetch_sub(1, Ordering::AcqRel) == 1 {
+            *self.0.unused_since.lock() = Instant::now();
+        }
+    }
+}
+
+/// Pings a peer that has been silent, or takes nothing, and says when it must be given up.
+///
+/// A connection on which bytes move costs no pings: what arrives proves the peer as well as an answer does.
+pub(super) struct Keepalive {
+    state: Arc<ConnectionState>,
+    pinger: PingPong,
+    timer: Pin<Box<Sleep>>,
+    waiting: bool,
+    seen: (u64, u64),
+    after: Duration,
+    timeout: Duration,
+}
+
+impl Keepalive {
+    pub(super) fn new(state: &Arc<ConnectionState>, pinger: PingPong, config: &Config) -> Self {
+        Self {
+            state: Arc::clone(state),
+            pinger,
+            timer: Box::pin(sleep(config.ping_after)),
+            waiting: false,
+            seen: (0, 0),
+            after: config.ping_after,
+            timeout: config.ping_timeout,
+        }
+    }
+
+    /// Ready when the peer has to be given up.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.waiting && self.pinger.poll_pong(cx).is_ready() {
+            self.waiting = false;
+            self.rearm(self.after);
+        }
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let moved = self.moved();
+            if moved {
+                self.rearm(if self.waiting {
+                    self.timeout
+                } else {
+                    self.after
+                });
+            } else if self.waiting {
+                return Poll::Ready(());
+            } else {
+                self.waiting = self.pinger.send_ping(Ping::opaque()).is_ok();
+                self.rearm(self.timeout);
+                if self.waiting && self.pinger.poll_pong(cx).is_ready() {
+                    self.waiting = false;
+                }
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Whether the peer has shown life since the last look: it took bytes, or it sent some while we had none waiting.
+    fn moved(&mut self) -> bool {
+        let state = &self.state;
+        let now = (
+            state.read.load(Ordering::Relaxed),
+            state.written.load(Ordering::Relaxed),
+        );
+        let blocked = state.blocked.load(Ordering::Relaxed);
+        let moved = if blocked {
+            now.1 != self.seen.1
+        } else {
+            now.0 != self.seen.0
+        };
+        self.seen = now;
+        moved
+    }
+
+    fn rearm(&mut self, after: Duration) {
+        self.timer.as_mut().reset(Instant::now() + after);
+    }
+}
+
+/// The connection's window for a number of streams: large enough that a quarter of it is never one stream's, and that
+/// streams nobody reads leave room for the others.
+pub(super) fn window_for(config: &Config, streams: usize) -> u32 {
+    let streams = u32::try_from(streams).unwrap_or(u32::MAX);
+    // In steps, so that the window is not announced anew for each stream.
+    let wanted = (streams.saturating_add(8) / 8 * 8).saturating_mul(config.stream_window_bytes);
+    let most = config
+        .max_connection_window_bytes
+        .clamp(config.connection_window_bytes, (1 << 31) - 1);
+    wanted.clamp(config.connection_window_bytes, most)
+}
+
+/// A transport that tells the [`ConnectionState`] what moves through it.
+#[derive(Debug)]
+pub(super) struct Metered<IO> {
+    pub(super) io: IO,
+    pub(super) state: Arc<ConnectionState>,
+}
+
+impl<IO> Metered<IO> {
+    fn wrote(&self, result: &Poll<io::Result<usize>>) {
+        match result {
+            Poll::Ready(Ok(bytes)) => {
+                let bytes = u64::try_from(*bytes).unwrap_or(u64::MAX);
+                self.state.written.fetch_add(bytes, Ordering::Relaxed);
+                self.state.blocked.store(false, Ordering::Relaxed);
+            }
+            Poll::Pending => self.state.blocked.store(true, Ordering::Relaxed),
+            Poll::Ready(Err(_)) => {}
+        }
+    }
+
+    fn failed(&self, error: &io::Error) {
+        let tls = error.get_ref().and_then(|e| e.downcast_ref());
+        if let Some(rustls::Error::AlertReceived(alert)) = tls {
+            *self.state.alert.lock() = Some(*alert);
+        }
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Metered<IO> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.io).poll_read(cx, buf);
+        match &result {
+            Poll::Ready(Ok(())) => {
+                let bytes = u64::try_from(buf.filled().len() - before).unwrap_or(u64::MAX);
+                self.state.read.fetch_add(bytes, Ordering::Relaxed);
+            }
+            Poll::Ready(Err(error)) => self.failed(error),
+            Poll::Pending => {}
+        }
+        result
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Metered<IO> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.wrote(&result);
+        result
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.wrote(&result);
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
