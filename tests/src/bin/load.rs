@@ -21,7 +21,7 @@ use tokio::{
 const USAGE: &str = "usage: load serve ADDR
        load ping ADDR --size BYTES --count N --connections K [--rate PER_SECOND]
        load stream ADDR --flows N --seconds S
-       load connect ADDR --seconds S --parallel K
+       load connect ADDR --seconds S --parallel K [--rate PER_SECOND]
        load hold ADDR --connections N    (prints a line, then holds them until standard input ends)
        load watch ADDR                   (a line with the time whenever new connections fare otherwise than before)";
 
@@ -280,11 +280,13 @@ async fn stream_one(address: SocketAddr, until: Instant) -> Result<u64> {
 
 async fn connect(arguments: &Arguments) -> Result<()> {
     let length = arguments.seconds()?;
-    let parallel = arguments.number("--parallel", 16)?;
+    let parallel = arguments.number("--parallel", 16)?.max(1);
+    let rate = arguments.number("--rate", 0)?;
     let began = Instant::now();
     let mut tasks = JoinSet::new();
-    for _ in 0..parallel {
-        tasks.spawn(connect_one(arguments.address, began + length));
+    for index in 0..parallel {
+        let pace = (rate > 0).then(|| Pace::new(rate, parallel, index));
+        tasks.spawn(connect_one(arguments.address, began + length, pace));
     }
     let (mut made, mut failed) = (0u64, 0u64);
     while let Some(result) = tasks.join_next().await {
@@ -300,9 +302,12 @@ async fn connect(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-async fn connect_one(address: SocketAddr, until: Instant) -> (u64, u64) {
+async fn connect_one(address: SocketAddr, until: Instant, pace: Option<Pace>) -> (u64, u64) {
     let (mut made, mut failed) = (0, 0);
     while Instant::now() < until {
+        if let Some(pace) = &pace {
+            tokio::time::sleep_until(pace.due(made + failed).into()).await;
+        }
         match one_byte(address).await {
             Ok(()) => made += 1,
             Err(error) => {

@@ -1,0 +1,118 @@
+//! Parts that die and come back: what is open goes on where it can, and nothing is let in meanwhile.
+
+use anyhow::{Result, ensure};
+
+use crate::scene::{SERVICE, Scene, Shop};
+
+const DENY_INTRUDER: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { name: no-intruder, namespace: shop }
+spec:
+  action: DENY
+  rules: [{ from: [{ source: { principals: ['*/sa/intruder'] } }] }]
+";
+
+#[test]
+fn a_control_plane_that_dies_is_not_missed_and_catches_up() -> Result<()> {
+    let scene = Scene::start(Shop::InMesh, DENY_INTRUDER)?;
+    let held = [
+        &scene.load,
+        "ping",
+        SERVICE,
+        "--rate",
+        "20",
+        "--count",
+        "100",
+    ];
+    let held = scene.mesh.spawn("shop/client", &held)?;
+    scene.mesh.stop("controlplane")?;
+    scene.ping("shop/client", SERVICE)?;
+    scene.refused("shop/intruder", SERVICE)?;
+    scene.mesh.remove("extra.yaml")?;
+    scene.refused("shop/intruder", SERVICE)?;
+    scene.mesh.resume("controlplane")?;
+    scene
+        .mesh
+        .eventually("the change made meanwhile arrives", || {
+            scene.ping("shop/intruder", SERVICE)
+        });
+    held.finish()?;
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_dies_disturbs_nothing_and_goes_on() -> Result<()> {
+    let scene = Scene::start(Shop::InMesh, "")?;
+    let held = scene.mesh.spawn(
+        "shop/client",
+        &[
+            &scene.load,
+            "ping",
+            SERVICE,
+            "--rate",
+            "20",
+            "--count",
+            "100",
+        ],
+    )?;
+    let new = [
+        "connect",
+        SERVICE,
+        "--seconds",
+        "5",
+        "--parallel",
+        "4",
+        "--rate",
+        "100",
+    ];
+    let new = scene
+        .mesh
+        .spawn("shop/client", &[&[scene.load.as_str()], &new[..]].concat())?;
+    for agent in ["cni-agent-node1", "cni-agent-node2"] {
+        scene.mesh.kill(agent)?;
+    }
+    held.finish()?;
+    let new: serde_json::Value = serde_json::from_str(&new.finish()?)?;
+    ensure!(new["failed"] == 0, "{new}");
+    scene
+        .mesh
+        .label("outside/stranger", "istio.io/dataplane-mode=ambient")?;
+    scene.mesh.eventually("the new agent enrols", || {
+        scene.enrolment("outside/stranger", "enabled")
+    });
+    scene.mesh.eventually("and its pod is served", || {
+        scene.ping("outside/stranger", "server.shop:9000")
+    });
+    Ok(())
+}
+
+#[test]
+fn a_tunnel_that_dies_comes_back_with_its_pods() -> Result<()> {
+    let scene = Scene::start(Shop::InMesh, DENY_INTRUDER)?;
+    for tunnel in ["ztunnel-node2", "ztunnel-node1"] {
+        scene.mesh.kill(tunnel)?;
+        scene
+            .mesh
+            .eventually(&format!("traffic flows again after {tunnel}"), || {
+                scene.ping("shop/client", SERVICE)
+            });
+        scene.refused("shop/intruder", SERVICE)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_pod_whose_process_dies_is_started_again_and_stays_in_the_mesh() -> Result<()> {
+    let scene = Scene::start(Shop::InMesh, "")?;
+    scene.ping("shop/client", SERVICE)?;
+    let pid = scene
+        .mesh
+        .succeed("shop/server", &["pgrep", "-f", "load serve"])?;
+    let pid = pid.split_whitespace().next().unwrap_or_default().to_owned();
+    scene.mesh.succeed("shop/server", &["kill", "-9", &pid])?;
+    scene.mesh.eventually("the server answers again", || {
+        scene.ping("shop/client", SERVICE)
+    });
+    scene.enrolment("shop/server", "enabled")
+}

@@ -1,0 +1,12 @@
+//! The mesh end to end: real processes in network namespaces, driven by the `leyline` command and a folder of YAML.
+
+mod enrolment;
+mod folder;
+mod hostile;
+mod interop;
+mod lifecycle;
+mod policy;
+mod programs;
+mod scene;
+mod system;
+mod traffic;
