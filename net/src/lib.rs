@@ -12,4 +12,5 @@ pub mod netns;
 pub mod ready;
 pub mod socket;
 pub mod tls;
+pub mod xds;
 pub mod zds;

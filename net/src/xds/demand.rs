@@ -1,0 +1,132 @@
+//! On-demand resources: who waits for which name.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, timeout_at},
+};
+
+/// Names that may be waited for at a time.
+const MAX_WAITED: usize = 10_000;
+
+/// What a demand brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// A resource of that name or alias has been applied (or was refused by the handler): look again.
+    Arrived,
+    /// The server says that there is none.
+    Absent,
+}
+
+/// A demand without an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DemandError {
+    /// The deadline passed.
+    #[error("the control plane did not answer in time")]
+    Timeout,
+    /// Too many names are waited for: the caller should refuse.
+    #[error("{MAX_WAITED} resources are waited for already")]
+    TooMany,
+}
+
+/// Asks for resources of an on-demand type. Cheap to clone; usable also while disconnected, until the deadline.
+#[derive(Clone, Debug)]
+pub struct Demand(pub(super) Arc<Waiters>);
+
+#[derive(Debug, Default)]
+pub(super) struct Waiters {
+    waited: Mutex<BTreeMap<String, watch::Sender<Option<Found>>>>,
+    /// Names that the client has not asked the server for yet.
+    fresh: Mutex<BTreeSet<String>>,
+    asked: Notify,
+}
+
+impl Demand {
+    /// Asks for the resource `key` (a uid, `namespace/hostname` or `network/ip`) and waits for the answer. Callers that
+    /// ask for the same key at a time share one question. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`DemandError`].
+    pub async fn resource(&self, key: &str, deadline: Instant) -> Result<Found, DemandError> {
+        let mut answer = self.0.wait_for(key)?;
+        let _forget = Forget {
+            waiters: &self.0,
+            key,
+        };
+        let found = timeout_at(deadline, answer.wait_for(Option::is_some)).await;
+        match found {
+            Ok(Ok(found)) => Ok(found.unwrap_or(Found::Absent)),
+            Ok(Err(_)) | Err(_) => Err(DemandError::Timeout),
+        }
+    }
+}
+
+/// Removes a name that nobody waits for any more.
+struct Forget<'a> {
+    waiters: &'a Waiters,
+    key: &'a str,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        let mut waited = self.waiters.waited.lock();
+        // The last one still holds its receiver here: the fields of the future are dropped after this guard.
+        let unused = |sender: &watch::Sender<_>| sender.receiver_count() <= 1;
+        if waited.get(self.key).is_some_and(unused) {
+            waited.remove(self.key);
+        }
+    }
+}
+
+impl Waiters {
+    fn wait_for(&self, key: &str) -> Result<watch::Receiver<Option<Found>>, DemandError> {
+        let mut waited = self.waited.lock();
+        let full = waited.len() >= MAX_WAITED;
+        match waited.entry(key.to_owned()) {
+            Entry::Occupied(entry) => Ok(entry.get().subscribe()),
+            Entry::Vacant(_) if full => Err(DemandError::TooMany),
+            Entry::Vacant(entry) => {
+                let (sender, receiver) = watch::channel(None);
+                entry.insert(sender);
+                drop(waited);
+                self.fresh.lock().insert(key.to_owned());
+                self.asked.notify_one();
+                Ok(receiver)
+            }
+        }
+    }
+
+    /// The names to ask the server for: waits until there are some. Cancel-safe.
+    pub(super) async fn fresh(&self) -> Vec<String> {
+        loop {
+            let fresh = self.take_fresh();
+            if !fresh.is_empty() {
+                return fresh;
+            }
+            self.asked.notified().await;
+        }
+    }
+
+    pub(super) fn take_fresh(&self) -> Vec<String> {
+        std::mem::take(&mut *self.fresh.lock())
+            .into_iter()
+            .collect()
+    }
+
+    /// Every name that somebody waits for.
+    pub(super) fn all(&self) -> Vec<String> {
+        self.waited.lock().keys().cloned().collect()
+    }
+
+    /// Tells those who wait for `key`.
+    pub(super) fn answer(&self, key: &str, found: Found) {
+        if let Some(sender) = self.waited.lock().remove(key) {
+            sender.send_replace(Some(found));
+        }
+    }
+}
