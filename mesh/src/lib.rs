@@ -6,12 +6,18 @@
 
 #![warn(missing_docs)]
 
+pub mod authority;
+pub mod authorize;
 pub mod draw;
 pub mod dump;
+pub mod headers;
 pub mod identity;
+pub mod inbound;
 pub mod names;
+pub mod outbound;
 pub mod outcome;
 pub mod policy;
+pub mod select;
 pub mod service;
 pub mod view;
 pub mod wire;

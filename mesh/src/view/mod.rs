@@ -339,18 +339,23 @@ impl MeshView {
             old.map(binding),
             new.map(binding),
         );
-        for old in old {
-            for key in old.services.keys() {
-                let stays = new.is_some_and(|it| same_place(old, it, key));
-                if !stays {
-                    self.change_endpoints(key, |endpoints| endpoints.remove(old));
-                }
-            }
+        if let Some(old) = old {
+            self.withdraw(old, new);
         }
-        for new in new {
+        if let Some(new) = new {
             for key in new.services.keys() {
                 let workload = Arc::clone(new);
                 self.change_endpoints(key, |it| it.insert(key.clone(), workload));
+            }
+        }
+    }
+
+    /// Takes out the endpoints of the old version that the new one will not simply replace.
+    fn withdraw(&mut self, old: &Workload, new: Option<&Arc<Workload>>) {
+        for key in old.services.keys() {
+            let stays = new.is_some_and(|it| same_place(old, it, key));
+            if !stays {
+                self.change_endpoints(key, |endpoints| endpoints.remove(old));
             }
         }
     }
