@@ -8,6 +8,7 @@ pub mod drain;
 pub mod hbone;
 mod http1;
 pub mod log;
+pub mod mesh_state;
 pub mod netns;
 pub mod ready;
 pub mod socket;

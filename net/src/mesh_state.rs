@@ -1,0 +1,267 @@
+//! What the mesh knows, shared: one immutable view behind a swap, and news of its changes.
+//!
+//! A connection reads one view and keeps it for a decision. The xDS client writes, one publish per response. Decisions
+//! that lack something wait here, with a deadline, and are made again on the view that brings it; live connections are
+//! told when a policy or their own workload changes, to be authorized again.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    fmt,
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
+use mesh::{
+    names::WorkloadUid,
+    outcome::{Need, Outcome, Refusal},
+    policy::AuthorizationPolicy,
+    view::{Changes, MeshView, Removal, Resource, Update},
+};
+use parking_lot::Mutex;
+use prost::Message;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
+
+use crate::xds::{self, Rejection, Response};
+
+/// The current view and who waits for the next. Cheap to clone; one per process.
+#[derive(Clone, Default)]
+pub struct MeshState(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    view: ArcSwap<MeshView>,
+    /// The copy that updates are applied to; its lock is what orders publishes. Never held across an await.
+    next: Mutex<MeshView>,
+    version: watch::Sender<u64>,
+    policies: watch::Sender<u64>,
+    /// Per workload that a live connection depends on.
+    watched: Mutex<HashMap<WorkloadUid, watch::Sender<u64>>>,
+    demand: Mutex<Option<xds::Demand>>,
+}
+
+impl fmt::Debug for MeshState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MeshState")
+            .field("version", &self.view().version())
+            .finish_non_exhaustive()
+    }
+}
+
+impl MeshState {
+    /// Knows nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Fetches [`Need::Resource`] through `demand` from now on.
+    pub fn fetch_through(&self, demand: xds::Demand) {
+        *self.0.demand.lock() = Some(demand);
+    }
+
+    /// The view now.
+    pub fn view(&self) -> Arc<MeshView> {
+        self.0.view.load_full()
+    }
+
+    /// Applies one update and publishes the result, if it changed anything. Wakes whom it concerns.
+    pub fn publish(&self, update: Update) -> Changes {
+        let mut next = self.0.next.lock();
+        let changes = next.apply(update);
+        if changes.is_empty() {
+            return changes;
+        }
+        self.0.view.store(Arc::new(next.clone()));
+        // Under the lock still, so that watchers hear of versions in order.
+        let version = next.version();
+        self.tell(version, &changes);
+        changes
+    }
+
+    fn tell(&self, version: u64, changes: &Changes) {
+        if !changes.policies.is_empty() {
+            self.0.policies.send_replace(version);
+        }
+        if !changes.workloads.is_empty() {
+            let watched = self.0.watched.lock();
+            for uid in &changes.workloads {
+                if let Some(sender) = watched.get(uid) {
+                    sender.send_replace(version);
+                }
+            }
+        }
+        self.0.version.send_replace(version);
+    }
+
+    /// Versions of published views, from now on.
+    pub fn versions(&self) -> watch::Receiver<u64> {
+        self.0.version.subscribe()
+    }
+
+    /// News that bear on the authorization of a connection to `workload`: a change of any policy, or of the workload.
+    /// Changes after this call are told; read the view after it.
+    pub fn watch(&self, workload: &WorkloadUid) -> AuthorizationWatch {
+        let mut watched = self.0.watched.lock();
+        let receiver = match watched.entry(workload.clone()) {
+            Entry::Occupied(entry) => entry.get().subscribe(),
+            Entry::Vacant(entry) => entry.insert(watch::Sender::new(0)).subscribe(),
+        };
+        AuthorizationWatch {
+            state: self.clone(),
+            uid: workload.clone(),
+            policies: self.0.policies.subscribe(),
+            workload: Some(receiver),
+        }
+    }
+
+    /// Makes a decision, again on each new view while it lacks something, until `deadline`; then it is refused as the
+    /// need says. [`Need::Dns`] is not fetched here: the caller handles it inside `decide`. Cancel-safe.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub async fn decide<T>(
+        &self,
+        deadline: Instant,
+        mut decide: impl FnMut(&Arc<MeshView>) -> Outcome<T>,
+    ) -> Result<(T, Arc<MeshView>), Refusal> {
+        let mut versions = None;
+        loop {
+            let view = self.view();
+            let need = match decide(&view) {
+                Outcome::Go(go) => return Ok((go, view)),
+                Outcome::Refuse(refusal) => return Err(refusal),
+                Outcome::Need(need) => need,
+            };
+            // Subscribed only once something is lacking, and then looked again: nothing can slip in between.
+            let Some(versions) = &mut versions else {
+                versions = Some(self.versions());
+                continue;
+            };
+            if !self.wait(&need, deadline, versions).await {
+                return Err(need.unmet());
+            }
+        }
+    }
+
+    /// Waits for what may meet `need`; false when the deadline passed or it is certain that nothing will.
+    async fn wait(
+        &self,
+        need: &Need,
+        deadline: Instant,
+        versions: &mut watch::Receiver<u64>,
+    ) -> bool {
+        let demand = self.0.demand.lock().clone();
+        match (need, demand) {
+            (Need::Resource(key), Some(demand)) => {
+                let found = demand.resource(key, deadline).await;
+                matches!(found, Ok(xds::Found::Arrived))
+            }
+            _ => matches!(timeout_at(deadline, versions.changed()).await, Ok(Ok(()))),
+        }
+    }
+
+    /// Takes xDS responses in; give it to [`xds::Client::new`].
+    pub fn handler(&self) -> Handler {
+        Handler(self.clone())
+    }
+}
+
+/// Tells a live connection to authorize itself again.
+pub struct AuthorizationWatch {
+    state: MeshState,
+    uid: WorkloadUid,
+    policies: watch::Receiver<u64>,
+    /// Always there until dropped.
+    workload: Option<watch::Receiver<u64>>,
+}
+
+impl AuthorizationWatch {
+    /// Resolves when a policy, or the workload, has changed since the last call or since the watch was made. Several
+    /// changes are told once. Cancel-safe.
+    pub async fn changed(&mut self) {
+        let Some(workload) = &mut self.workload else {
+            return std::future::pending().await;
+        };
+        // Neither sender can be gone: `state` holds both.
+        tokio::select! {
+            _ = self.policies.changed() => {}
+            _ = workload.changed() => {}
+        }
+    }
+
+    /// The view to authorize on.
+    pub fn view(&self) -> Arc<MeshView> {
+        self.state.view()
+    }
+}
+
+impl fmt::Debug for AuthorizationWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AuthorizationWatch")
+            .field("workload", &self.uid)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for AuthorizationWatch {
+    fn drop(&mut self) {
+        let mut watched = self.state.0.watched.lock();
+        self.workload = None;
+        if let Entry::Occupied(entry) = watched.entry(self.uid.clone())
+            && entry.get().receiver_count() == 0
+        {
+            entry.remove();
+        }
+    }
+}
+
+/// Reads responses of the Address, Workload and Authorization types and publishes them.
+#[derive(Clone, Debug)]
+pub struct Handler(MeshState);
+
+impl xds::Handler for Handler {
+    fn apply(&mut self, response: Response) -> Vec<Rejection> {
+        let mut rejected = Vec::new();
+        let mut update = Update::default();
+        for resource in response.resources {
+            match read(response.type_url, &resource.body) {
+                Ok(read) => update.upserts.push(read),
+                Err(reason) => rejected.push(Rejection {
+                    name: resource.name,
+                    reason,
+                }),
+            }
+        }
+        let removal = match response.type_url {
+            proto::AUTHORIZATION_TYPE_URL => Removal::Policy,
+            _ => Removal::Address,
+        };
+        let removed = response.removed.iter();
+        update.removals = removed.map(|name| removal(name.as_str().into())).collect();
+        self.0.publish(update);
+        rejected
+    }
+}
+
+/// The reason names the field, for the control plane's log.
+fn read(type_url: &str, body: &[u8]) -> Result<Resource, String> {
+    fn decode<M: Message + Default>(body: &[u8]) -> Result<M, String> {
+        M::decode(body).map_err(|error| format!("not readable: {error}"))
+    }
+    let read = match type_url {
+        proto::ADDRESS_TYPE_URL => decode::<proto::workload::Address>(body)?.try_into(),
+        proto::WORKLOAD_TYPE_URL => decode::<proto::workload::Workload>(body)?
+            .try_into()
+            .map(Resource::Workload),
+        proto::AUTHORIZATION_TYPE_URL => decode::<proto::security::Authorization>(body)?
+            .try_into()
+            .map(|policy: AuthorizationPolicy| Resource::Policy(policy)),
+        other => return Err(format!("{other:?} is not a type that a node tunnel reads")),
+    };
+    read.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests;
