@@ -8,8 +8,13 @@
 //! ```
 
 pub mod config;
+pub mod crd;
+pub mod graph;
+pub mod object;
 pub mod output;
 pub mod run;
+pub mod source;
+pub mod validate;
 pub mod world;
 
 pub use config::Config;

@@ -1,0 +1,685 @@
+//! Objects as translation sees them: Kubernetes' own kinds cut down to what the mesh needs, the custom ones as they are,
+//! all with names and labels that are shared and not copied.
+
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
+
+use k8s_openapi::{
+    api::{
+        apps::v1::Deployment,
+        core::v1::{self as core, ServiceAccount},
+        discovery::v1 as discovery,
+    },
+    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
+};
+use mesh::names::Str;
+use serde::de::DeserializeOwned;
+
+use crate::{
+    crd,
+    source::{
+        read::{Fault, read},
+        tree::Node,
+    },
+};
+
+/// The kinds that are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "Kubernetes' own names")]
+pub enum Kind {
+    AuthorizationPolicy,
+    Deployment,
+    EndpointSlice,
+    Gateway,
+    GatewayClass,
+    Namespace,
+    Node,
+    PeerAuthentication,
+    Pod,
+    Service,
+    ServiceAccount,
+    ServiceEntry,
+    WorkloadEntry,
+}
+
+/// A namespace and a name; the namespace is empty for cluster-scoped kinds.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name {
+    /// Namespace.
+    pub namespace: Str,
+    /// Name.
+    pub name: Str,
+}
+
+/// Names an object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectRef {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its name.
+    pub name: Name,
+}
+
+/// Labels or annotations.
+pub type Labels = BTreeMap<Str, Str>;
+
+/// An object, and the mistakes in it, with which it came into force for want of an earlier good state: policies then
+/// refuse what they select, and other kinds are left out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sourced<T> {
+    /// The object.
+    pub object: T,
+    /// What was wrong; empty for nearly all.
+    pub faults: Vec<String>,
+}
+
+/// What every object has.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Meta {
+    /// Namespace and name.
+    pub name: Name,
+    /// Kubernetes' uid, where there is one.
+    pub uid: Option<Str>,
+    /// All labels.
+    pub labels: Arc<Labels>,
+    /// The annotations of the mesh (`istio.io` and `leyline.dev` and below them); others are nobody's business here.
+    pub annotations: Labels,
+    /// Seconds since 1970; objects without it count as the newest.
+    pub created: Option<i64>,
+    /// Being deleted.
+    pub deleting: bool,
+}
+
+/// One object of any kind.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "as Kind")]
+pub enum Object {
+    AuthorizationPolicy(Policy),
+    EndpointSlice(EndpointSlice),
+    Gateway(Gateway),
+    GatewayClass(GatewayClass),
+    Namespace(Meta),
+    Node(Meta),
+    PeerAuthentication(PeerAuthentication),
+    Pod(Pod),
+    Service(Service),
+    ServiceEntry(ServiceEntry),
+    WorkloadEntry(WorkloadEntry),
+    /// A kind that is checked and has no part in the mesh itself (Deployment, ServiceAccount).
+    Other(Kind, Meta),
+}
+
+/// A Pod.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Pod {
+    /// Names and labels.
+    pub meta: Meta,
+    /// `spec.nodeName`.
+    pub node: Str,
+    /// `spec.serviceAccountName`; `default` when absent.
+    pub service_account: Str,
+    /// `spec.hostNetwork`.
+    pub host_network: bool,
+    /// Ended: phase `Succeeded` or `Failed`.
+    pub ended: bool,
+    /// Condition `Ready`.
+    pub ready: bool,
+    /// `status.podIPs`, or the single `podIP`, as written.
+    pub addresses: Vec<Str>,
+    /// TCP ports with a name, of containers and of restartable init containers.
+    pub named_ports: BTreeMap<Str, u16>,
+    /// The controlling owner: kind and name.
+    pub owner: Option<(Str, Str)>,
+}
+
+/// A Service.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Service {
+    /// Names and labels.
+    pub meta: Meta,
+    /// `spec.type: ExternalName`.
+    pub external_name: bool,
+    /// Labels of its pods; empty: its endpoints are written by others.
+    pub selector: Labels,
+    /// `spec.clusterIPs`, without `None`.
+    pub cluster_ips: Vec<IpAddr>,
+    /// TCP ports.
+    pub ports: Vec<ServicePort>,
+    /// `spec.ipFamilies`.
+    pub ip_families: Vec<Str>,
+    /// `spec.publishNotReadyAddresses`.
+    pub publish_not_ready: bool,
+    /// `spec.internalTrafficPolicy: Local`.
+    pub local_only: bool,
+    /// `spec.trafficDistribution`.
+    pub traffic_distribution: Option<Str>,
+}
+
+/// A TCP port of a Service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServicePort {
+    /// Its name; empty where there is only one.
+    pub name: Str,
+    /// Its number.
+    pub port: u16,
+    /// What it is at the pod.
+    pub target: TargetPort,
+    /// `appProtocol`.
+    pub app_protocol: Option<Str>,
+}
+
+/// `targetPort`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetPort {
+    /// The service's own number.
+    Same,
+    /// A number.
+    Number(u16),
+    /// A name, which each pod resolves.
+    Name(Str),
+}
+
+/// An EndpointSlice of a service, of addresses.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EndpointSlice {
+    /// Names and labels.
+    pub meta: Meta,
+    /// Label `kubernetes.io/service-name`.
+    pub service: Option<Str>,
+    /// TCP ports by name.
+    pub ports: BTreeMap<Str, u16>,
+    /// Its endpoints.
+    pub endpoints: Vec<SliceEndpoint>,
+}
+
+/// One endpoint of an EndpointSlice.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SliceEndpoint {
+    /// Its addresses that are addresses.
+    pub addresses: Vec<IpAddr>,
+    /// `conditions.ready`; true when absent.
+    pub ready: bool,
+    /// The pod it stands for: name and uid.
+    pub pod: Option<(Str, Option<Str>)>,
+    /// `nodeName`.
+    pub node: Str,
+}
+
+macro_rules! with_meta {
+    ($($(#[$doc:meta])* $name:ident $spec:ty),+ $(,)?) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Debug, Default, PartialEq)]
+        pub struct $name {
+            /// Names and labels.
+            pub meta: Meta,
+            /// What the user asks for.
+            pub spec: $spec,
+        }
+    )+};
+}
+
+with_meta! {
+    /// An AuthorizationPolicy.
+    Policy crd::AuthorizationPolicySpec,
+    /// A PeerAuthentication.
+    PeerAuthentication crd::PeerAuthenticationSpec,
+    /// A WorkloadEntry.
+    WorkloadEntry crd::WorkloadEntrySpec,
+    /// A GatewayClass.
+    GatewayClass crd::GatewayClassSpec,
+}
+
+/// A ServiceEntry.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ServiceEntry {
+    /// Names and labels.
+    pub meta: Meta,
+    /// What the user asks for.
+    pub spec: crd::ServiceEntrySpec,
+    /// Addresses allocated earlier.
+    pub allocated: Vec<crd::AllocatedAddress>,
+}
+
+/// A Gateway of the Gateway API.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Gateway {
+    /// Names and labels.
+    pub meta: Meta,
+    /// What the user asks for.
+    pub spec: crd::GatewaySpec,
+    /// `status.addresses`.
+    pub addresses: Vec<crd::GatewayStatusAddress>,
+}
+
+impl Default for Name {
+    fn default() -> Self {
+        Self::new("", "")
+    }
+}
+
+impl Name {
+    /// A name.
+    pub fn new(namespace: impl Into<Str>, name: impl Into<Str>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            return f.write_str(&self.name);
+        }
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind.as_str(), self.name)
+    }
+}
+
+impl Kind {
+    /// The kind of an `apiVersion` and a `kind`, if it is one that is read.
+    pub fn of(api_version: &str, kind: &str) -> Option<Self> {
+        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+        let known = match (group, kind) {
+            ("", "Namespace") => Self::Namespace,
+            ("", "Node") => Self::Node,
+            ("", "Pod") => Self::Pod,
+            ("", "Service") => Self::Service,
+            ("", "ServiceAccount") => Self::ServiceAccount,
+            ("apps", "Deployment") => Self::Deployment,
+            ("discovery.k8s.io", "EndpointSlice") => Self::EndpointSlice,
+            ("security.istio.io", "AuthorizationPolicy") => Self::AuthorizationPolicy,
+            ("security.istio.io", "PeerAuthentication") => Self::PeerAuthentication,
+            ("networking.istio.io", "ServiceEntry") => Self::ServiceEntry,
+            ("networking.istio.io", "WorkloadEntry") => Self::WorkloadEntry,
+            ("gateway.networking.k8s.io", "Gateway") => Self::Gateway,
+            ("gateway.networking.k8s.io", "GatewayClass") => Self::GatewayClass,
+            _ => return None,
+        };
+        let versions: &[&str] = match group {
+            "security.istio.io" | "gateway.networking.k8s.io" => &["v1", "v1beta1"],
+            "networking.istio.io" => &["v1", "v1beta1", "v1alpha3"],
+            _ => &["v1"],
+        };
+        versions.contains(&version).then_some(known)
+    }
+
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::Deployment => "Deployment",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Gateway => "Gateway",
+            Self::GatewayClass => "GatewayClass",
+            Self::Namespace => "Namespace",
+            Self::Node => "Node",
+            Self::PeerAuthentication => "PeerAuthentication",
+            Self::Pod => "Pod",
+            Self::Service => "Service",
+            Self::ServiceAccount => "ServiceAccount",
+            Self::ServiceEntry => "ServiceEntry",
+            Self::WorkloadEntry => "WorkloadEntry",
+        }
+    }
+
+    /// Whether its objects live in namespaces.
+    pub fn is_namespaced(self) -> bool {
+        !matches!(self, Self::Namespace | Self::Node | Self::GatewayClass)
+    }
+
+    /// Whether an object that cannot be read must refuse and not be left out.
+    pub fn is_policy(self) -> bool {
+        matches!(self, Self::AuthorizationPolicy | Self::PeerAuthentication)
+    }
+}
+
+/// Reads a node as an object of this kind. With faults, the object is what remains without the faulty parts.
+pub fn read_object(kind: Kind, node: &Node) -> (Option<Object>, Vec<Fault>) {
+    fn of<T: DeserializeOwned>(
+        node: &Node,
+        make: impl FnOnce(T) -> Object,
+    ) -> (Option<Object>, Vec<Fault>) {
+        let (value, faults) = read(node);
+        (value.map(make), faults)
+    }
+    let meta = |wire: &ObjectMeta| Meta::new(wire, kind);
+    match kind {
+        Kind::Namespace => of(node, |o: core::Namespace| {
+            Object::Namespace(meta(&o.metadata))
+        }),
+        Kind::Node => of(node, |o: core::Node| Object::Node(meta(&o.metadata))),
+        Kind::Pod => of(node, |o: core::Pod| Object::Pod(Pod::new(&o))),
+        Kind::Service => of(node, |o: core::Service| Object::Service(Service::new(&o))),
+        Kind::EndpointSlice => of(node, |o: discovery::EndpointSlice| {
+            Object::EndpointSlice(EndpointSlice::new(&o))
+        }),
+        Kind::Deployment => of(node, |o: Deployment| Object::Other(kind, meta(&o.metadata))),
+        Kind::ServiceAccount => of(node, |o: ServiceAccount| {
+            Object::Other(kind, meta(&o.metadata))
+        }),
+        Kind::AuthorizationPolicy => of(node, |o: crd::AuthorizationPolicy| {
+            Object::AuthorizationPolicy(Policy {
+                meta: meta(&o.metadata),
+                spec: o.spec,
+            })
+        }),
+        Kind::PeerAuthentication => of(node, |o: crd::PeerAuthentication| {
+            Object::PeerAuthentication(PeerAuthentication {
+                meta: meta(&o.metadata),
+                spec: o.spec,
+            })
+        }),
+        Kind::WorkloadEntry => of(node, |o: crd::WorkloadEntry| {
+            Object::WorkloadEntry(WorkloadEntry {
+                meta: meta(&o.metadata),
+                spec: o.spec,
+            })
+        }),
+        Kind::GatewayClass => of(node, |o: crd::GatewayClass| {
+            Object::GatewayClass(GatewayClass {
+                meta: meta(&o.metadata),
+                spec: o.spec,
+            })
+        }),
+        Kind::ServiceEntry => of(node, |o: crd::ServiceEntry| {
+            Object::ServiceEntry(ServiceEntry {
+                meta: meta(&o.metadata),
+                spec: o.spec,
+                allocated: o.status.addresses,
+            })
+        }),
+        Kind::Gateway => of(node, |o: crd::Gateway| {
+            Object::Gateway(Gateway {
+                meta: meta(&o.metadata),
+                spec: o.spec,
+                addresses: o.status.addresses,
+            })
+        }),
+    }
+}
+
+impl Object {
+    /// Its names and labels.
+    pub fn meta(&self) -> &Meta {
+        match self {
+            Self::AuthorizationPolicy(o) => &o.meta,
+            Self::EndpointSlice(o) => &o.meta,
+            Self::Gateway(o) => &o.meta,
+            Self::GatewayClass(o) => &o.meta,
+            Self::Namespace(meta) | Self::Node(meta) | Self::Other(_, meta) => meta,
+            Self::PeerAuthentication(o) => &o.meta,
+            Self::Pod(o) => &o.meta,
+            Self::Service(o) => &o.meta,
+            Self::ServiceEntry(o) => &o.meta,
+            Self::WorkloadEntry(o) => &o.meta,
+        }
+    }
+}
+
+impl Meta {
+    fn new(wire: &ObjectMeta, kind: Kind) -> Self {
+        let namespace = match &wire.namespace {
+            _ if !kind.is_namespaced() => "",
+            Some(namespace) => namespace,
+            None => "default",
+        };
+        Self {
+            name: Name::new(namespace, wire.name.as_deref().unwrap_or_default()),
+            uid: wire.uid.as_deref().map(Str::from),
+            labels: Arc::new(labels(wire.labels.as_ref(), |_| true)),
+            annotations: labels(wire.annotations.as_ref(), of_the_mesh),
+            created: wire
+                .creation_timestamp
+                .as_ref()
+                .map(|time| time.0.as_second()),
+            deleting: wire.deletion_timestamp.is_some(),
+        }
+    }
+
+    /// A label.
+    pub fn label(&self, key: &str) -> Option<&Str> {
+        self.labels.get(key)
+    }
+
+    /// An annotation of the mesh.
+    pub fn annotation(&self, key: &str) -> Option<&Str> {
+        self.annotations.get(key)
+    }
+
+    /// Orders by age, the oldest first; objects of one age by name.
+    pub fn age(&self) -> (i64, Name) {
+        (self.created.unwrap_or(i64::MAX), self.name.clone())
+    }
+}
+
+fn of_the_mesh(key: &str) -> bool {
+    let domain = key.split('/').next().unwrap_or_default();
+    ["istio.io", "leyline.dev"].iter().any(|ours| {
+        domain == *ours
+            || domain
+                .strip_suffix(ours)
+                .is_some_and(|above| above.ends_with('.'))
+    })
+}
+
+fn labels(wire: Option<&BTreeMap<String, String>>, keep: impl Fn(&str) -> bool) -> Labels {
+    let pairs = wire.into_iter().flatten().filter(|(key, _)| keep(key));
+    pairs
+        .map(|(key, value)| (key.as_str().into(), value.as_str().into()))
+        .collect()
+}
+
+/// Whether every label that is asked for is there.
+pub fn selects<K: AsRef<str>>(selector: &BTreeMap<K, K>, labels: &Labels) -> bool {
+    selector.iter().all(|(key, value)| {
+        labels
+            .get(key.as_ref())
+            .is_some_and(|found| **found == *value.as_ref())
+    })
+}
+
+fn port(number: i32) -> Option<u16> {
+    u16::try_from(number).ok().filter(|port| *port != 0)
+}
+
+impl Pod {
+    /// A pod as the API server or a file has it.
+    pub fn new(wire: &core::Pod) -> Self {
+        let empty = (core::PodSpec::default(), core::PodStatus::default());
+        let spec = wire.spec.as_ref().unwrap_or(&empty.0);
+        let status = wire.status.as_ref().unwrap_or(&empty.1);
+        let phase = status.phase.as_deref().unwrap_or_default();
+        let conditions = status.conditions.iter().flatten();
+        Self {
+            meta: Meta::new(&wire.metadata, Kind::Pod),
+            node: spec.node_name.as_deref().unwrap_or_default().into(),
+            service_account: spec
+                .service_account_name
+                .as_deref()
+                .unwrap_or("default")
+                .into(),
+            host_network: spec.host_network.unwrap_or_default(),
+            ended: matches!(phase, "Succeeded" | "Failed"),
+            ready: conditions
+                .into_iter()
+                .any(|condition| condition.type_ == "Ready" && condition.status == "True"),
+            addresses: pod_addresses(status),
+            named_ports: named_ports(spec),
+            owner: owner(&wire.metadata),
+        }
+    }
+}
+
+fn pod_addresses(status: &core::PodStatus) -> Vec<Str> {
+    let all: Vec<Str> = status
+        .pod_ips
+        .iter()
+        .flatten()
+        .map(|ip| ip.ip.as_str().into())
+        .collect();
+    match &status.pod_ip {
+        Some(one) if all.is_empty() && !one.is_empty() => vec![one.as_str().into()],
+        _ => all,
+    }
+}
+
+/// Where two containers share a port name, the first wins, as in Kubernetes' own endpoints.
+fn named_ports(spec: &core::PodSpec) -> BTreeMap<Str, u16> {
+    let restartable =
+        |container: &&core::Container| container.restart_policy.as_deref() == Some("Always");
+    let sidecars = spec.init_containers.iter().flatten().filter(restartable);
+    let mut ports = BTreeMap::new();
+    for declared in spec
+        .containers
+        .iter()
+        .chain(sidecars)
+        .flat_map(|c| c.ports.iter().flatten())
+    {
+        let tcp = declared
+            .protocol
+            .as_deref()
+            .is_none_or(|protocol| protocol == "TCP");
+        if let (Some(name), Some(number), true) =
+            (&declared.name, port(declared.container_port), tcp)
+        {
+            ports.entry(name.as_str().into()).or_insert(number);
+        }
+    }
+    ports
+}
+
+fn owner(wire: &ObjectMeta) -> Option<(Str, Str)> {
+    let mut owners = wire.owner_references.iter().flatten();
+    let controller = owners.find(|owner| owner.controller == Some(true))?;
+    Some((
+        controller.kind.as_str().into(),
+        controller.name.as_str().into(),
+    ))
+}
+
+impl Service {
+    /// A service as the API server or a file has it.
+    pub fn new(wire: &core::Service) -> Self {
+        let empty = core::ServiceSpec::default();
+        let spec = wire.spec.as_ref().unwrap_or(&empty);
+        let all: Vec<&String> = match spec.cluster_ips.as_deref() {
+            Some(all) if !all.is_empty() => all.iter().collect(),
+            _ => spec.cluster_ip.iter().collect(),
+        };
+        let families = spec.ip_families.iter().flatten();
+        Self {
+            meta: Meta::new(&wire.metadata, Kind::Service),
+            external_name: spec.type_.as_deref() == Some("ExternalName"),
+            selector: labels(spec.selector.as_ref(), |_| true),
+            cluster_ips: all.iter().filter_map(|ip| ip.parse().ok()).collect(),
+            ports: spec
+                .ports
+                .iter()
+                .flatten()
+                .filter_map(ServicePort::new)
+                .collect(),
+            ip_families: families.map(|family| family.as_str().into()).collect(),
+            publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
+            local_only: spec.internal_traffic_policy.as_deref() == Some("Local"),
+            traffic_distribution: spec.traffic_distribution.as_deref().map(Str::from),
+        }
+    }
+}
+
+impl ServicePort {
+    fn new(wire: &core::ServicePort) -> Option<Self> {
+        if wire
+            .protocol
+            .as_deref()
+            .is_some_and(|protocol| protocol != "TCP")
+        {
+            return None;
+        }
+        let target = match &wire.target_port {
+            Some(IntOrString::Int(number)) => {
+                port(*number).map_or(TargetPort::Same, TargetPort::Number)
+            }
+            Some(IntOrString::String(text)) => match text.parse() {
+                Ok(0) => TargetPort::Same,
+                Ok(number) => TargetPort::Number(number),
+                Err(_) => TargetPort::Name(text.as_str().into()),
+            },
+            None => TargetPort::Same,
+        };
+        Some(Self {
+            name: wire.name.as_deref().unwrap_or_default().into(),
+            port: port(wire.port)?,
+            target,
+            app_protocol: wire.app_protocol.as_deref().map(Str::from),
+        })
+    }
+}
+
+impl EndpointSlice {
+    /// A slice as the API server or a file has it. Slices of host names have no endpoints here.
+    pub fn new(wire: &discovery::EndpointSlice) -> Self {
+        let meta = Meta::new(&wire.metadata, Kind::EndpointSlice);
+        let tcp =
+            |port: &&discovery::EndpointPort| port.protocol.as_deref().is_none_or(|p| p == "TCP");
+        let number = |declared: &discovery::EndpointPort| {
+            let name = declared.name.as_deref().unwrap_or_default();
+            Some((name.into(), port(declared.port?)?))
+        };
+        let endpoints = match wire.address_type.as_str() {
+            "FQDN" => Vec::new(),
+            _ => wire
+                .endpoints
+                .iter()
+                .flatten()
+                .map(SliceEndpoint::new)
+                .collect(),
+        };
+        Self {
+            service: meta.label("kubernetes.io/service-name").cloned(),
+            ports: wire
+                .ports
+                .iter()
+                .flatten()
+                .filter(tcp)
+                .filter_map(number)
+                .collect(),
+            endpoints,
+            meta,
+        }
+    }
+}
+
+impl SliceEndpoint {
+    fn new(wire: &discovery::Endpoint) -> Self {
+        let conditions = wire.conditions.as_ref();
+        let target = wire.target_ref.as_ref();
+        let pod = target.filter(|target| target.kind.as_deref() == Some("Pod"));
+        Self {
+            addresses: wire
+                .addresses
+                .iter()
+                .filter_map(|ip| ip.parse().ok())
+                .collect(),
+            ready: conditions
+                .and_then(|conditions| conditions.ready)
+                .unwrap_or(true),
+            pod: pod.map(|pod| {
+                let name = pod.name.as_deref().unwrap_or_default();
+                (name.into(), pod.uid.as_deref().map(Str::from))
+            }),
+            node: wire.node_name.as_deref().unwrap_or_default().into(),
+        }
+    }
+}
