@@ -40,27 +40,43 @@ pub enum Completion {
 /// Starts the drain of all watches of its channel. Dropping it without a drain never ends anything: a supervisor that
 /// dies must not cut traffic.
 #[derive(Clone, Debug)]
-pub struct Trigger(Arc<watch::Sender<Option<Mode>>>);
+pub struct Trigger(Arc<Shared>);
 
-/// Tells a task when and how to end. Holding it holds the drain open.
+#[derive(Debug)]
+struct Shared {
+    mode: watch::Sender<Option<Mode>>,
+    /// Its receivers are the watches that hold the drain open.
+    held: watch::Sender<()>,
+}
+
+/// Tells a task when and how to end. Holding it holds the drain open, unless it is [released](Watch::release).
 #[derive(Clone, Debug)]
-pub struct Watch(watch::Receiver<Option<Mode>>);
+pub struct Watch {
+    mode: watch::Receiver<Option<Mode>>,
+    _hold: Option<watch::Receiver<()>>,
+}
 
 /// A trigger and its first watch.
 pub fn channel() -> (Trigger, Watch) {
-    let (sender, receiver) = watch::channel(None);
-    (Trigger(Arc::new(sender)), Watch(receiver))
+    let (mode, _) = watch::channel(None);
+    let (held, _) = watch::channel(());
+    let trigger = Trigger(Arc::new(Shared { mode, held }));
+    let watch = trigger.watch();
+    (trigger, watch)
 }
 
 impl Trigger {
     /// Another watch; after the drain has begun it reports that at once.
     pub fn watch(&self) -> Watch {
-        Watch(self.0.subscribe())
+        Watch {
+            mode: self.0.mode.subscribe(),
+            _hold: Some(self.0.held.subscribe()),
+        }
     }
 
     /// Begins the drain and does not wait. A second call may only shorten it: to an earlier deadline, or to immediate.
     pub fn start(&self, mode: Mode) {
-        self.0.send_if_modified(|current| {
+        self.0.mode.send_if_modified(|current| {
             let stricter = match (*current, mode) {
                 (None, _) | (Some(Mode::Graceful { .. }), Mode::Immediate) => true,
                 (
@@ -78,21 +94,20 @@ impl Trigger {
         });
     }
 
-    /// Waits until no watch is left. Cancel-safe.
+    /// Waits until no watch is left that holds the drain open. Cancel-safe.
     pub async fn finished(&self) {
-        self.0.closed().await;
+        self.0.held.closed().await;
     }
 
     /// Begins the drain and waits for its end: all watches dropped, or the deadline, when what is left is told to
     /// end at once and waited for.
     pub async fn drain(&self, mode: Mode) -> Completion {
         self.start(mode);
-        let mut watch = self.watch();
+        let mut watch = self.watch().release();
         let deadline = loop {
             match watch.mode() {
                 Some(Mode::Graceful { deadline }) => break deadline,
                 Some(Mode::Immediate) => {
-                    drop(watch);
                     self.finished().await;
                     return Completion::Forced;
                 }
@@ -101,7 +116,6 @@ impl Trigger {
                 }
             }
         };
-        drop(watch);
         if tokio::time::timeout_at(deadline, self.finished())
             .await
             .is_ok()
@@ -115,14 +129,22 @@ impl Trigger {
 }
 
 impl Watch {
+    /// The same news without holding the drain open: for endpoints that are there to be asked about it.
+    pub fn release(self) -> Self {
+        Self {
+            _hold: None,
+            ..self
+        }
+    }
+
     /// What has been ordered, if anything.
     pub fn mode(&self) -> Option<Mode> {
-        *self.0.borrow()
+        *self.mode.borrow()
     }
 
     /// Resolves once a drain has begun. Never resolves when the trigger is dropped without one. Cancel-safe.
     pub async fn started(&mut self) -> Mode {
-        let found = match self.0.wait_for(Option::is_some).await {
+        let found = match self.mode.wait_for(Option::is_some).await {
             Ok(mode) => *mode,
             Err(_) => None,
         };
@@ -140,7 +162,7 @@ impl Watch {
                 Mode::Graceful { deadline } => {
                     tokio::select! {
                         () = tokio::time::sleep_until(deadline) => return,
-                        changed = self.0.changed() => if changed.is_err() {
+                        changed = self.mode.changed() => if changed.is_err() {
                             tokio::time::sleep_until(deadline).await;
                             return;
                         },

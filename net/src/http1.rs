@@ -18,7 +18,8 @@ const HEADER_BUFFER: usize = 8 * 1024;
 /// Connections at a time; these endpoints serve kubelets, scrapers and operators.
 const CONNECTIONS: usize = 256;
 
-/// Serves `router` until the drain is forced: these endpoints stay open while traffic drains, to be asked about it.
+/// Serves `router` until the drain is forced: these endpoints stay open while traffic drains, to be asked about it, and
+/// do not hold the drain open themselves.
 pub(crate) async fn serve(listener: TcpListener, router: Router, drain: drain::Watch) {
     let options = accept::Options {
         name: "http",
@@ -48,5 +49,5 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, drain: drain::W
             }
         }
     });
-    drain.until_forced(serving).await;
+    drain.release().until_forced(serving).await;
 }

@@ -3,12 +3,14 @@
 //! Facts are gathered and effects carried out here; what to do is decided in `mesh`.
 
 pub mod accept;
+pub mod admin;
 pub mod clock;
 pub mod drain;
 pub mod hbone;
 mod http1;
 pub mod log;
 pub mod mesh_state;
+pub mod metrics;
 pub mod netns;
 pub mod ready;
 pub mod socket;

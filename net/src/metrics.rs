@@ -1,0 +1,81 @@
+//! Prometheus metrics: the endpoint, the process's own gauges, and the TCP families that all data planes share.
+//!
+//! Each binary registers its families in one file of its own. Names and labels are Istio's (node-tunnel.md 1.7).
+
+mod process;
+mod tcp;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::any,
+};
+use prometheus_client::{encoding::EncodeLabelSet, encoding::text, metrics::family::Family};
+use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
+use tokio::net::TcpListener;
+
+use crate::{drain, http1};
+pub use process::register as register_process;
+pub use tcp::{Flag, Flow, Labels, MAX_SERIES, Reporter, SocketGuard, Tcp};
+
+/// The metrics' port in the proxy's own namespace.
+pub const PORT: u16 = 15020;
+/// The value of a label that is not known.
+pub const UNKNOWN: &str = "unknown";
+
+const OPENMETRICS: &str = "application/openmetrics-text";
+const OPENMETRICS_FULL: &str = "application/openmetrics-text;charset=utf-8;version=1.0.0";
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+/// Serves `/metrics` and `/stats/prometheus` until the drain is forced.
+pub async fn serve(listener: TcpListener, registry: Arc<Registry>, drain: drain::Watch) {
+    http1::serve(listener, router(registry), drain).await;
+}
+
+/// The two paths; others are 404.
+pub fn router(registry: Arc<Registry>) -> Router {
+    Router::new()
+        .route("/metrics", any(answer))
+        .route("/stats/prometheus", any(answer))
+        .with_state(registry)
+}
+
+/// OpenMetrics text either way; only its Content-Type follows what the scraper accepts.
+async fn answer(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> Response {
+    let mut body = String::new();
+    if let Err(error) = text::encode(&mut body, &registry) {
+        let text = format!("cannot encode metrics: {error}\n");
+        return (StatusCode::INTERNAL_SERVER_ERROR, text).into_response();
+    }
+    let accepted = headers.get_all(header::ACCEPT).iter();
+    let mut accepted = accepted.filter_map(|value| value.to_str().ok());
+    let kind = match accepted.any(|value| value.contains(OPENMETRICS)) {
+        true => OPENMETRICS_FULL,
+        false => PLAIN,
+    };
+    ([(header::CONTENT_TYPE, kind)], body).into_response()
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Build {
+    component: &'static str,
+    tag: String,
+}
+
+/// Registers `istio_build`, which is 1 for this component and version.
+pub fn register_build(registry: &mut Registry, component: &'static str, tag: &str) {
+    let family = Family::<Build, Gauge>::default();
+    let label = Build {
+        component,
+        tag: tag.to_owned(),
+    };
+    family.get_or_create(&label).set(1);
+    registry.register("istio_build", "The component and its version", family);
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,93 @@
+//! Gauges of the process and of its runtime, read at each scrape.
+
+use std::{fmt, fs};
+
+use nix::sys::resource::{Resource, getrlimit};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{MetricType, gauge::ConstGauge},
+    registry::Registry,
+};
+use tokio::runtime::Handle;
+
+#[derive(Debug)]
+struct Process {
+    runtime: Option<Handle>,
+}
+
+/// Registers open and maximum descriptors, and for `runtime` its workers, queue and tasks.
+pub fn register(registry: &mut Registry, runtime: Option<Handle>) {
+    registry.register_collector(Box::new(Process { runtime }));
+}
+
+impl Collector for Process {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        if let Ok(open) = fs::read_dir("/proc/self/fd") {
+            // One of them reads the folder.
+            let open = open.count().saturating_sub(1);
+            gauge(
+                &mut encoder,
+                "process_open_fds",
+                "Open descriptors",
+                open as u64,
+            )?;
+        }
+        if let Ok((soft, _)) = getrlimit(Resource::RLIMIT_NOFILE) {
+            gauge(
+                &mut encoder,
+                "process_max_fds",
+                "Limit of descriptors",
+                soft,
+            )?;
+        }
+        if let Some(memory) = resident_bytes() {
+            let name = "process_resident_memory_bytes";
+            gauge(&mut encoder, name, "Resident memory", memory)?;
+        }
+        let Some(runtime) = &self.runtime else {
+            return Ok(());
+        };
+        let metrics = runtime.metrics();
+        let rows = [
+            (
+                "tokio_num_workers",
+                "Worker threads of the runtime",
+                metrics.num_workers(),
+            ),
+            (
+                "tokio_global_queue_depth",
+                "Tasks in the runtime's global queue",
+                metrics.global_queue_depth(),
+            ),
+            (
+                "tokio_num_alive_tasks",
+                "Tasks of the runtime that have not ended",
+                metrics.num_alive_tasks(),
+            ),
+        ];
+        for (name, help, value) in rows {
+            gauge(&mut encoder, name, help, value as u64)?;
+        }
+        Ok(())
+    }
+}
+
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: u64,
+) -> Result<(), fmt::Error> {
+    let value = ConstGauge::new(value);
+    let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    value.encode(metric)
+}
+
+/// Source: proc_pid_statm(5), second field, in pages.
+fn resident_bytes() -> Option<u64> {
+    let text = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
+    pages.checked_mul(u64::try_from(page).ok()?)
+}

@@ -1,0 +1,353 @@
+//! The `istio_tcp_*` families.
+//!
+//! A flow finds its series once, when it opens, and then only adds to counters. Series are bounded: those of workloads
+//! that are gone are dropped on request, and at the limit those that no flow uses make room, least recently used first.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    hash::Hash,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use parking_lot::Mutex;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabel, EncodeLabelSet, EncodeMetric, LabelSetEncoder},
+    metrics::{MetricType, counter::ConstCounter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+/// Label sets kept at a time, beyond those of open flows.
+pub const MAX_SERIES: usize = 10_000;
+
+/// Labels of a TCP flow, but for `response_flags`, which is known at its end.
+pub trait Labels: Clone + Eq + Hash + fmt::Debug + Send + Sync + 'static {
+    /// Calls `each` with every name and value, in the order of node-tunnel.md 1.7. `flag` is the value of
+    /// `response_flags`, to be passed in its place.
+    fn each<'a>(&'a self, flag: &'a str, each: &mut dyn FnMut(&'a str, &'a str));
+}
+
+/// The values of `response_flags`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Flag {
+    /// It ended well.
+    None,
+    /// A policy refused it, at once or later.
+    Deny,
+    /// The next hop could not be reached, and what fits nowhere else.
+    Connect,
+    /// The TLS handshake failed.
+    TlsFailure,
+    /// The HTTP/2 handshake failed.
+    H2HandshakeFailure,
+    /// Connecting to the HBONE port timed out: as a NetworkPolicy makes it.
+    NetworkPolicy,
+    /// Our identity, or the peer's, is missing or wrong.
+    IdentityError,
+    /// A certificate is revoked.
+    CertRevoked,
+}
+
+impl Flag {
+    const ALL: [Self; 8] = [
+        Self::None,
+        Self::Deny,
+        Self::Connect,
+        Self::TlsFailure,
+        Self::H2HandshakeFailure,
+        Self::NetworkPolicy,
+        Self::IdentityError,
+        Self::CertRevoked,
+    ];
+
+    /// As on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "-",
+            Self::Deny => "DENY",
+            Self::Connect => "CONNECT",
+            Self::TlsFailure => "TLS_FAILURE",
+            Self::H2HandshakeFailure => "H2_HANDSHAKE_FAILURE",
+            Self::NetworkPolicy => "NETWORK_POLICY",
+            Self::IdentityError => "IDENTITY_ERROR",
+            Self::CertRevoked => "CERT_REVOKED",
+        }
+    }
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// Which end of a flow reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reporter {
+    /// The client's.
+    Source,
+    /// The server's.
+    Destination,
+}
+
+impl Reporter {
+    /// As on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+        }
+    }
+}
+
+/// The families. Cheap to clone.
+pub struct Tcp<L>(Arc<Inner<L>>);
+
+struct Inner<L> {
+    series: Mutex<HashMap<L, Arc<Series>>>,
+    /// Orders uses; wraps never.
+    clock: AtomicU64,
+    sockets: Family<Sockets, Gauge>,
+}
+
+#[derive(Default)]
+struct Series {
+    opened: AtomicU64,
+    received: AtomicU64,
+    sent: AtomicU64,
+    closed: [AtomicU64; Flag::ALL.len()],
+    used: AtomicU64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Sockets {
+    reporter: &'static str,
+}
+
+impl<L> Clone for Tcp<L> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<L> fmt::Debug for Tcp<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tcp").finish_non_exhaustive()
+    }
+}
+
+impl<L: Labels> Tcp<L> {
+    /// New families in `registry`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let new = Self(Arc::new(Inner {
+            series: Mutex::default(),
+            clock: AtomicU64::new(0),
+            sockets: Family::default(),
+        }));
+        registry.register_collector(Box::new(new.clone()));
+        registry.register(
+            "istio_tcp_sockets_open",
+            "Accepted sockets that are open",
+            new.0.sockets.clone(),
+        );
+        new
+    }
+
+    /// Counts a flow as opened.
+    pub fn open(&self, labels: &L) -> Flow {
+        let series = self.series(labels);
+        series.opened.fetch_add(1, Relaxed);
+        Flow {
+            series,
+            ended: false,
+        }
+    }
+
+    /// Counts a flow that failed before it carried anything, as closed and failed.
+    pub fn fail(&self, labels: &L, flag: Flag) {
+        self.series(labels).closed[flag.index()].fetch_add(1, Relaxed);
+    }
+
+    /// Counts an accepted socket for as long as the guard lives.
+    pub fn socket(&self, reporter: Reporter) -> SocketGuard {
+        let label = Sockets {
+            reporter: reporter.as_str(),
+        };
+        let gauge = self.0.sockets.get_or_create(&label).clone();
+        gauge.inc();
+        SocketGuard(gauge)
+    }
+
+    /// Drops series that `keep` refuses and that no open flow uses: to be called when workloads go.
+    pub fn retain(&self, mut keep: impl FnMut(&L) -> bool) {
+        let mut series = self.0.series.lock();
+        series.retain(|labels, series| Arc::strong_count(series) > 1 || keep(labels));
+    }
+
+    fn series(&self, labels: &L) -> Arc<Series> {
+        let now = self.0.clock.fetch_add(1, Relaxed);
+        let mut all = self.0.series.lock();
+        if let Some(found) = all.get(labels) {
+            found.used.store(now, Relaxed);
+            return Arc::clone(found);
+        }
+        if all.len() >= MAX_SERIES {
+            make_room(&mut all);
+        }
+        let new = Arc::new(Series::default());
+        new.used.store(now, Relaxed);
+        all.insert(labels.clone(), Arc::clone(&new));
+        new
+    }
+}
+
+/// Drops the least recently used tenth of what no flow uses.
+fn make_room<L: Labels>(all: &mut HashMap<L, Arc<Series>>) {
+    let idle = all.values().filter(|series| Arc::strong_count(series) == 1);
+    let mut uses: Vec<u64> = idle.map(|series| series.used.load(Relaxed)).collect();
+    let drop = (uses.len() / 10).max(1).min(uses.len());
+    let Some(last) = drop.checked_sub(1) else {
+        return;
+    };
+    let (_, limit, _) = uses.select_nth_unstable(last);
+    let limit = *limit;
+    all.retain(|_, series| Arc::strong_count(series) > 1 || series.used.load(Relaxed) > limit);
+}
+
+/// One open flow's counters. Dropping it counts the flow as closed without a flag.
+pub struct Flow {
+    series: Arc<Series>,
+    ended: bool,
+}
+
+impl fmt::Debug for Flow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flow")
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Flow {
+    /// Counts payload bytes of the request: downstream to upstream.
+    pub fn received(&self, bytes: u64) {
+        self.series.received.fetch_add(bytes, Relaxed);
+    }
+
+    /// Counts payload bytes of the response: upstream to downstream.
+    pub fn sent(&self, bytes: u64) {
+        self.series.sent.fetch_add(bytes, Relaxed);
+    }
+
+    /// Counts the flow as closed, and as failed where the flag says so.
+    pub fn close(mut self, flag: Flag) {
+        self.ended = true;
+        self.series.closed[flag.index()].fetch_add(1, Relaxed);
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.series.closed[Flag::None.index()].fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// Counts a socket as open while it lives.
+#[derive(Debug)]
+pub struct SocketGuard(Gauge);
+
+impl Drop for SocketGuard {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+struct Pairs<'a, L> {
+    labels: &'a L,
+    flag: Flag,
+}
+
+impl<L: Labels> EncodeLabelSet for Pairs<'_, L> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut result = Ok(());
+        self.labels.each(self.flag.as_str(), &mut |name, value| {
+            let label = (name, value);
+            let encoded = EncodeLabel::encode(&label, encoder.encode_label());
+            result = result.and(encoded);
+        });
+        result
+    }
+}
+
+type Row<L> = (L, Arc<Series>);
+
+impl<L: Labels> Collector for Tcp<L> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        // A copy, so that opening flows do not wait for a scrape.
+        let rows: Vec<Row<L>> = {
+            let all = self.0.series.lock();
+            let rows = all.iter();
+            rows.map(|(labels, series)| (labels.clone(), Arc::clone(series)))
+                .collect()
+        };
+        let closed = |series: &Series, flag: Flag| series.closed[flag.index()].load(Relaxed);
+        family(
+            &mut encoder,
+            "istio_tcp_connections_opened",
+            "Connections opened",
+            &rows,
+            |series, flag| (flag == Flag::None).then(|| series.opened.load(Relaxed)),
+        )?;
+        family(
+            &mut encoder,
+            "istio_tcp_connections_closed",
+            "Connections closed",
+            &rows,
+            |series, flag| Some(closed(series, flag)).filter(|n| *n > 0),
+        )?;
+        family(
+            &mut encoder,
+            "istio_tcp_received_bytes",
+            "Payload bytes of requests",
+            &rows,
+            |series, flag| (flag == Flag::None).then(|| series.received.load(Relaxed)),
+        )?;
+        family(
+            &mut encoder,
+            "istio_tcp_sent_bytes",
+            "Payload bytes of responses",
+            &rows,
+            |series, flag| (flag == Flag::None).then(|| series.sent.load(Relaxed)),
+        )?;
+        family(
+            &mut encoder,
+            "istio_tcp_connections_failed",
+            "Connections that failed",
+            &rows,
+            |series, flag| Some(closed(series, flag)).filter(|n| *n > 0 && flag != Flag::None),
+        )
+    }
+}
+
+fn family<L: Labels>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    rows: &[Row<L>],
+    value: impl Fn(&Series, Flag) -> Option<u64>,
+) -> Result<(), fmt::Error> {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (labels, series) in rows {
+        for flag in Flag::ALL {
+            if let Some(value) = value(series, flag) {
+                let counter = ConstCounter::new(value);
+                counter.encode(metric.encode_family(&Pairs { labels, flag })?)?;
+            }
+        }
+    }
+    Ok(())
+}
