@@ -8,8 +8,11 @@
 
 pub mod authority;
 pub mod authorize;
+pub mod dns;
 pub mod draw;
 pub mod dump;
+pub mod enrol;
+pub mod flow;
 pub mod headers;
 pub mod identity;
 pub mod inbound;

@@ -1,0 +1,272 @@
+//! What a pod's question for an address is answered from what the mesh knows (node-tunnel 8).
+//!
+//! Only names of the mesh are answered; for anything else the answer is to forward. A name of the mesh without an
+//! address of the family asked for has an empty answer, never NXDOMAIN, which would deny the other family too.
+
+use std::net::IpAddr;
+
+use serde::Serialize;
+
+use crate::{
+    draw::Draw,
+    names::{NamespacedHostname, Str},
+    service::{HealthPolicy, Service},
+    view::MeshView,
+    workload::{Health, Workload},
+};
+
+#[cfg(test)]
+mod tests;
+
+/// How long a local answer may be kept, in seconds.
+pub const TTL_SECONDS: u32 = 30;
+
+/// What names mean here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Settings {
+    /// The cluster's domain, without dots at its ends: `cluster.local`.
+    pub domain: Str,
+    /// Domains that the client's resolver appends, most specific first; empty: Kubernetes' own three.
+    pub search: Vec<Str>,
+    /// Wins a tie for a name where neither the client's namespace nor a canonical service does.
+    pub preferred_namespace: Option<Str>,
+    /// Whether AAAA records are given.
+    pub ipv6: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            domain: "cluster.local".into(),
+            search: Vec::new(),
+            preferred_namespace: None,
+            ipv6: true,
+        }
+    }
+}
+
+/// The type of record that is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub enum RecordType {
+    /// IPv4.
+    A,
+    /// IPv6.
+    Aaaa,
+    /// Any other, which is forwarded even for names of the mesh.
+    Other,
+}
+
+impl RecordType {
+    fn is_of(self, address: &IpAddr) -> bool {
+        match self {
+            Self::A => address.is_ipv4(),
+            Self::Aaaa => address.is_ipv6(),
+            Self::Other => false,
+        }
+    }
+}
+
+/// The answer to a question.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum Answer {
+    /// Ours to give, authoritatively.
+    Local(Records),
+    /// Not a name of the mesh: ask the next resolver.
+    Forward,
+}
+
+/// A local answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Records {
+    /// The service that the name means.
+    pub service: NamespacedHostname,
+    /// The owner of the address records, fully qualified with a trailing dot, in lower case.
+    pub owner: String,
+    /// Where the question was for a search domain's expansion: the name that a CNAME from the question leads to,
+    /// which then is the owner too.
+    pub cname: Option<String>,
+    /// In an order of chance; may be empty.
+    pub addresses: Vec<IpAddr>,
+    /// Seconds.
+    pub ttl: u32,
+}
+
+/// Answers one question of `client`. `name` is compared without case, with a trailing dot or without.
+pub fn answer(
+    view: &MeshView,
+    settings: &Settings,
+    client: &Workload,
+    name: &str,
+    kind: RecordType,
+    draw: Draw,
+) -> Answer {
+    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    if kind == RecordType::Other || name.is_empty() {
+        return Answer::Forward;
+    }
+    let asked = Asked {
+        view,
+        settings,
+        client,
+    };
+    let candidates = asked.candidates(&name);
+    let found = candidates.iter().find_map(|it| asked.lookup(it));
+    let Some(found) = found else {
+        return Answer::Forward;
+    };
+    let mut addresses = asked.addresses(found.service, kind);
+    draw.shuffle(&mut addresses);
+    Answer::Local(Records {
+        service: found.service.key(),
+        owner: format!("{}.", found.cname.unwrap_or(&name)),
+        cname: found.cname.map(|it| format!("{it}.")),
+        addresses,
+        ttl: TTL_SECONDS,
+    })
+}
+
+struct Asked<'a> {
+    view: &'a MeshView,
+    settings: &'a Settings,
+    client: &'a Workload,
+}
+
+/// A name to try.
+struct Candidate {
+    name: String,
+    /// What was left of the question when a search domain was taken off it.
+    stripped: Option<String>,
+}
+
+struct Found<'a> {
+    service: &'a Service,
+    cname: Option<&'a str>,
+}
+
+impl<'a> Asked<'a> {
+    /// The name and its expansions, then the same for what is left without a search domain.
+    fn candidates(&self, name: &str) -> Vec<Candidate> {
+        let mut candidates = Vec::new();
+        let mut add = |name: &str, stripped: Option<&str>| {
+            let names = std::iter::once(name.to_owned()).chain(self.expansions(name));
+            candidates.extend(names.map(|name| Candidate {
+                name,
+                stripped: stripped.map(str::to_owned),
+            }));
+        };
+        add(name, None);
+        for domain in self.search() {
+            let rest = name
+                .strip_suffix(&domain)
+                .and_then(|it| it.strip_suffix('.'));
+            if let Some(rest) = rest.filter(|it| !it.is_empty()) {
+                add(rest, Some(rest));
+            }
+        }
+        candidates
+    }
+
+    fn search(&self) -> Vec<String> {
+        let domain = &self.settings.domain;
+        if !self.settings.search.is_empty() {
+            return self
+                .settings
+                .search
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+        }
+        let own = format!("{}.svc.{domain}", self.client.namespace);
+        vec![own, format!("svc.{domain}"), domain.to_string()]
+    }
+
+    /// The short forms that Kubernetes knows of a service's name.
+    fn expansions(&self, name: &str) -> Vec<String> {
+        let (domain, namespace) = (&self.settings.domain, &self.client.namespace);
+        let in_svc = name.ends_with(".svc");
+        match name.split('.').count() {
+            1 => vec![format!("{name}.{namespace}.svc.{domain}")],
+            2 => vec![
+                format!("{name}.svc.{domain}"),
+                format!("{name}.{namespace}.svc.{domain}"),
+            ],
+            3 if in_svc => vec![format!("{name}.{domain}"), format!("{name}.svc.{domain}")],
+            3 => vec![format!("{name}.svc.{domain}")],
+            4 if in_svc => vec![format!("{name}.{domain}")],
+            _ => Vec::new(),
+        }
+    }
+
+    /// The exact name, then wildcards from the most to the least specific. A wildcard's answer is the question's own.
+    fn lookup<'b>(&self, candidate: &'b Candidate) -> Option<Found<'b>>
+    where
+        'a: 'b,
+    {
+        if let Some(service) = self.choose(&candidate.name) {
+            let cname = candidate.stripped.as_deref();
+            return Some(Found { service, cname });
+        }
+        let mut rest = candidate.name.as_str();
+        while let Some((_, parent)) = rest.split_once('.') {
+            if let Some(service) = self.choose(&format!("*.{parent}")) {
+                return Some(Found {
+                    service,
+                    cname: None,
+                });
+            }
+            rest = parent;
+        }
+        None
+    }
+
+    /// Among the services of a name: the client's namespace, canonical, preferred namespace, first seen.
+    fn choose(&self, hostname: &str) -> Option<&'a Service> {
+        let client = &self.client.namespace;
+        let services = self.view.services_by_hostname(hostname);
+        let eligible = services.filter(|it| it.visible_to(client) && self.has_records(it));
+        let preferred = self.settings.preferred_namespace.as_ref();
+        let chosen = eligible.min_by_key(|it| {
+            let foreign = it.namespace != *client;
+            (foreign, !it.canonical, preferred != Some(&it.namespace))
+        });
+        chosen.map(|it| &**it)
+    }
+
+    fn has_records(&self, service: &Service) -> bool {
+        !service.vips.is_empty() || self.is_headless(service)
+    }
+
+    /// A name of the cluster's own without addresses stands for its endpoints.
+    fn is_headless(&self, service: &Service) -> bool {
+        let rest = service.hostname.strip_suffix(&*self.settings.domain);
+        service.vips.is_empty() && rest.is_some_and(|it| it.ends_with(".svc."))
+    }
+
+    fn addresses(&self, service: &Service, kind: RecordType) -> Vec<IpAddr> {
+        if kind == RecordType::Aaaa && !self.settings.ipv6 {
+            return Vec::new();
+        }
+        let fits = |it: &IpAddr| kind.is_of(it) && service.ip_families.allows(*it);
+        if service.vips.is_empty() {
+            return self.endpoint_addresses(service, fits);
+        }
+        let here = service
+            .vips
+            .iter()
+            .filter(|it| it.network == self.client.network);
+        here.map(|it| it.address).filter(fits).collect()
+    }
+
+    /// The first fitting address of each endpoint of the client's network that may be chosen.
+    fn endpoint_addresses(&self, service: &Service, fits: impl Fn(&IpAddr) -> bool) -> Vec<IpAddr> {
+        let all = service.load_balancing.health_policy == HealthPolicy::AllowAll;
+        let endpoints = self.view.endpoints(&service.key());
+        let workloads = endpoints.iter().map(|it| &it.workload);
+        let chosen = workloads.filter(|it| {
+            (all || it.status == Health::Healthy) && it.network == self.client.network
+        });
+        chosen
+            .filter_map(|it| it.addresses.iter().copied().find(&fits))
+            .collect()
+    }
+}
