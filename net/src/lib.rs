@@ -5,6 +5,7 @@
 pub mod accept;
 pub mod admin;
 pub mod clock;
+pub mod copy;
 pub mod drain;
 pub mod hbone;
 mod http1;

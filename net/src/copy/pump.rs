@@ -1,0 +1,355 @@
+//! One direction of a copy, for each kind of source and sink.
+
+#![allow(
+    unsafe_code,
+    reason = "reads into memory that nothing has cleared first"
+)]
+
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    io,
+    mem::MaybeUninit,
+    net::Shutdown,
+    sync::atomic::{AtomicU64, Ordering},
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::{io::Interest, net::TcpStream};
+
+use super::{Fault, Sink, Source, Watch};
+use crate::hbone::{RecvHalf, ResetCode, SendHalf, StreamError};
+
+/// The first read after silence: on the stack, then copied to its exact size.
+const FIRST_READ: usize = 1024;
+/// The first buffer that a longer burst gets, and the factor by which it grows while reads fill it.
+const BUFFER: usize = 16 * 1024;
+const BUFFER_GROWTH: usize = 4;
+const MAX_BUFFER: usize = 256 * 1024;
+/// Pieces below this size are joined while the sink is blocked: each piece costs its sender's budget for small frames
+/// until it is taken, and an exhausted budget ends the whole connection.
+const SMALL_PIECE: usize = 1024;
+
+/// Passes bytes on until the source ends, and then ends the sink.
+pub(super) async fn run(
+    source: Source<'_>,
+    sink: Sink<'_>,
+    counter: &AtomicU64,
+) -> Result<(), Fault> {
+    match (source, sink) {
+        (Source::Tcp(from), Sink::Tunnel(to)) => tcp_to_tunnel(from, to, counter).await,
+        (Source::Tunnel(from), Sink::Tcp(to)) => tunnel_to_tcp(from, to, counter).await,
+        (Source::Tcp(from), Sink::Tcp(to)) => tcp_to_tcp(from, to, counter).await,
+        (Source::Tunnel(from), Sink::Tunnel(to)) => tunnel_to_tunnel(from, to, counter).await,
+    }
+}
+
+fn count(counter: &AtomicU64, bytes: usize) {
+    counter.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+}
+
+fn sink_error(error: StreamError) -> Fault {
+    Fault::Sink(error.into())
+}
+
+/// What a read of a TCP connection brought.
+enum Read {
+    Data(Bytes),
+    End,
+}
+
+/// Reads with a buffer that is as large as the flow deserves, and none while it is silent.
+struct Reader {
+    buffer: BytesMut,
+    /// Size of the next read; at [`FIRST_READ`] no buffer is held.
+    size: usize,
+}
+
+impl Reader {
+    fn new() -> Self {
+        Self {
+            buffer: BytesMut::new(),
+            size: FIRST_READ,
+        }
+    }
+
+    /// Reads what there is, at most `limit` bytes.
+    fn poll_read(
+        &mut self,
+        tcp: &TcpStream,
+        cx: &mut Context<'_>,
+        limit: usize,
+    ) -> Poll<io::Result<Read>> {
+        loop {
+            match self.try_read(tcp, limit) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(tcp.poll_read_ready(cx))?;
+                }
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    /// As [`Reader::poll_read`], without waiting: `WouldBlock` when there is nothing.
+    fn try_read(&mut self, tcp: &TcpStream, limit: usize) -> io::Result<Read> {
+        let wanted = self.size.min(limit);
+        let data = if self.size == FIRST_READ {
+            let mut first = [MaybeUninit::uninit(); FIRST_READ];
+            let read = receive(tcp, &mut first[..wanted])?;
+            Bytes::copy_from_slice(initialised(&first[..read]))
+        } else {
+            self.buffer.reserve(wanted);
+            let read = receive(tcp, &mut self.buffer.spare_capacity_mut()[..wanted])
+                .inspect_err(|_| self.buffer = BytesMut::new())?;
+            // SAFETY: `receive` has written the first `read` bytes of the spare capacity, and the buffer was empty:
+            // everything that it held before was split off.
+            unsafe { self.buffer.set_len(read) };
+            self.buffer.split().freeze()
+        };
+        if data.len() == self.size {
+            self.size = (self.size * BUFFER_GROWTH).clamp(BUFFER, MAX_BUFFER);
+        } else if data.len() < self.size / 8 && wanted == self.size {
+            self.shrink();
+        }
+        Ok(match data.is_empty() {
+            true => Read::End,
+            false => Read::Data(data),
+        })
+    }
+
+    fn shrink(&mut self) {
+        let smaller = self.size / BUFFER_GROWTH;
+        self.size = if smaller < BUFFER {
+            FIRST_READ
+        } else {
+            smaller
+        };
+    }
+}
+
+/// Receives what there is. A short read empties the socket, so it ends the readiness as well and saves asking again:
+/// what comes later, a FIN included, makes a new one.
+fn receive(tcp: &TcpStream, into: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+    let mut short = None;
+    let result = tcp.try_io(Interest::READABLE, || {
+        let read = socket2::SockRef::from(tcp).recv(into)?;
+        if 0 < read && read < into.len() {
+            short = Some(read);
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(read)
+    });
+    short.map_or(result, Ok)
+}
+
+fn initialised(bytes: &[MaybeUninit<u8>]) -> &[u8] {
+    // SAFETY: callers pass what `receive` has written, and `MaybeUninit<u8>` has the layout of `u8`.
+    unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len()) }
+}
+
+async fn tcp_to_tunnel(
+    from: &TcpStream,
+    to: &mut SendHalf,
+    counter: &AtomicU64,
+) -> Result<(), Fault> {
+    let mut reader = Reader::new();
+    loop {
+        let room = tokio::select! {
+            biased;
+            room = poll_fn(|cx| poll_room(&reader, from, to, cx)) => room,
+            // The wait for room may be long; the application may have given up meanwhile.
+            error = Watch::Tcp(from).broken() => Err(Fault::Source(error)),
+        };
+        match room {
+            Ok(room) => match reader.try_read(from, room) {
+                Ok(Read::Data(data)) => {
+                    count(counter, data.len());
+                    to.send(data).map_err(sink_error)?;
+                }
+                Ok(Read::End) => return to.finish().map_err(sink_error),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(Fault::Source(error)),
+            },
+            // The peer has said all and wants no more, which is no failure.
+            Err(Fault::Sink(error)) if is_no_error(&error) => return Ok(()),
+            Err(fault) => return Err(fault),
+        }
+    }
+}
+
+fn is_no_error(error: &io::Error) -> bool {
+    let tunnel = error.get_ref().and_then(|e| e.downcast_ref());
+    matches!(tunnel, Some(StreamError::Reset(ResetCode::NO_ERROR)))
+}
+
+/// Waits for bytes from TCP and then for room in the tunnel; room is reserved only while there are bytes, as what one
+/// stream holds other streams lack.
+fn poll_room(
+    reader: &Reader,
+    from: &TcpStream,
+    to: &mut SendHalf,
+    cx: &mut Context<'_>,
+) -> Poll<Result<usize, Fault>> {
+    if let Poll::Ready(error) = to.poll_reset(cx) {
+        return Poll::Ready(Err(sink_error(error)));
+    }
+    match from.poll_read_ready(cx) {
+        Poll::Ready(Ok(())) => to.poll_capacity(cx, reader.size).map_err(sink_error),
+        Poll::Ready(Err(error)) => Poll::Ready(Err(Fault::Source(error))),
+        Poll::Pending => {
+            to.release();
+            Poll::Pending
+        }
+    }
+}
+
+/// What has come out of a tunnel and not gone into TCP yet.
+#[derive(Default)]
+struct Backlog {
+    current: Bytes,
+    pieces: VecDeque<Bytes>,
+    /// Small pieces that came last, joined.
+    tail: BytesMut,
+    ended: bool,
+}
+
+async fn tunnel_to_tcp(
+    from: &mut RecvHalf,
+    to: &TcpStream,
+    counter: &AtomicU64,
+) -> Result<(), Fault> {
+    let mut backlog = Backlog::default();
+    poll_fn(|cx| backlog.poll_pass(from, to, counter, cx)).await?;
+    shut_down(to)
+}
+
+impl Backlog {
+    fn poll_pass(
+        &mut self,
+        from: &mut RecvHalf,
+        to: &TcpStream,
+        counter: &AtomicU64,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Fault>> {
+        loop {
+            if self.current.is_empty() {
+                self.current = match ready!(self.poll_next(from, cx)) {
+                    Some(Ok(data)) => data,
+                    Some(Err(error)) => return Poll::Ready(Err(Fault::Source(error.into()))),
+                    None => return Poll::Ready(Ok(())),
+                };
+            }
+            match to.try_write(&self.current) {
+                Ok(written) => {
+                    self.current.advance(written);
+                    from.credit(written);
+                    count(counter, written);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.collect(from, cx).map_err(Fault::Source)?;
+                    ready!(to.poll_write_ready(cx)).map_err(Fault::Sink)?;
+                }
+                Err(error) => return Poll::Ready(Err(Fault::Sink(error))),
+            }
+        }
+    }
+
+    fn poll_next(
+        &mut self,
+        from: &mut RecvHalf,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, StreamError>>> {
+        if let Some(piece) = self.pieces.pop_front() {
+            return Poll::Ready(Some(Ok(piece)));
+        }
+        if !self.tail.is_empty() {
+            return Poll::Ready(Some(Ok(std::mem::take(&mut self.tail).freeze())));
+        }
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        from.poll_uncredited(cx)
+    }
+
+    /// Takes what there is out of the tunnel while the sink is blocked, with no credit until it is written, so that
+    /// the stream's window bounds what is held.
+    fn collect(&mut self, from: &mut RecvHalf, cx: &mut Context<'_>) -> io::Result<()> {
+        while !self.ended {
+            match from.poll_uncredited(cx) {
+                Poll::Ready(Some(Ok(data))) if data.len() < SMALL_PIECE => {
+                    self.tail.extend_from_slice(&data);
+                }
+                Poll::Ready(Some(Ok(data))) => {
+                    if !self.tail.is_empty() {
+                        self.pieces.push_back(self.tail.split().freeze());
+                    }
+                    self.pieces.push_back(data);
+                }
+                Poll::Ready(Some(Err(error))) => return Err(error.into()),
+                Poll::Ready(None) => self.ended = true,
+                Poll::Pending => break,
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn tcp_to_tcp(from: &TcpStream, to: &TcpStream, counter: &AtomicU64) -> Result<(), Fault> {
+    let mut reader = Reader::new();
+    loop {
+        let read = poll_fn(|cx| reader.poll_read(from, cx, MAX_BUFFER)).await;
+        let mut data = match read.map_err(Fault::Source)? {
+            Read::Data(data) => data,
+            Read::End => return shut_down(to),
+        };
+        while !data.is_empty() {
+            match to.try_write(&data) {
+                Ok(written) => {
+                    data.advance(written);
+                    count(counter, written);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    to.writable().await.map_err(Fault::Sink)?;
+                }
+                Err(error) => return Err(Fault::Sink(error)),
+            }
+        }
+    }
+}
+
+async fn tunnel_to_tunnel(
+    from: &mut RecvHalf,
+    to: &mut SendHalf,
+    counter: &AtomicU64,
+) -> Result<(), Fault> {
+    loop {
+        let next = poll_fn(|cx| match to.poll_reset(cx) {
+            Poll::Ready(error) => Poll::Ready(Err(sink_error(error))),
+            Poll::Pending => from.poll_uncredited(cx).map(Ok),
+        });
+        let mut data = match next.await? {
+            Some(Ok(data)) => data,
+            Some(Err(error)) => return Err(Fault::Source(error.into())),
+            None => return to.finish().map_err(sink_error),
+        };
+        while !data.is_empty() {
+            let room = poll_fn(|cx| to.poll_capacity(cx, data.len())).await;
+            let piece = data.split_to(room.map_err(sink_error)?.min(data.len()));
+            let bytes = piece.len();
+            to.send(piece).map_err(sink_error)?;
+            from.credit(bytes);
+            count(counter, bytes);
+        }
+    }
+}
+
+/// Passes an end on: FIN, with the other direction still open.
+fn shut_down(to: &TcpStream) -> Result<(), Fault> {
+    match socket2::SockRef::from(to).shutdown(Shutdown::Write) {
+        Ok(()) => Ok(()),
+        // The peer is gone already; a reset shows in the other direction.
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+        Err(error) => Err(Fault::Sink(error)),
+    }
+}
