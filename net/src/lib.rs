@@ -4,6 +4,7 @@
 
 pub mod accept;
 pub mod admin;
+pub mod ca;
 pub mod clock;
 pub mod copy;
 pub mod drain;
