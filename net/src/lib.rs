@@ -16,6 +16,8 @@ pub mod metrics;
 pub mod netns;
 pub mod ready;
 pub mod socket;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod tls;
 pub mod xds;
 pub mod zds;

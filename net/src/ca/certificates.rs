@@ -298,19 +298,27 @@ impl Keeper {
             let issued = self.issuer.issue(self.identity.clone()).await;
             drop(turn);
             self.place.lower(Priority::Background);
-            let next = match issued {
-                Ok(certificate) => {
+            let next = match issued.and_then(|certificate| self.accept(certificate)) {
+                Ok(renewal) => {
                     failures = 0;
-                    self.renewal(&certificate, rand::random())
-                        .inspect(|_| self.publish(certificate))
+                    renewal
                 }
                 Err(error) => {
                     failures += 1;
                     self.failed(error, failures)
                 }
             };
-            self.wait_until(next.unwrap_or_else(|| self.clock.wall())).await;
+            self.wait_until(next).await;
         }
+    }
+
+    /// Publishes what is valid; answers when to renew it.
+    fn accept(&self, certificate: WorkloadCertificate) -> Result<SystemTime, Arc<IssueError>> {
+        let renewal = self
+            .renewal(&certificate, rand::random())
+            .ok_or(IssueError::NotValidNow)?;
+        self.publish(certificate);
+        Ok(renewal)
     }
 
     fn publish(&self, certificate: WorkloadCertificate) {
@@ -334,11 +342,14 @@ impl Keeper {
         }
         // It came late in its life: half of what is left, and never at once.
         let left = certificate.not_after().duration_since(now).ok()?;
+        if left.is_zero() {
+            return None;
+        }
         Some(now + (left / 2).max(self.config.backoff))
     }
 
     /// Keeps what is valid and says why there is nothing otherwise; answers when to try again.
-    fn failed(&self, error: Arc<IssueError>, failures: u32) -> Option<SystemTime> {
+    fn failed(&self, error: Arc<IssueError>, failures: u32) -> SystemTime {
         let pause = backoff(&self.config, failures, rand::random());
         tracing::warn!(identity = %self.identity, failures, retry_in = ?pause, error = &error as &dyn std::error::Error, "no certificate from the CA");
         let now = self.clock.wall();
@@ -348,7 +359,7 @@ impl Keeper {
                 .send_replace(CertificateState::Unavailable(error));
         }
         let retry = now + pause;
-        Some(expiry.map_or(retry, |expiry| retry.min(expiry)))
+        expiry.map_or(retry, |expiry| retry.min(expiry))
     }
 
     fn valid_until(&self) -> Option<SystemTime> {

@@ -270,7 +270,9 @@ fn make_request(identity: &Identity) -> Result<(String, PrivateKeyDer<'static>),
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.subject_alt_names = vec![SanType::URI(name.map_err(IssueError::Request)?)];
-    let csr = params.serialize_request(&key).map_err(IssueError::Request)?;
+    let csr = params
+        .serialize_request(&key)
+        .map_err(IssueError::Request)?;
     let pem = csr.pem().map_err(IssueError::Request)?;
     let key = PrivatePkcs8KeyDer::from(key.serialize_der());
     Ok((pem, PrivateKeyDer::Pkcs8(key)))
@@ -296,8 +298,7 @@ fn check(
     }
     let trust = TrustBundle::from_pem(asked.trust_domain.clone(), roots.as_bytes())
         .map_err(IssueError::Roots)?;
-    let made =
-        WorkloadCertificate::new(policy, ders, key, trust).map_err(IssueError::Unusable)?;
+    let made = WorkloadCertificate::new(policy, ders, key, trust).map_err(IssueError::Unusable)?;
     if made.identity() != asked {
         return Err(IssueError::WrongIdentity {
             asked: asked.clone(),

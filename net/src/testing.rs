@@ -1,0 +1,166 @@
+//! A CA for tests: roots and leaves with any names, times and uses, good and bad.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use mesh::identity::{Identity, TrustDomain};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+
+use crate::{
+    ca::{Issuer, Issuing},
+    tls::{Policy, TrustBundle, WorkloadCertificate},
+};
+
+/// A root of one trust domain, with its key.
+pub struct TestCa {
+    domain: TrustDomain,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    policy: Policy,
+    lifetime: Duration,
+    issued: AtomicUsize,
+}
+
+/// What is in a leaf.
+#[derive(Clone, Debug)]
+pub struct Leaf {
+    /// URI names, in order. A good leaf has one.
+    pub uris: Vec<String>,
+    /// DNS names.
+    pub dns: Vec<String>,
+    /// When it begins.
+    pub not_before: SystemTime,
+    /// When it ends.
+    pub not_after: SystemTime,
+    /// Extended key usage; none leaves the extension out.
+    pub uses: Vec<ExtendedKeyUsagePurpose>,
+}
+
+impl TestCa {
+    /// A new root for `domain`. Certificates run by the clock of `policy`.
+    pub fn new(domain: &str, policy: &Policy) -> Self {
+        let key = KeyPair::generate().expect("keys can be made");
+        let now = policy.clock().wall();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, "test root");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.not_before = (now - Duration::from_secs(3600)).into();
+        params.not_after = (now + Duration::from_secs(10 * 365 * 86_400)).into();
+        Self {
+            domain: domain.parse().expect("tests name a trust domain"),
+            issuer: CertifiedIssuer::self_signed(params, key).expect("a root can be made"),
+            policy: policy.clone(),
+            lifetime: Duration::from_secs(86_400),
+            issued: AtomicUsize::new(0),
+        }
+    }
+
+    /// The same, whose leaves live for `lifetime`.
+    pub fn with_lifetime(mut self, lifetime: Duration) -> Self {
+        self.lifetime = lifetime;
+        self
+    }
+
+    /// The root, in PEM.
+    pub fn root_pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    /// Trust in this root, for its domain alone.
+    pub fn trust(&self) -> TrustBundle {
+        TrustBundle::from_pem(self.domain.clone(), self.root_pem().as_bytes())
+            .expect("the root is one")
+    }
+
+    /// How many leaves it has signed.
+    pub fn issued(&self) -> usize {
+        self.issued.load(Ordering::SeqCst)
+    }
+
+    /// The identity of a service account in this domain.
+    pub fn identity(&self, namespace: &str, service_account: &str) -> Identity {
+        Identity {
+            trust_domain: self.domain.clone(),
+            namespace: namespace.into(),
+            service_account: service_account.into(),
+        }
+    }
+
+    /// A good leaf, to be changed.
+    pub fn leaf(&self, identity: &Identity) -> Leaf {
+        let now = self.policy.clock().wall();
+        Leaf {
+            uris: vec![identity.to_string()],
+            dns: Vec::new(),
+            not_before: now,
+            not_after: now + self.lifetime,
+            uses: vec![
+                ExtendedKeyUsagePurpose::ServerAuth,
+                ExtendedKeyUsagePurpose::ClientAuth,
+            ],
+        }
+    }
+
+    /// Signs `leaf` for a new key.
+    pub fn sign(&self, leaf: &Leaf) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+        let key = KeyPair::generate().expect("keys can be made");
+        let certificate = self.sign_for(leaf, &key);
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+        (certificate, PrivateKeyDer::Pkcs8(key))
+    }
+
+    /// Signs `leaf` for somebody's key, such as a CSR's.
+    pub fn sign_for(&self, leaf: &Leaf, key: &impl PublicKeyData) -> CertificateDer<'static> {
+        self.issued.fetch_add(1, Ordering::SeqCst);
+        let mut params = CertificateParams::new(leaf.dns.clone()).expect("tests use DNS names");
+        params.distinguished_name = DistinguishedName::new();
+        for uri in &leaf.uris {
+            let uri = uri.as_str().try_into().expect("tests use ASCII names");
+            params.subject_alt_names.push(SanType::URI(uri));
+        }
+        params.not_before = leaf.not_before.into();
+        params.not_after = leaf.not_after.into();
+        params.extended_key_usages.clone_from(&leaf.uses);
+        let signed = params.signed_by(key, &self.issuer);
+        signed.expect("a leaf can be signed").der().clone()
+    }
+
+    /// A good certificate of `identity`, trusting this CA.
+    pub fn certificate(&self, identity: &Identity) -> Arc<WorkloadCertificate> {
+        Arc::new(self.build(identity))
+    }
+
+    fn build(&self, identity: &Identity) -> WorkloadCertificate {
+        let (leaf, key) = self.sign(&self.leaf(identity));
+        WorkloadCertificate::new(&self.policy, vec![leaf], key, self.trust())
+            .expect("leaf, key and root fit")
+    }
+}
+
+impl Issuer for TestCa {
+    fn issue(&self, identity: Identity) -> Issuing {
+        let made = self.build(&identity);
+        Box::pin(async move { Ok(made) })
+    }
+}
+
+impl fmt::Debug for TestCa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TestCa")
+            .field("domain", &self.domain)
+            .finish_non_exhaustive()
+    }
+}
