@@ -16,5 +16,5 @@ test:
 # Figures, as ratios in one run: see docs/performance.md.
 perf: build
 	./tests/prepare test
-	cargo build --release --locked -p leyline-tests --bin perf
+	cargo build --release --locked -p leyline-tests --bins
 	$${CARGO_TARGET_DIR:-target}/release/perf

@@ -1,9 +1,9 @@
 //! Editing the folder changes the running mesh, and a mistake in it changes nothing but the status.
 
 use anyhow::{Result, ensure};
-use rig::holds;
+use rig::{holds, yaml::idle_pod};
 
-use crate::scene::{INTRUDER, SERVICE, Scene, Shop, idle_pod};
+use crate::scene::{INTRUDER, SERVICE, Scene, Shop};
 
 const DENY_INTRUDER: &str = "
 apiVersion: security.istio.io/v1

@@ -1,9 +1,9 @@
 //! Any program of the machine can be a pod.
 
 use anyhow::{Context, Result};
-use rig::holds;
+use rig::{holds, yaml::pod};
 
-use crate::scene::{Scene, Shop, pod};
+use crate::scene::{Scene, Shop};
 
 fn service(name: &str, port: u16) -> String {
     format!(

@@ -1,7 +1,10 @@
 //! What the suites start from: a client, a server and an intruder, on two nodes.
 
 use anyhow::{Context, Result, ensure};
-use rig::{Mesh, Options};
+use rig::{
+    Mesh, Options,
+    yaml::{idle_pod, pod, service},
+};
 use serde_json::Value;
 
 /// The identities, as they stand in logs.
@@ -122,35 +125,6 @@ impl Scene {
     }
 }
 
-/// A pod that only waits for `exec`.
-pub(crate) fn idle_pod(namespace: &str, name: &str, node: &str) -> String {
-    pod(namespace, name, node, "[sleep, infinity]")
-}
-
-/// A pod with a service account of its name, on a node.
-pub(crate) fn pod(namespace: &str, name: &str, node: &str, command: &str) -> String {
-    format!(
-        "---
-apiVersion: v1
-kind: ServiceAccount
-metadata: {{ name: {name}, namespace: {namespace} }}
----
-apiVersion: v1
-kind: Pod
-metadata:
-  name: {name}
-  namespace: {namespace}
-  labels: {{ app: {name} }}
-spec:
-  serviceAccountName: {name}
-  nodeName: {node}
-  containers:
-    - name: main
-      command: {command}
-"
-    )
-}
-
 fn objects(load: &str, shop: Shop) -> String {
     let label = match shop {
         Shop::InMesh => "{ istio.io/dataplane-mode: ambient }",
@@ -169,18 +143,4 @@ fn objects(load: &str, shop: Shop) -> String {
         service("outside", "plain"),
     ]
     .concat()
-}
-
-fn service(namespace: &str, name: &str) -> String {
-    format!(
-        "---
-apiVersion: v1
-kind: Service
-metadata: {{ name: {name}, namespace: {namespace} }}
-spec:
-  ipFamilyPolicy: PreferDualStack
-  selector: {{ app: {name} }}
-  ports: [{{ name: tcp, port: 9000, targetPort: 9001 }}]
-"
-    )
 }

@@ -2,6 +2,9 @@
 //!
 //! Each [`Mesh`] has its own folder, name and namespaces, and ends with its value, also when a test panics.
 
+pub mod process;
+pub mod yaml;
+
 use std::{
     fmt::Display,
     fs,

@@ -1,0 +1,95 @@
+//! The processes of a mesh as the machine sees them: what they hold in memory and have spent.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+/// A process, by its number on the machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Process(pub i32);
+
+/// The tunnels of the mesh whose supervisor is `supervisor`, by the name of their node.
+pub fn tunnels(supervisor: Process) -> Result<Vec<(String, Process)>> {
+    let own = supervisor.pid_namespace()?;
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(number) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let process = Process(number);
+        let same = process
+            .pid_namespace()
+            .is_ok_and(|namespace| namespace == own);
+        if let Some(node) = process.environment("NODE_NAME").filter(|_| same)
+            && process.is_tunnel()
+        {
+            found.push((node, process));
+        }
+    }
+    ensure!(
+        !found.is_empty(),
+        "no tunnel runs in the namespace of {supervisor:?}"
+    );
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(found)
+}
+
+impl Process {
+    fn file(self, name: &str) -> PathBuf {
+        format!("/proc/{}/{name}", self.0).into()
+    }
+
+    fn pid_namespace(self) -> Result<PathBuf> {
+        // The supervisor is the first process of its namespace: its own link names it.
+        Ok(fs::read_link(self.file("ns/pid"))?)
+    }
+
+    fn environment(self, name: &str) -> Option<String> {
+        let all = fs::read(self.file("environ")).ok()?;
+        let text = String::from_utf8_lossy(&all);
+        text.split('\0')
+            .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+            .map(str::to_owned)
+    }
+
+    fn is_tunnel(self) -> bool {
+        let line = fs::read(self.file("cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        words.iter().take(2).any(|word| word.ends_with(b"ztunnel"))
+    }
+
+    /// Resident memory in bytes.
+    pub fn resident(self) -> Result<u64> {
+        let text = fs::read_to_string(self.file("status"))?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .context("VmRSS")?;
+        let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
+        Ok(kilobytes << 10)
+    }
+
+    /// Open files.
+    pub fn files(self) -> Result<usize> {
+        Ok(fs::read_dir(self.file("fd"))?.count())
+    }
+
+    /// Seconds of processor time, its own and the kernel's for it.
+    pub fn cpu(self) -> Result<f64> {
+        let text = fs::read_to_string(self.file("stat"))?;
+        // The name, in brackets, may hold anything; the 12th and 13th fields after it are utime and stime.
+        let after = text.rsplit_once(") ").context("stat")?.1;
+        let ticks = after
+            .split(' ')
+            .skip(11)
+            .take(2)
+            .filter_map(|field| field.parse::<u32>().ok())
+            .map(f64::from);
+        // USER_HZ is 100 on every Linux architecture that Rust supports.
+        Ok(ticks.sum::<f64>() / 100.0)
+    }
+}

@@ -1,0 +1,45 @@
+//! Objects that the suites' folders are made of.
+
+/// A pod that only waits for `exec`.
+pub fn idle_pod(namespace: &str, name: &str, node: &str) -> String {
+    pod(namespace, name, node, "[sleep, infinity]")
+}
+
+/// A pod with a service account of its name, on a node.
+pub fn pod(namespace: &str, name: &str, node: &str, command: &str) -> String {
+    format!(
+        "---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {{ name: {name}, namespace: {namespace} }}
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: {name}
+  namespace: {namespace}
+  labels: {{ app: {name} }}
+spec:
+  serviceAccountName: {name}
+  nodeName: {node}
+  containers:
+    - name: main
+      command: {command}
+"
+    )
+}
+
+/// A service on port 9000 over the pods of its name, which listen on 9001.
+pub fn service(namespace: &str, name: &str) -> String {
+    format!(
+        "---
+apiVersion: v1
+kind: Service
+metadata: {{ name: {name}, namespace: {namespace} }}
+spec:
+  ipFamilyPolicy: PreferDualStack
+  selector: {{ app: {name} }}
+  ports: [{{ name: tcp, port: 9000, targetPort: 9001 }}]
+"
+    )
+}
