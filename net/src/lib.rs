@@ -8,6 +8,8 @@ pub mod ca;
 pub mod clock;
 pub mod copy;
 pub mod drain;
+#[cfg(test)]
+mod fixture;
 pub mod hbone;
 mod http1;
 pub mod log;

@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, sync::Arc};
 use axum::{
     Router,
     extract::State,
-    http::StatusCode,
+    http::{Method, StatusCode},
     response::{IntoResponse, Response},
-    routing::{MethodFilter, on},
+    routing::any,
 };
 use tokio::{net::TcpListener, sync::watch};
 
@@ -112,12 +112,13 @@ pub async fn serve(listener: TcpListener, ready: Ready, drain: drain::Watch) {
 
 /// `200 ready`, `500 not ready, pending: ...`; other methods 405, other paths 404 (node-tunnel.md 1.4).
 pub fn router(ready: Ready) -> Router {
-    let answer =
-        on(MethodFilter::GET, answer).fallback(|| async { StatusCode::METHOD_NOT_ALLOWED });
-    Router::new().route(PATH, answer).with_state(ready)
+    Router::new().route(PATH, any(answer)).with_state(ready)
 }
 
-async fn answer(State(ready): State<Ready>) -> Response {
+async fn answer(method: Method, State(ready): State<Ready>) -> Response {
+    if method != Method::GET {
+        return StatusCode::METHOD_NOT_ALLOWED.into_response();
+    }
     let pending = ready.pending();
     if pending.is_empty() {
         return "ready\n".into_response();
