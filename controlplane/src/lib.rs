@@ -7,13 +7,19 @@
 //!                                  world's pods -> ca (who may ask for which certificate)
 //! ```
 
+pub mod admin;
+pub mod auth;
+pub mod ca;
 pub mod config;
 pub mod crd;
 pub mod graph;
+pub mod metrics;
 pub mod object;
 pub mod output;
 pub mod run;
+pub mod serve;
 pub mod source;
+pub mod tls;
 pub mod validate;
 pub mod world;
 

@@ -1,14 +1,28 @@
 //! The control plane's program: settings, run, exit code.
 
+use anyhow::Context as _;
 use clap::Parser as _;
 use controlplane::config::{Args, Config};
+use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let config = Config::try_from(Args::parse())?;
-    controlplane::run(config, async {
-        drop(tokio::signal::ctrl_c().await);
+    let args = Args::parse();
+    let options = net::log::Options {
+        format: args.log_format.parse()?,
+        filter: args.log.clone(),
+    };
+    let log = net::log::init(&options)?;
+    let config = Config::try_from(args)?;
+    let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
+    let result = controlplane::run(config, async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
     })
-    .await?;
-    Ok(())
+    .await;
+    log.flush();
+    Ok(result?)
 }

@@ -1,0 +1,129 @@
+//! Which identities a node tunnel may have certificates for: those of the pods on its own node, and no others.
+
+use mesh::identity::{Identity, ParseIdentityError, TrustDomain};
+
+use crate::{
+    auth::Caller, config::ServiceAccount, output::PodFacts, serve::access::Access, world::World,
+};
+
+/// What runs where, as the API server (or the state folder) says.
+pub trait Pods: Send + Sync + std::fmt::Debug {
+    /// The pod with this uid, if it has not ended.
+    fn pod_by_uid(&self, uid: &str) -> Option<PodFacts>;
+    /// Whether a pod of this account that has not ended runs on the node.
+    fn runs_on_node(&self, node: &str, namespace: &str, service_account: &str) -> bool;
+}
+
+/// The rule's surroundings.
+#[derive(Debug)]
+pub struct Rule<'a> {
+    /// The mesh's trust domain.
+    pub trust_domain: &'a TrustDomain,
+    /// This cluster's id.
+    pub cluster_id: &'a str,
+    /// Who is a node tunnel.
+    pub access: &'a Access,
+    /// What runs where.
+    pub pods: &'a dyn Pods,
+}
+
+/// Why an identity is refused. For our log only: the peer learns nothing about what runs where.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// Not a node tunnel at all.
+    #[error("{0} is not a trusted node account")]
+    NotANode(ServiceAccount),
+    /// A token that could be used from anywhere.
+    #[error("the caller's proof is not bound to a pod")]
+    NotPodBound,
+    /// Not an identity.
+    #[error("read the requested identity")]
+    Identity(#[from] ParseIdentityError),
+    /// Another mesh's identity.
+    #[error("{0} is of another trust domain")]
+    TrustDomain(Identity),
+    /// A cluster that we know nothing of.
+    #[error("the caller's cluster {0:?} is not this one")]
+    Cluster(String),
+    /// The caller's pod has ended or never was.
+    #[error("no pod has the uid {0:?} of the caller's token")]
+    UnknownPod(String),
+    /// The pod is not the one that the token names.
+    #[error("the pod {uid:?} is {found}, not {claimed}")]
+    OtherPod {
+        /// The uid both have.
+        uid: String,
+        /// What it is.
+        found: String,
+        /// What the token says.
+        claimed: String,
+    },
+    /// Nothing of that identity runs there.
+    #[error("no pod of {identity} runs on the caller's node {node}")]
+    NotOnNode {
+        /// The requested identity.
+        identity: Identity,
+        /// The caller's node.
+        node: String,
+    },
+}
+
+impl Pods for World {
+    fn pod_by_uid(&self, uid: &str) -> Option<PodFacts> {
+        World::pod_by_uid(self, uid)
+    }
+
+    fn runs_on_node(&self, node: &str, namespace: &str, service_account: &str) -> bool {
+        World::runs_on_node(self, node, namespace, service_account)
+    }
+}
+
+impl Rule<'_> {
+    /// The identity, if `caller` may have a certificate for it. Source: control-plane.md 12, with its weak points closed
+    /// (trust domain, ended pods).
+    pub fn check(
+        &self,
+        caller: &Caller,
+        cluster: Option<&str>,
+        requested: &str,
+    ) -> Result<Identity, Refusal> {
+        if !self.access.is_node(&caller.account) {
+            return Err(Refusal::NotANode(caller.account.clone()));
+        }
+        let binding = caller.pod.as_ref().ok_or(Refusal::NotPodBound)?;
+        let identity: Identity = requested.parse()?;
+        if identity.trust_domain != *self.trust_domain {
+            return Err(Refusal::TrustDomain(identity));
+        }
+        if let Some(other) = cluster.filter(|cluster| *cluster != self.cluster_id) {
+            return Err(Refusal::Cluster(other.to_owned()));
+        }
+        let pod = self.pods.pod_by_uid(&binding.uid);
+        let pod = pod.ok_or_else(|| Refusal::UnknownPod(binding.uid.clone()))?;
+        let claimed_node = binding.node.as_deref().unwrap_or(&pod.node);
+        let place = |namespace: &str, name: &str, account: &str, node: &str| {
+            format!("{namespace}/{name} of {account} on {node:?}")
+        };
+        let found = place(&pod.namespace, &pod.name, &pod.service_account, &pod.node);
+        let ServiceAccount { namespace, name } = &caller.account;
+        let claimed = place(namespace, &binding.name, name, claimed_node);
+        if found != claimed {
+            return Err(Refusal::OtherPod {
+                uid: binding.uid.clone(),
+                found,
+                claimed,
+            });
+        }
+        let runs = !pod.node.is_empty()
+            && self
+                .pods
+                .runs_on_node(&pod.node, &identity.namespace, &identity.service_account);
+        match runs {
+            true => Ok(identity),
+            false => Err(Refusal::NotOnNode {
+                identity,
+                node: pod.node.to_string(),
+            }),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! An intermediate made by others, in Istio's layout of files or cert-manager's (control-plane.md 12).
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use rcgen::KeyPair;
+use rustls_pki_types::CertificateDer;
+
+use super::{
+    authority::{Authority, Material, MaterialError},
+    pem,
+};
+
+/// Names of the files: signing certificate, key, roots, and the rest of the chain where it is a file of its own.
+struct Layout {
+    certificate: &'static str,
+    key: &'static str,
+    roots: &'static str,
+    chain: Option<&'static str>,
+}
+
+const ISTIO: Layout = Layout {
+    certificate: "ca-cert.pem",
+    key: "ca-key.pem",
+    roots: "root-cert.pem",
+    chain: Some("cert-chain.pem"),
+};
+
+const CERT_MANAGER: Layout = Layout {
+    certificate: "tls.crt",
+    key: "tls.key",
+    roots: "ca.crt",
+    chain: None,
+};
+
+/// Why the files are no certificate authority.
+#[derive(Debug, thiserror::Error)]
+pub enum PlugInError {
+    /// Some of the files are there, or none.
+    #[error("missing: {}", .0.join(", "))]
+    Incomplete(Vec<&'static str>),
+    /// Reading one.
+    #[error("read {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A file has no certificate, or one that does not parse.
+    #[error("{0} holds no PEM certificates")]
+    Certificates(&'static str),
+    /// The key does not parse.
+    #[error("{file} holds no usable PEM private key")]
+    Key {
+        /// Which file.
+        file: &'static str,
+        /// The cause.
+        source: rcgen::Error,
+    },
+    /// They do not work together.
+    #[error("use the files together")]
+    Material(#[from] MaterialError),
+}
+
+/// Reads and checks the files in `dir`.
+pub fn load(dir: &Path) -> Result<Authority, PlugInError> {
+    let layout = match (missing(dir, &ISTIO), missing(dir, &CERT_MANAGER)) {
+        (none, _) if none.is_empty() => ISTIO,
+        (_, none) if none.is_empty() => CERT_MANAGER,
+        // The layout that is nearer to being whole is the one that was meant.
+        (istio, other) if istio.len() <= other.len() => return Err(PlugInError::Incomplete(istio)),
+        (_, other) => return Err(PlugInError::Incomplete(other)),
+    };
+    let key_text = read(dir, layout.key)?;
+    warn_if_exposed(&dir.join(layout.key));
+    let key = KeyPair::from_pem(&key_text).map_err(|source| PlugInError::Key {
+        file: layout.key,
+        source,
+    })?;
+    let mut chain = certificates(dir, layout.certificate)?;
+    let certificate = chain.remove(0);
+    if let Some(file) = layout.chain {
+        chain.extend(certificates(dir, file)?);
+    }
+    let roots = certificates(dir, layout.roots)?;
+    Ok(Authority::new(Material {
+        key,
+        certificate,
+        chain,
+        roots,
+    })?)
+}
+
+fn missing(dir: &Path, layout: &Layout) -> Vec<&'static str> {
+    let files = [layout.certificate, layout.key, layout.roots];
+    let files = files.into_iter().chain(layout.chain);
+    files.filter(|file| !dir.join(file).exists()).collect()
+}
+
+fn read(dir: &Path, file: &'static str) -> Result<String, PlugInError> {
+    let path = dir.join(file);
+    fs::read_to_string(&path).map_err(|source| PlugInError::Read { path, source })
+}
+
+/// At least one.
+fn certificates(
+    dir: &Path,
+    file: &'static str,
+) -> Result<Vec<CertificateDer<'static>>, PlugInError> {
+    let text = read(dir, file)?;
+    match pem::certificates(text.as_bytes()) {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        _ => Err(PlugInError::Certificates(file)),
+    }
+}
+
+/// Only a warning: a mounted Kubernetes Secret is readable within its pod by default.
+fn warn_if_exposed(path: &Path) {
+    let mode = fs::metadata(path).map_or(0, |known| known.permissions().mode() & 0o777);
+    if mode & 0o077 != 0 {
+        tracing::warn!(path = %path.display(), mode = format_args!("{mode:o}"), "the signing key may be read by others");
+    }
+}

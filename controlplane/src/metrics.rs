@@ -1,0 +1,416 @@
+//! The control plane's metrics: every name, label and type in this one file (control-plane.md section 14).
+//!
+//! Upstream's counters carry no `_total`, and the shipped dashboards query those names, so [`Count`] is written without
+//! the suffix that OpenMetrics gives counters.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder},
+    metrics::{
+        MetricType, TypedMetric,
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        histogram::Histogram,
+    },
+    registry::Registry,
+};
+use proto::{ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL, WORKLOAD_TYPE_URL};
+
+use crate::serve::registry::Peer;
+
+/// Seconds.
+const TIMES: [f64; 10] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 3.0, 10.0];
+/// Bytes.
+const SIZES: [f64; 7] = [1.0, 1e4, 1e5, 1e6, 4e6, 1e7, 4e7];
+
+/// A number that only grows, under a name without `_total`. Clones count together.
+#[derive(Debug, Clone, Default)]
+pub struct Count(Arc<AtomicU64>);
+
+/// Everything that is counted.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    proxies: Family<Proxies, Gauge>,
+    pushes: Family<Kind, Count>,
+    push_time: Histogram,
+    config_size: Family<Kind, Histogram>,
+    expired_nonce: Family<Kind, Count>,
+    rejects: Family<Kind, Count>,
+    inbound_updates: Family<Kind, Count>,
+    internal_errors: Count,
+    convergence: Histogram,
+    services: Gauge,
+    certificates: Certificates,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Certificates {
+    csr: Count,
+    unauthenticated: Count,
+    unparsable: Count,
+    id_refused: Count,
+    sign_errors: Family<SignError, Count>,
+    issued: Count,
+    root_expiry: Gauge,
+    chain_expiry: Gauge,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Proxies {
+    version: String,
+    r#type: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    r#type: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SignError {
+    error: &'static str,
+}
+
+/// What became of a request for a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CsrOutcome {
+    /// Signed.
+    Issued,
+    /// The caller has not proven who it is.
+    Unauthenticated,
+    /// The caller may not have the identity it asks for.
+    IdentityRefused,
+    /// The request does not parse, or is not signed by its key, or the key is too weak.
+    BadRequest,
+    /// The lifetime is too long.
+    TtlTooLong,
+    /// Signing failed.
+    Internal,
+}
+
+/// Values that are true only at the moment they are read.
+#[derive(Debug)]
+struct Clocks {
+    started: Instant,
+    root_expiry: Gauge,
+    chain_expiry: Gauge,
+}
+
+impl Metrics {
+    /// All metrics, registered.
+    pub fn new() -> Arc<Self> {
+        let mut metrics = Self {
+            registry: Registry::default(),
+            proxies: Family::default(),
+            pushes: Family::default(),
+            push_time: Histogram::new(TIMES),
+            config_size: Family::new_with_constructor(|| Histogram::new(SIZES)),
+            expired_nonce: Family::default(),
+            rejects: Family::default(),
+            inbound_updates: Family::default(),
+            internal_errors: Count::default(),
+            convergence: Histogram::new(TIMES),
+            services: Gauge::default(),
+            certificates: Certificates::default(),
+        };
+        let mut registry = Registry::default();
+        metrics.register_xds(&mut registry);
+        metrics.certificates.register(&mut registry);
+        let tag = env!("CARGO_PKG_VERSION");
+        let build = Family::<[(&str, &str); 2], Gauge>::default();
+        build
+            .get_or_create(&[("component", "pilot"), ("tag", tag)])
+            .set(1);
+        registry.register("istio_build", "Version of this component", build);
+        let info = Family::<[(&str, &str); 1], Gauge>::default();
+        info.get_or_create(&[("version", tag)]).set(1);
+        registry.register("pilot_info", "Version of this control plane", info);
+        registry.register_collector(Box::new(Clocks {
+            started: Instant::now(),
+            root_expiry: metrics.certificates.root_expiry.clone(),
+            chain_expiry: metrics.certificates.chain_expiry.clone(),
+        }));
+        metrics.registry = registry;
+        Arc::new(metrics)
+    }
+
+    fn register_xds(&self, registry: &mut Registry) {
+        let mut counts = |name: &str, help: &str, family: &Family<Kind, Count>| {
+            registry.register(name, help, family.clone());
+        };
+        counts("pilot_xds_pushes", "Responses sent", &self.pushes);
+        counts(
+            "pilot_xds_expired_nonce",
+            "Acknowledgements of no awaited response",
+            &self.expired_nonce,
+        );
+        counts(
+            "pilot_total_xds_rejects",
+            "Responses that a proxy rejected",
+            &self.rejects,
+        );
+        counts(
+            "pilot_inbound_updates",
+            "Changes of the world",
+            &self.inbound_updates,
+        );
+        registry.register("pilot_xds", "Connected proxies", self.proxies.clone());
+        registry.register(
+            "pilot_services",
+            "Services in the mesh",
+            self.services.clone(),
+        );
+        registry.register(
+            "pilot_total_xds_internal_errors",
+            "Streams ended by a fault of ours",
+            self.internal_errors.clone(),
+        );
+        registry.register(
+            "pilot_xds_push_time",
+            "Seconds to compute what a proxy is owed",
+            self.push_time.clone(),
+        );
+        registry.register(
+            "pilot_xds_config_size_bytes",
+            "Size of responses",
+            self.config_size.clone(),
+        );
+        registry.register(
+            "pilot_proxy_convergence_time",
+            "Seconds from a change to its sending",
+            self.convergence.clone(),
+        );
+    }
+
+    /// The whole as OpenMetrics text.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    pub(crate) fn connected(&self, peer: &Peer, change: i64) {
+        let labels = Proxies {
+            version: peer.version.clone(),
+            r#type: proxy_type(&peer.proxy_type),
+        };
+        self.proxies.get_or_create(&labels).inc_by(change);
+    }
+
+    pub(crate) fn pushed(&self, type_url: &str, bytes: usize) {
+        let kind = kind(type_url);
+        self.pushes.get_or_create(&kind).increment();
+        let bytes = f64::from(u32::try_from(bytes).unwrap_or(u32::MAX));
+        self.config_size.get_or_create(&kind).observe(bytes);
+    }
+
+    pub(crate) fn computed(&self, took: Duration) {
+        self.push_time.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn converged(&self, after: Duration) {
+        self.convergence.observe(after.as_secs_f64());
+    }
+
+    pub(crate) fn stale_nonce(&self, type_url: &str) {
+        self.expired_nonce
+            .get_or_create(&kind(type_url))
+            .increment();
+    }
+
+    pub(crate) fn rejected(&self, type_url: &str) {
+        self.rejects.get_or_create(&kind(type_url)).increment();
+    }
+
+    pub(crate) fn internal_error(&self) {
+        self.internal_errors.increment();
+    }
+
+    pub(crate) fn changed(&self, type_url: &str, changes: usize, services: usize) {
+        self.inbound_updates
+            .get_or_create(&kind(type_url))
+            .add(u64::try_from(changes).unwrap_or(u64::MAX));
+        self.services
+            .set(i64::try_from(services).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn csr(&self, outcome: CsrOutcome) {
+        let metrics = &self.certificates;
+        metrics.csr.increment();
+        let sign_error = |error| {
+            metrics
+                .sign_errors
+                .get_or_create(&SignError { error })
+                .increment()
+        };
+        match outcome {
+            CsrOutcome::Issued => metrics.issued.increment(),
+            CsrOutcome::Unauthenticated => metrics.unauthenticated.increment(),
+            CsrOutcome::IdentityRefused => metrics.id_refused.increment(),
+            CsrOutcome::BadRequest => metrics.unparsable.increment(),
+            CsrOutcome::TtlTooLong => sign_error("ttl"),
+            CsrOutcome::Internal => sign_error("sign"),
+        }
+    }
+
+    /// Sets when the root and the signing certificate end, in seconds since the epoch.
+    pub(crate) fn expiries(&self, root: i64, chain: i64) {
+        self.certificates.root_expiry.set(root);
+        self.certificates.chain_expiry.set(chain);
+    }
+}
+
+impl Certificates {
+    fn register(&self, registry: &mut Registry) {
+        let mut count = |name: &str, help: &str, count: &Count| {
+            registry.register(format!("citadel_server_{name}"), help, count.clone());
+        };
+        count("csr_count", "Requests for certificates", &self.csr);
+        count(
+            "authentication_failure_count",
+            "Requests by callers who have not proven who they are",
+            &self.unauthenticated,
+        );
+        count(
+            "csr_parsing_err_count",
+            "Requests that were no acceptable CSR",
+            &self.unparsable,
+        );
+        count(
+            "id_extraction_err_count",
+            "Requests for an identity that the caller may not have",
+            &self.id_refused,
+        );
+        count(
+            "success_cert_issuance_count",
+            "Certificates issued",
+            &self.issued,
+        );
+        registry.register(
+            "citadel_server_csr_sign_err_count",
+            "Requests that could not be signed",
+            self.sign_errors.clone(),
+        );
+        for (name, help, gauge) in [
+            (
+                "root_cert",
+                "When the root ends, in Unix seconds",
+                &self.root_expiry,
+            ),
+            (
+                "cert_chain",
+                "When the signing certificate ends, in Unix seconds",
+                &self.chain_expiry,
+            ),
+        ] {
+            let name = format!("citadel_server_{name}_expiry_timestamp");
+            registry.register(name, help, gauge.clone());
+        }
+    }
+}
+
+impl Count {
+    /// One more.
+    pub fn increment(&self) {
+        self.add(1);
+    }
+
+    fn add(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
+    }
+}
+
+impl TypedMetric for Count {
+    const TYPE: MetricType = MetricType::Unknown;
+}
+
+impl EncodeMetric for Count {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let value = i64::try_from(self.0.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
+        encoder.encode_gauge(&value)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
+impl Collector for Clocks {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let now = now.map_or(0, |now| i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+        let up = i64::try_from(self.started.elapsed().as_secs()).unwrap_or(i64::MAX);
+        for (name, help, value) in [
+            ("istiod_uptime_seconds", "Seconds since the start", up),
+            (
+                "citadel_server_root_cert_expiry_seconds",
+                "Seconds until the root ends",
+                self.root_expiry.get() - now,
+            ),
+            (
+                "citadel_server_cert_chain_expiry_seconds",
+                "Seconds until the signing certificate ends",
+                self.chain_expiry.get() - now,
+            ),
+        ] {
+            let gauge = ConstGauge::new(value);
+            let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            gauge.encode(metric)?;
+        }
+        Ok(())
+    }
+}
+
+/// Upstream's short names of the types; one more for what a client makes up.
+fn kind(type_url: &str) -> Kind {
+    let r#type = match type_url {
+        ADDRESS_TYPE_URL => "wds",
+        WORKLOAD_TYPE_URL => "workload",
+        AUTHORIZATION_TYPE_URL => "wads",
+        _ => "other",
+    };
+    Kind { r#type }
+}
+
+/// Known proxy types only: labels never hold what a client makes up.
+fn proxy_type(text: &str) -> &'static str {
+    match text {
+        "ztunnel" => "ztunnel",
+        "waypoint" => "waypoint",
+        _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_that_dashboards_query() {
+        let metrics = Metrics::new();
+        metrics.pushed(ADDRESS_TYPE_URL, 300);
+        metrics.csr(CsrOutcome::Issued);
+        metrics.csr(CsrOutcome::TtlTooLong);
+        let text = metrics.encode().unwrap();
+        for line in [
+            "pilot_xds_pushes{type=\"wds\"} 1",
+            "citadel_server_csr_count 2",
+            "citadel_server_success_cert_issuance_count 1",
+            "citadel_server_csr_sign_err_count{error=\"ttl\"} 1",
+            "pilot_services 0",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|known| known == line), "{line}\n{text}");
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The gRPC service: one HTTP/2 stream per subscriber.
+//!
+//! The response body is written here and not by tonic's encoder, which would copy every message into a buffer of its
+//! own for every subscriber. It is polled only when HTTP/2 has room for more, so a slow reader is simply not asked what
+//! it is owed until it can take it.
+
+use std::{collections::VecDeque, convert::Infallible, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::{HeaderValue, header::CONTENT_TYPE};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use net::drain;
+use proto::xds::DeltaDiscoveryRequest;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+use tonic::{Code, Status, Streaming, body::Body, codec::Codec as _};
+use tonic_prost::ProstCodec;
+
+use super::{
+    access::{self, Access},
+    limit::Limit,
+    registry::Registry,
+    store::{Sequence, Store},
+    subscriber::{Subscriber, WINDOW},
+};
+use crate::{
+    auth::{Authentication, Caller},
+    metrics::Metrics,
+    tls::ConnectionInfo,
+};
+
+/// Largest request: a proxy that comes back sends the version of each of its resources.
+const MAX_REQUEST_BYTES: usize = 128 << 20;
+
+/// Where calls of this service go.
+pub(crate) const PATH: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/";
+const DELTA: &str =
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+
+/// `envoy.service.discovery.v3.AggregatedDiscoveryService`, the delta half of it.
+#[derive(Clone, Debug)]
+pub struct DiscoveryService {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    store: Arc<Store>,
+    registry: Arc<Registry>,
+    authentication: Authentication,
+    access: Access,
+    limit: Limit,
+    metrics: Arc<Metrics>,
+    drain: drain::Watch,
+}
+
+/// One subscriber's stream.
+struct Stream {
+    shared: Arc<Shared>,
+    caller: Caller,
+    info: ConnectionInfo,
+    requests: Streaming<DeltaDiscoveryRequest>,
+    subscriber: Option<Subscriber>,
+    head: watch::Receiver<Sequence>,
+    drain: drain::Watch,
+    pieces: VecDeque<Bytes>,
+    /// When the store first was ahead of this subscriber.
+    behind: Option<Instant>,
+    end: Option<Status>,
+}
+
+impl DiscoveryService {
+    /// Streams end with `Unavailable` once the drain begins.
+    pub fn new(
+        store: Arc<Store>,
+        registry: Arc<Registry>,
+        authentication: Authentication,
+        access: Access,
+        streams_per_second: u32,
+        metrics: Arc<Metrics>,
+        drain: drain::Watch,
+    ) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                store,
+                registry,
+                authentication,
+                access,
+                limit: Limit::per_second(streams_per_second),
+                metrics,
+                drain,
+            }),
+        }
+    }
+}
+
+impl DiscoveryService {
+    /// Answers one call.
+    pub async fn call(&self, request: http::Request<Body>) -> http::Response<Body> {
+        let response = match request.uri().path() {
+            DELTA => self.shared.clone().open(request).await,
+            _ => Err(Status::unimplemented("only delta xDS is served")),
+        };
+        response.unwrap_or_else(Status::into_http)
+    }
+}
+
+impl Shared {
+    async fn open(
+        self: Arc<Self>,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<Body>, Status> {
+        let (parts, body) = request.into_parts();
+        let info = parts.extensions.get::<ConnectionInfo>();
+        let info = info.cloned().unwrap_or_default();
+        let caller = self
+            .authentication
+            .caller(&parts.headers, &info.certificate);
+        let caller = caller.await.map_err(|error| {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(peer = ?info.address, error, "xDS caller not believed");
+            Status::unauthenticated("not authenticated")
+        })?;
+        if !self.access.may_read(&caller.account) {
+            tracing::warn!(peer = ?info.address, account = %caller.account, "xDS caller may not read the mesh");
+            return Err(Status::permission_denied(format!(
+                "{} is neither a node tunnel nor a waypoint",
+                caller.account
+            )));
+        }
+        self.limit
+            .admit()
+            .await
+            .map_err(|_| Status::resource_exhausted("too many new streams"))?;
+        let mut codec = ProstCodec::<DeltaDiscoveryRequest, DeltaDiscoveryRequest>::default();
+        let requests = Streaming::new_request(codec.decoder(), body, None, Some(MAX_REQUEST_BYTES));
+        let stream = Stream {
+            head: self.store.watch(),
+            drain: self.drain.clone(),
+            shared: self,
+            caller,
+            info,
+            requests,
+            subscriber: None,
+            pieces: VecDeque::new(),
+            behind: None,
+            end: None,
+        };
+        let body = StreamBody::new(stream::unfold(Some(stream), next_frame));
+        let mut response = http::Response::new(Body::new(body));
+        let grpc = HeaderValue::from_static("application/grpc");
+        response.headers_mut().insert(CONTENT_TYPE, grpc);
+        Ok(response)
+    }
+}
+
+/// The next frame of the body; the trailers are the last.
+async fn next_frame(
+    stream: Option<Stream>,
+) -> Option<(Result<Frame<Bytes>, Infallible>, Option<Stream>)> {
+    let mut stream = stream?;
+    loop {
+        if let Some(piece) = stream.pieces.pop_front() {
+            return Some((Ok(Frame::data(piece)), Some(stream)));
+        }
+        if let Some(status) = stream.end.take() {
+            let mut trailers = http::HeaderMap::new();
+            // Fails only for a message that is no header value; the code stands before it.
+            drop(status.add_header(&mut trailers));
+            return Some((Ok(Frame::trailers(trailers)), None));
+        }
+        if let Err(status) = stream.step().await {
+            stream.end = Some(status);
+        }
+    }
+}
+
+impl Stream {
+    /// Does the next thing there is to do. `Err` ends the stream; `Ok` status code means the proxy ended it.
+    async fn step(&mut self) -> Result<(), Status> {
+        let head = *self.head.borrow_and_update();
+        let due = self.subscriber.as_ref().and_then(|known| known.due(head));
+        let now = Instant::now();
+        if due.is_some() && self.behind.is_none() {
+            self.behind = Some(now);
+        }
+        if due.is_some_and(|due| due + WINDOW <= now) {
+            // Requests go first, but a flood of them must not starve the answers.
+            return self.flush(now);
+        }
+        let timer = async {
+            match due {
+                Some(due) => sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = self.drain.started() => {
+                Err(Status::unavailable("the control plane is ending"))
+            }
+            request = self.requests.message() => match request? {
+                Some(request) => self.request(request),
+                None => Err(Status::new(Code::Ok, "")),
+            },
+            () = timer => self.flush(Instant::now()),
+            changed = self.head.changed() => {
+                changed.map_err(|_| Status::unavailable("the control plane is ending"))
+            }
+        }
+    }
+
+    fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
+        let subscriber = match &mut self.subscriber {
+            Some(subscriber) => subscriber,
+            none => {
+                let mut peer = access::identify(&self.caller, request.node.as_ref())?;
+                peer.address = self.info.address;
+                tracing::info!(proxy = peer.proxy, node = peer.node, "proxy connected");
+                let node = peer.node.as_str().into();
+                none.insert(Subscriber::new(self.shared.registry.connect(peer), node))
+            }
+        };
+        subscriber.request(request, Instant::now())
+    }
+
+    fn flush(&mut self, now: Instant) -> Result<(), Status> {
+        let Some(subscriber) = &mut self.subscriber else {
+            return Ok(());
+        };
+        let responses = subscriber.flush(&self.shared.store, now).map_err(|_| {
+            Status::unavailable("fell too far behind; come back with the versions you have")
+        })?;
+        for response in &responses {
+            let Some(pieces) = response.pieces() else {
+                self.shared.metrics.internal_error();
+                return Err(Status::internal("a response of 4 GiB and more"));
+            };
+            self.pieces.extend(pieces);
+        }
+        self.shared.metrics.computed(now.elapsed());
+        if let Some(behind) = self.behind.take()
+            && !responses.is_empty()
+        {
+            self.shared.metrics.converged(behind.elapsed());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,436 @@
+//! The resources as a log: the newest change of each name, in the order of the changes.
+//!
+//! A reader is a cursor into the log; what lies behind it is exactly what it misses, each name once. Removed names stay
+//! as tombstones so that a reader learns of the removal; the oldest are dropped when they outnumber the living, and a
+//! reader that stood before them must start over (it knows what it has, and sends the versions).
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use mesh::names::Str;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use proto::{ADDRESS_TYPE_URL, WORKLOAD_TYPE_URL};
+use tokio::{sync::watch, time::Instant};
+
+use super::encode::{Aliases, Payload, PayloadBuilder};
+use crate::output::{Changes, Resource};
+
+/// A place in the log. 0 stands before everything.
+pub type Sequence = u64;
+
+/// Tombstones kept at least, however small the world is.
+const MIN_TOMBSTONES: usize = 16 * 1024;
+/// How old a full world may be and still be given to a newcomer, who then catches up from its place.
+const FULL_MAX_AGE: Duration = Duration::from_secs(1);
+/// Larger payloads are shared only as long as someone sends them.
+const KEPT_PAYLOAD_BYTES: usize = 4 << 20;
+
+/// Everything that is served, shared by all subscribers.
+#[derive(Debug)]
+pub struct Store {
+    state: RwLock<State>,
+    payloads: Mutex<HashMap<(String, Sequence), Cached>>,
+    head: watch::Sender<Sequence>,
+}
+
+/// One consistent picture of the store; writers wait while it is held, so it is never held across an await.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    head: Sequence,
+    logs: HashMap<&'static str, Log>,
+    index: Index,
+    services: usize,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    entries: HashMap<Str, Entry>,
+    order: BTreeMap<Sequence, Str>,
+    tombstones: BTreeSet<Sequence>,
+    floor: Sequence,
+}
+
+#[derive(Debug)]
+struct Entry {
+    sequence: Sequence,
+    resource: Option<Arc<Resource>>,
+}
+
+/// Other ways to find addresses than by their name.
+#[derive(Debug, Default)]
+struct Index {
+    aliases: Names,
+    members: Names,
+    nodes: Names,
+}
+
+type Names = HashMap<Str, BTreeSet<Str>>;
+
+#[derive(Debug)]
+struct Cached {
+    payload: Weak<Payload>,
+    /// Small ones outlive their readers until the next change.
+    _kept: Option<Arc<Payload>>,
+    made: Instant,
+}
+
+/// The reader's place is gone from the log: what was removed since is no longer known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lagged;
+
+/// How one type on the wire is had from the log: `Workload` is the first half of `Address`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct View<'a> {
+    type_url: &'a str,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            state: RwLock::default(),
+            payloads: Mutex::default(),
+            head: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Store {
+    /// Takes a batch in; readers see all of it or nothing.
+    pub fn apply(&self, changes: &Changes) {
+        let head = {
+            let mut state = self.state.write();
+            for resource in &changes.upserts {
+                state.upsert(resource);
+            }
+            for key in &changes.removals {
+                state.remove(key.type_url, &key.name);
+            }
+            for log in state.logs.values_mut() {
+                log.compact(MIN_TOMBSTONES);
+            }
+            state.head
+        };
+        self.head.send_if_modified(|known| {
+            let moved = *known != head;
+            *known = head;
+            moved
+        });
+    }
+
+    /// Tells when the log grows.
+    pub fn watch(&self) -> watch::Receiver<Sequence> {
+        self.head.subscribe()
+    }
+
+    /// How many resources of a type there are.
+    pub fn count(&self, type_url: &str) -> usize {
+        let state = self.read();
+        let log = state.logs.get(type_url);
+        log.map_or(0, |log| log.entries.len() - log.tombstones.len())
+    }
+
+    /// How many services there are.
+    pub fn services(&self) -> usize {
+        self.read().services
+    }
+
+    /// All resources of a type, in the order of their last change.
+    pub fn resources(&self, type_url: &str) -> Vec<Arc<Resource>> {
+        let state = self.read();
+        state.live(View { type_url }).cloned().collect()
+    }
+
+    pub(super) fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read()
+    }
+
+    /// The payload that brings a reader of everything from `from` up to date: built once, shared by all who stand
+    /// there. From 0 it may be up to a second old; [`Payload::to`] tells the new place.
+    pub(super) fn payload(
+        &self,
+        state: &State,
+        view: View<'_>,
+        from: Sequence,
+    ) -> Result<Arc<Payload>, Lagged> {
+        let key = (view.type_url.to_owned(), from);
+        let usable = |cached: &Cached| {
+            let payload = cached.payload.upgrade()?;
+            let fresh = payload.to == state.head
+                || (from == 0
+                    && cached.made.elapsed() < FULL_MAX_AGE
+                    && state.floor(view) <= payload.to);
+            fresh.then_some(payload)
+        };
+        let mut payloads = self.payloads.lock();
+        if let Some(payload) = payloads.get(&key).and_then(usable) {
+            return Ok(payload);
+        }
+        let payload = Arc::new(state.build(view, from)?);
+        payloads.retain(|known, cached| {
+            let payload = cached.payload.upgrade();
+            known.0 != key.0 || payload.is_some_and(|p| known.1 == 0 || p.to == state.head)
+        });
+        let kept = (payload.bytes() <= KEPT_PAYLOAD_BYTES).then(|| payload.clone());
+        let cached = Cached {
+            payload: Arc::downgrade(&payload),
+            _kept: kept,
+            made: Instant::now(),
+        };
+        payloads.insert(key, cached);
+        Ok(payload)
+    }
+}
+
+impl State {
+    /// The newest change.
+    pub(super) fn head(&self) -> Sequence {
+        self.head
+    }
+
+    fn floor(&self, view: View<'_>) -> Sequence {
+        self.logs.get(view.log()).map_or(0, |log| log.floor)
+    }
+
+    /// The resource of exactly this name.
+    pub(super) fn get(&self, view: View<'_>, name: &str) -> Option<&Arc<Resource>> {
+        let resource = self
+            .logs
+            .get(view.log())?
+            .entries
+            .get(name)?
+            .resource
+            .as_ref()?;
+        view.shows(resource).then_some(resource)
+    }
+
+    /// All there is, in the order of the last change.
+    pub(super) fn live<'a>(&'a self, view: View<'a>) -> impl Iterator<Item = &'a Arc<Resource>> {
+        let log = self.logs.get(view.log());
+        log.into_iter().flat_map(move |log| {
+            let entries = log.order.values().filter_map(|name| log.entries.get(name));
+            let resources = entries.filter_map(|entry| entry.resource.as_ref());
+            resources.filter(move |resource| view.shows(resource))
+        })
+    }
+
+    /// What changed after `cursor`, oldest first: each name once, with its resource if it is still there.
+    pub(super) fn since<'a>(
+        &'a self,
+        view: View<'a>,
+        cursor: Sequence,
+    ) -> Result<impl Iterator<Item = (&'a Str, Option<&'a Arc<Resource>>)>, Lagged> {
+        let log = self.logs.get(view.log());
+        if log.is_some_and(|log| cursor < log.floor) {
+            return Err(Lagged);
+        }
+        let changes = log.into_iter().flat_map(move |log| {
+            let names = log.order.range(cursor + 1..).map(|(_, name)| name);
+            names.filter_map(|name| Some((name, log.entries.get(name)?.resource.as_ref())))
+        });
+        Ok(changes.filter(move |(_, resource)| resource.is_none_or(|r| view.shows(r))))
+    }
+
+    /// What a name asked for on demand stands for: a workload by uid or address; a service by name or address with all
+    /// its workloads. Empty if nothing has it (control-plane.md 8.2).
+    pub(super) fn resolve(&self, view: View<'_>, key: &str) -> Vec<&Arc<Resource>> {
+        let mut names: Vec<&str> = Vec::new();
+        if self.get(view, key).is_some() {
+            names.push(key);
+        } else if let Some(found) = self.index.aliases.get(key) {
+            names.extend(found.iter().map(|name| &**name));
+        }
+        let members: Vec<&str> = names
+            .iter()
+            .filter_map(|name| self.index.members.get(*name))
+            .flat_map(|members| members.iter().map(|name| &**name))
+            .collect();
+        let all = names.into_iter().chain(members);
+        all.filter_map(|name| self.get(view, name)).collect()
+    }
+
+    /// The workloads of a node.
+    pub(super) fn on_node<'a>(
+        &'a self,
+        view: View<'a>,
+        node: &str,
+    ) -> impl Iterator<Item = &'a Arc<Resource>> {
+        let names = self.index.nodes.get(node).into_iter().flatten();
+        names.filter_map(move |name| self.get(view, name))
+    }
+
+    fn upsert(&mut self, resource: &Arc<Resource>) {
+        let log = self.logs.entry(resource.type_url).or_default();
+        let old = log.entries.get(&resource.name);
+        let old = old.and_then(|entry| entry.resource.clone());
+        if old
+            .as_ref()
+            .is_some_and(|old| old.version == resource.version && **old == **resource)
+        {
+            return;
+        }
+        self.head += 1;
+        log.put(self.head, &resource.name, Some(resource.clone()));
+        if resource.type_url == ADDRESS_TYPE_URL {
+            if let Some(old) = old {
+                self.index.forget(&old);
+                self.services -= usize::from(is_service(&old));
+            }
+            self.index.learn(resource);
+            self.services += usize::from(is_service(resource));
+        }
+    }
+
+    fn remove(&mut self, type_url: &'static str, name: &Str) {
+        let Some(log) = self.logs.get_mut(type_url) else {
+            return;
+        };
+        let entry = log.entries.get(name);
+        let Some(old) = entry.and_then(|entry| entry.resource.clone()) else {
+            return;
+        };
+        self.head += 1;
+        log.put(self.head, name, None);
+        if type_url == ADDRESS_TYPE_URL {
+            self.index.forget(&old);
+            self.services -= usize::from(is_service(&old));
+        }
+    }
+
+    fn build(&self, view: View<'_>, from: Sequence) -> Result<Payload, Lagged> {
+        let mut builder = PayloadBuilder::new(view, Aliases::Omit);
+        if from == 0 {
+            self.live(view)
+                .for_each(|resource| builder.upsert(resource));
+        } else {
+            for (name, resource) in self.since(view, from)? {
+                match resource {
+                    Some(resource) => builder.upsert(resource),
+                    None => builder.remove(name),
+                }
+            }
+        }
+        Ok(builder.build(self.head))
+    }
+}
+
+impl Log {
+    fn put(&mut self, sequence: Sequence, name: &Str, resource: Option<Arc<Resource>>) {
+        if resource.is_none() {
+            self.tombstones.insert(sequence);
+        }
+        self.order.insert(sequence, name.clone());
+        let entry = Entry { sequence, resource };
+        if let Some(old) = self.entries.insert(name.clone(), entry) {
+            self.order.remove(&old.sequence);
+            self.tombstones.remove(&old.sequence);
+        }
+    }
+
+    fn compact(&mut self, least: usize) {
+        let live = self.entries.len() - self.tombstones.len();
+        while self.tombstones.len() > live.max(least)
+            && let Some(sequence) = self.tombstones.pop_first()
+        {
+            if let Some(name) = self.order.remove(&sequence) {
+                self.entries.remove(&name);
+            }
+            self.floor = sequence;
+        }
+    }
+}
+
+impl Index {
+    fn learn(&mut self, resource: &Resource) {
+        let name = &resource.name;
+        let add = |map: &mut Names, key: &Str| {
+            map.entry(key.clone()).or_default().insert(name.clone());
+        };
+        resource
+            .aliases
+            .iter()
+            .for_each(|alias| add(&mut self.aliases, alias));
+        resource
+            .services
+            .iter()
+            .for_each(|service| add(&mut self.members, service));
+        resource
+            .node
+            .iter()
+            .for_each(|node| add(&mut self.nodes, node));
+    }
+
+    fn forget(&mut self, resource: &Resource) {
+        let remove = |map: &mut Names, key: &Str| {
+            if let Some(names) = map.get_mut(key) {
+                names.remove(&resource.name);
+                if names.is_empty() {
+                    map.remove(key);
+                }
+            }
+        };
+        resource
+            .aliases
+            .iter()
+            .for_each(|alias| remove(&mut self.aliases, alias));
+        resource
+            .services
+            .iter()
+            .for_each(|service| remove(&mut self.members, service));
+        resource
+            .node
+            .iter()
+            .for_each(|node| remove(&mut self.nodes, node));
+    }
+}
+
+impl<'a> View<'a> {
+    /// How the type is had from the log.
+    pub(super) fn of(type_url: &'a str) -> Self {
+        Self { type_url }
+    }
+
+    /// The type on the wire.
+    pub(super) fn type_url(self) -> &'a str {
+        self.type_url
+    }
+
+    fn log(self) -> &'a str {
+        match self.type_url {
+            WORKLOAD_TYPE_URL => ADDRESS_TYPE_URL,
+            other => other,
+        }
+    }
+
+    /// Whether the type has this resource of its log.
+    pub(super) fn shows(self, resource: &Resource) -> bool {
+        self.type_url != WORKLOAD_TYPE_URL || workload(&resource.body).is_some()
+    }
+
+    /// The marshalled message of this type.
+    pub(super) fn body(self, resource: &Resource) -> Bytes {
+        match self.type_url {
+            WORKLOAD_TYPE_URL => workload(&resource.body).unwrap_or_default(),
+            _ => resource.body.clone(),
+        }
+    }
+}
+
+fn is_service(resource: &Resource) -> bool {
+    workload(&resource.body).is_none()
+}
+
+/// The `Workload` within a marshalled `Address`, shared with it (Istio workload.proto `Address.workload`, field 1).
+fn workload(address: &Bytes) -> Option<Bytes> {
+    const WORKLOAD: u8 = 1 << 3 | 2;
+    let mut rest = address.clone();
+    if rest.first() != Some(&WORKLOAD) {
+        return None;
+    }
+    rest = rest.slice(1..);
+    let length = prost::decode_length_delimiter(&mut rest).ok()?;
+    (rest.len() == length).then_some(rest)
+}
