@@ -25,3 +25,6 @@ pub mod service;
 pub mod view;
 pub mod wire;
 pub mod workload;
+
+#[cfg(test)]
+mod fixture;

@@ -60,6 +60,24 @@ pub enum Resource {
     Policy(AuthorizationPolicy),
 }
 
+impl From<Workload> for Resource {
+    fn from(workload: Workload) -> Self {
+        Self::Workload(workload)
+    }
+}
+
+impl From<Service> for Resource {
+    fn from(service: Service) -> Self {
+        Self::Service(service)
+    }
+}
+
+impl From<AuthorizationPolicy> for Resource {
+    fn from(policy: AuthorizationPolicy) -> Self {
+        Self::Policy(policy)
+    }
+}
+
 /// A resource that is gone, by its name on the wire. Policies and services share a form of name, so the type that the
 /// name came with is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +126,15 @@ pub struct Applicable<'a> {
 
 /// Reading.
 impl MeshView {
+    /// How many workloads, services and policies it holds.
+    pub fn sizes(&self) -> [usize; 3] {
+        [
+            self.workloads.len(),
+            self.services.len(),
+            self.policies.len(),
+        ]
+    }
+
     /// Counts the updates that changed something.
     pub fn version(&self) -> u64 {
         self.version
