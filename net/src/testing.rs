@@ -14,7 +14,12 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::{
+    DigitallySignedStruct, NamedGroup, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 
 use crate::{
     ca::{Issuer, Issuing},
@@ -162,5 +167,78 @@ impl fmt::Debug for TestCa {
         f.debug_struct("TestCa")
             .field("domain", &self.domain)
             .finish_non_exhaustive()
+    }
+}
+
+/// A client's TLS that presents anything, or nothing, and takes any server: for tests of what a server refuses.
+pub fn reckless_client(
+    presents: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
+    alpn: &[&[u8]],
+) -> Arc<rustls::ClientConfig> {
+    reckless_client_with(presents, alpn, &[])
+}
+
+/// As [`reckless_client`], offering only `groups` for the key exchange where any are named.
+pub fn reckless_client_with(
+    presents: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
+    alpn: &[&[u8]],
+    groups: &[NamedGroup],
+) -> Arc<rustls::ClientConfig> {
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    if !groups.is_empty() {
+        provider.kx_groups.retain(|g| groups.contains(&g.name()));
+    }
+    let provider = Arc::new(provider);
+    let algorithms = provider.signature_verification_algorithms;
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("the provider supports them")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyServer(algorithms)));
+    let mut config = match presents {
+        Some((leaf, key)) => builder
+            .with_client_auth_cert(vec![leaf], key)
+            .expect("the key is the leaf's"),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    Arc::new(config)
+}
+
+#[derive(Debug)]
+struct AnyServer(WebPkiSupportedAlgorithms);
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
     }
 }
