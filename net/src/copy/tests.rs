@@ -1,1 +1,359 @@
+use std::{
+    future::{Future, pending},
+    net::Ipv4Addr,
+    sync::Arc,
+};
 
+use bytes::Bytes;
+use http::HeaderMap;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, duplex},
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::timeout,
+};
+
+use super::*;
+use crate::{
+    hbone::{Client, Config, ConnectHead, ConnectRequest, serve},
+    testing::TestCa,
+    tls::{PeerIdentity, Policy},
+};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+async fn soon<F: Future>(what: F) -> F::Output {
+    timeout(DEADLINE, what).await.expect("in time")
+}
+
+async fn tcp_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let dialled = TcpStream::connect(listener.local_addr().unwrap());
+    let (dialled, accepted) = tokio::join!(dialled, listener.accept());
+    let (dialled, accepted) = (dialled.unwrap(), accepted.unwrap().0);
+    dialled.set_nodelay(true).unwrap();
+    accepted.set_nodelay(true).unwrap();
+    (dialled, accepted)
+}
+
+/// A connection over which tunnels can be opened, both ends at hand.
+struct Tunnels {
+    client: Client,
+    accepted: mpsc::UnboundedReceiver<Stream>,
+}
+
+impl Tunnels {
+    async fn new() -> Self {
+        let (near, far) = duplex(1 << 20);
+        let ca = TestCa::new("cluster.local", &Policy::default());
+        let peer = PeerIdentity {
+            identity: ca.identity("a", "b"),
+            not_after: std::time::SystemTime::now(),
+        };
+        let (report, accepted) = mpsc::unbounded_channel();
+        let handler = move |request: ConnectRequest| {
+            let report = report.clone();
+            async move {
+                let _ = report.send(request.accept(HeaderMap::new()).unwrap());
+            }
+        };
+        let of_server = peer.clone();
+        tokio::spawn(
+            async move { serve(far, of_server, &Config::default(), pending(), handler).await },
+        );
+        let (client, driver) = Client::handshake(near, peer, &Config::default())
+            .await
+            .unwrap();
+        tokio::spawn(driver);
+        Self { client, accepted }
+    }
+
+    async fn open(&mut self) -> (Stream, Stream) {
+        let head = ConnectHead {
+            authority: "a.b:80".parse().unwrap(),
+            headers: HeaderMap::new(),
+        };
+        let tunnel = soon(self.client.connect(head, DEADLINE)).await.unwrap();
+        (tunnel.stream, self.accepted.recv().await.unwrap())
+    }
+}
+
+/// A copy under way.
+struct Copy {
+    counters: Arc<Counters>,
+    cancel: Option<oneshot::Sender<()>>,
+    end: JoinHandle<End>,
+}
+
+fn copy(downstream: impl Into<Endpoint>, upstream: impl Into<Endpoint>) -> Copy {
+    let counters = Arc::new(Counters::default());
+    let (cancel, cancelled) = oneshot::channel::<()>();
+    let end = {
+        let (downstream, upstream) = (downstream.into(), upstream.into());
+        let counters = Arc::clone(&counters);
+        tokio::spawn(async move {
+            let cancelled = async {
+                if cancelled.await.is_err() {
+                    pending::<()>().await;
+                }
+            };
+            bidirectional(downstream, upstream, &counters, cancelled).await
+        })
+    };
+    Copy {
+        counters,
+        cancel: Some(cancel),
+        end,
+    }
+}
+
+/// Both proxies between two applications: TCP, copy, tunnel, copy, TCP.
+struct Path {
+    client: TcpStream,
+    server: TcpStream,
+    outbound: Copy,
+    inbound: Copy,
+    _tunnels: Tunnels,
+}
+
+async fn path() -> Path {
+    let mut tunnels = Tunnels::new().await;
+    let (near, far) = tunnels.open().await;
+    let (client, captured) = tcp_pair().await;
+    let (delivered, server) = tcp_pair().await;
+    Path {
+        client,
+        server,
+        outbound: copy(captured, near),
+        inbound: copy(far, delivered),
+        _tunnels: tunnels,
+    }
+}
+
+fn reset(tcp: TcpStream) {
+    socket2::SockRef::from(&tcp)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|i| (i % 251).try_into().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn bytes_and_both_ends_pass_and_are_counted() {
+    let Path {
+        mut client,
+        mut server,
+        outbound,
+        inbound,
+        ..
+    } = path().await;
+    let (up, down) = (pattern(3_000_000), pattern(1_000_001));
+    let talk = async {
+        let (mut client_read, mut client_write) = client.split();
+        let (mut server_read, mut server_write) = server.split();
+        let (mut got_up, mut got_down) = (Vec::new(), Vec::new());
+        let sending = async {
+            client_write.write_all(&up).await.unwrap();
+            client_write.shutdown().await.unwrap();
+        };
+        let answering = async {
+            // The client's end arrives; the other direction goes on after it.
+            server_read.read_to_end(&mut got_up).await.unwrap();
+            server_write.write_all(&down).await.unwrap();
+            server_write.shutdown().await.unwrap();
+        };
+        let receiving = client_read.read_to_end(&mut got_down);
+        let ((), (), received) = tokio::join!(sending, answering, receiving);
+        received.unwrap();
+        assert!(got_up == up && got_down == down);
+    };
+    soon(talk).await;
+    for copy in [outbound, inbound] {
+        let end = soon(copy.end).await.unwrap();
+        assert!(matches!(end, End::Finished(Side::Downstream)), "{end:?}");
+        assert_eq!(copy.counters.received(), 3_000_000);
+        assert_eq!(copy.counters.sent(), 1_000_001);
+    }
+}
+
+#[tokio::test]
+async fn a_reset_by_the_client_reaches_the_server_as_a_reset() {
+    let mut path = path().await;
+    path.client.write_all(b"x").await.unwrap();
+    soon(path.server.read_u8()).await.unwrap();
+    reset(path.client);
+    let error = soon(path.server.read_u8()).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    for copy in [path.outbound, path.inbound] {
+        let end = soon(copy.end).await.unwrap();
+        assert!(matches!(end, End::Reset(Side::Downstream)), "{end:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_reset_by_the_server_reaches_the_client_as_a_reset() {
+    let mut path = path().await;
+    path.server.write_all(b"x").await.unwrap();
+    soon(path.client.read_u8()).await.unwrap();
+    reset(path.server);
+    let error = soon(path.client.read_u8()).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    for copy in [path.outbound, path.inbound] {
+        let end = soon(copy.end).await.unwrap();
+        assert!(matches!(end, End::Reset(Side::Upstream)), "{end:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_reset_after_the_servers_own_end_is_still_told() {
+    let mut path = path().await;
+    path.server.shutdown().await.unwrap();
+    assert_eq!(soon(path.client.read(&mut [0])).await.unwrap(), 0);
+    reset(path.server);
+    let end = soon(path.outbound.end).await.unwrap();
+    assert!(matches!(end, End::Reset(Side::Upstream)), "{end:?}");
+    let error = soon(async {
+        loop {
+            if let Err(error) = path.client.write_all(b"x").await {
+                return error;
+            }
+        }
+    })
+    .await;
+    assert!(matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    ));
+}
+
+#[tokio::test]
+async fn plain_connections_are_copied_as_faithfully() {
+    let (mut client, captured) = tcp_pair().await;
+    let (delivered, mut server) = tcp_pair().await;
+    let Copy { end, .. } = copy(captured, delivered);
+    client.write_all(b"hello").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut got = Vec::new();
+    soon(server.read_to_end(&mut got)).await.unwrap();
+    assert_eq!(got, b"hello");
+    server.write_all(b"x").await.unwrap();
+    assert_eq!(soon(client.read_u8()).await.unwrap(), b'x');
+    reset(server);
+    let error = soon(client.read_u8()).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    assert!(matches!(
+        soon(end).await.unwrap(),
+        End::Reset(Side::Upstream)
+    ));
+}
+
+#[tokio::test]
+async fn cancelling_cuts_both_sides_at_once() {
+    let mut path = path().await;
+    path.client.write_all(b"x").await.unwrap();
+    soon(path.server.read_u8()).await.unwrap();
+    path.inbound.cancel.take().unwrap().send(()).unwrap();
+    assert!(matches!(
+        soon(path.inbound.end).await.unwrap(),
+        End::Cancelled
+    ));
+    let at_server = soon(path.server.read_u8()).await.unwrap_err();
+    let at_client = soon(path.client.read_u8()).await.unwrap_err();
+    assert_eq!(at_server.kind(), io::ErrorKind::ConnectionReset);
+    assert_eq!(at_client.kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_peer_that_wants_no_more_after_its_end_is_no_failure() {
+    let mut tunnels = Tunnels::new().await;
+    let (near, far) = tunnels.open().await;
+    let (mut client, captured) = tcp_pair().await;
+    let Copy { end, .. } = copy(captured, near);
+    let (mut send, recv) = far.into_halves();
+    send.send(Bytes::from_static(b"bye")).unwrap();
+    send.finish().unwrap();
+    let mut got = Vec::new();
+    soon(client.read_to_end(&mut got)).await.unwrap();
+    assert_eq!(got, b"bye");
+    send.reset(ResetCode::NO_ERROR);
+    drop((send, recv));
+    let end = soon(end).await.unwrap();
+    assert!(matches!(end, End::Finished(Side::Upstream)), "{end:?}");
+}
+
+/// Small writes that pile up behind a reader that stalls must not look like an attack to the peer: each is a frame,
+/// and too many unread ones end the whole connection with ENHANCE_YOUR_CALM.
+#[tokio::test]
+async fn a_slow_reader_of_tiny_writes_does_not_cost_the_connection() {
+    let mut tunnels = Tunnels::new().await;
+    let (mut send, _recv) = {
+        let (near, far) = tunnels.open().await;
+        let (delivered, server) = tcp_pair().await;
+        std::mem::forget(copy(far, delivered));
+        std::mem::forget(server);
+        near.into_halves()
+    };
+    let fill = soon(poll_fn(|cx| send.poll_capacity(cx, 4 << 20)));
+    let mut left = fill.await.unwrap();
+    // Past every socket buffer, so that what follows piles up.
+    while left > 0 {
+        send.send(Bytes::from(vec![0; left.min(64 * 1024)]))
+            .unwrap();
+        left = left.saturating_sub(64 * 1024);
+    }
+    for _ in 0..200_000 {
+        soon(send.write_all(b"x")).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let (mut near, mut far) = tunnels.open().await;
+    near.write_all(b"x").await.unwrap();
+    assert_eq!(soon(far.read_u8()).await.unwrap(), b'x');
+}
+
+#[tokio::test]
+async fn no_message_size_stalls() {
+    let mut path = path().await;
+    let mut worst = Duration::ZERO;
+    for size in [
+        1, 2, 100, 1000, 1023, 1024, 1025, 1448, 4096, 16_383, 16_384, 16_385, 65_535, 65_536,
+        100_000, 262_144, 262_145, 500_000, 1_000_000,
+    ] {
+        let message = pattern(size);
+        let mut got = vec![0; size];
+        let mut times = Vec::new();
+        for _ in 0..5 {
+            let begin = std::time::Instant::now();
+            let (sent, received) = soon(async {
+                tokio::join!(
+                    path.client.write_all(&message),
+                    path.server.read_exact(&mut got)
+                )
+            })
+            .await;
+            (sent.unwrap(), received.unwrap());
+            let (sent, received) = soon(async {
+                tokio::join!(
+                    path.server.write_all(&message),
+                    path.client.read_exact(&mut got)
+                )
+            })
+            .await;
+            (sent.unwrap(), received.unwrap());
+            times.push(begin.elapsed());
+        }
+        // One slow round may be the machine's; a stall by delayed acknowledgement shows in every one.
+        worst = worst.max(*times.iter().min().unwrap());
+    }
+    assert!(worst < Duration::from_millis(40), "{worst:?}");
+}
+
+#[tokio::test]
+async fn the_future_of_a_copy_is_small() {
+    let (a, b) = tcp_pair().await;
+    let counters = Counters::default();
+    let size = size_of_val(&bidirectional(a, b, &counters, pending()));
+    assert!(size <= 2048, "{size}");
+}

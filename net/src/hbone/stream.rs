@@ -153,6 +153,12 @@ impl Stream {
         (self.send, self.recv)
     }
 
+    /// Bytes that have arrived and not been taken.
+    #[cfg(test)]
+    pub(super) fn recv_used(&mut self) -> usize {
+        self.recv.inner.flow_control().used_capacity()
+    }
+
     /// Resets the stream with `code`. What was queued is dropped.
     pub fn reset(mut self, code: ResetCode) {
         self.send.reset(code);
