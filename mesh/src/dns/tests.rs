@@ -1,1 +1,278 @@
+use super::*;
+use crate::{
+    fixture::{apply, pod, service, view},
+    service::{IpFamilies, LoadBalancing, Visibility},
+};
 
+fn named(hostname: &str, namespace: &str, vips: &[&str]) -> Service {
+    Service {
+        canonical: hostname.ends_with(".cluster.local"),
+        ..service(&format!("{namespace}/{hostname}"), vips, &[(80, 80)])
+    }
+}
+
+fn mesh() -> MeshView {
+    let headless = "ns1/headless.ns1.svc.cluster.local";
+    view([
+        named(
+            "productpage.ns1.svc.cluster.local",
+            "ns1",
+            &["10.0.0.1", "fd00::1"],
+        )
+        .into(),
+        named("details.ns2.svc.cluster.local", "ns2", &["10.0.0.2"]).into(),
+        named("www.google.com", "ns1", &["10.0.0.3"]).into(),
+        named("*.wild.com", "ns1", &["10.0.0.4"]).into(),
+        named("*.deep.wild.com", "ns1", &["10.0.0.5"]).into(),
+        named("external.com", "ns1", &[]).into(),
+        named("headless.ns1.svc.cluster.local", "ns1", &[]).into(),
+        pod("ns1/h-1", &["10.2.0.1", "10.2.0.2", "fd00::21"])
+            .serving(headless, &[])
+            .into(),
+        pod("ns1/h-2", &["10.2.0.3"]).serving(headless, &[]).into(),
+        Workload {
+            status: Health::Unhealthy,
+            ..pod("ns1/h-3", &["10.2.0.4"]).serving(headless, &[])
+        }
+        .into(),
+    ])
+}
+
+fn ask(view: &MeshView, name: &str, kind: RecordType) -> Answer {
+    let client = pod("ns1/client", &["10.2.0.9"]);
+    answer(view, &Settings::default(), &client, name, kind, Draw(1))
+}
+
+/// `cname owner addresses`, sorted; `forward`.
+#[track_caller]
+fn answers_as(view: &MeshView, name: &str, kind: RecordType, expected: &str) {
+    let told = match ask(view, name, kind) {
+        Answer::Forward => "forward".to_owned(),
+        Answer::Local(mut records) => {
+            assert_eq!(records.ttl, 30);
+            records.addresses.sort_unstable();
+            let addresses: Vec<_> = records.addresses.iter().map(ToString::to_string).collect();
+            let cname = records.cname.as_deref().unwrap_or("-");
+            format!("{cname} {} {}", records.owner, addresses.join(","))
+        }
+    };
+    assert_eq!(told.trim_end(), expected, "{name}");
+}
+
+#[track_caller]
+fn a(name: &str, expected: &str) {
+    answers_as(&mesh(), name, RecordType::A, expected);
+}
+
+#[track_caller]
+fn aaaa(name: &str, expected: &str) {
+    answers_as(&mesh(), name, RecordType::Aaaa, expected);
+}
+
+#[test]
+fn names_are_answered_in_their_short_and_long_forms() {
+    a("productpage.", "- productpage. 10.0.0.1");
+    a("productpage", "- productpage. 10.0.0.1");
+    a("ProductPage.", "- productpage. 10.0.0.1");
+    a("productpage.ns1.", "- productpage.ns1. 10.0.0.1");
+    a("productpage.ns1.svc.", "- productpage.ns1.svc. 10.0.0.1");
+    a(
+        "productpage.ns1.svc.cluster.local.",
+        "- productpage.ns1.svc.cluster.local. 10.0.0.1",
+    );
+    a("details.ns2.", "- details.ns2. 10.0.0.2");
+    a("details.", "forward");
+    aaaa("productpage.", "- productpage. fd00::1");
+}
+
+#[test]
+fn what_the_mesh_does_not_know_is_forwarded() {
+    a("example.org.", "forward");
+    a("", "forward");
+    a(".", "forward");
+    a("missing.ns1.svc.cluster.local.", "forward");
+    // Without address and not the cluster's own: not ours to answer.
+    a("external.com.", "forward");
+    answers_as(&mesh(), "productpage.", RecordType::Other, "forward");
+}
+
+#[test]
+fn a_known_name_without_an_address_of_the_family_has_an_empty_answer() {
+    aaaa("details.ns2.", "- details.ns2.");
+    aaaa("www.google.com.", "- www.google.com.");
+}
+
+#[test]
+fn a_search_domains_expansion_is_answered_by_a_cname_to_what_was_meant() {
+    a(
+        "www.google.com.ns1.svc.cluster.local.",
+        "www.google.com. www.google.com. 10.0.0.3",
+    );
+    a(
+        "www.google.com.svc.cluster.local.",
+        "www.google.com. www.google.com. 10.0.0.3",
+    );
+    a(
+        "www.google.com.cluster.local.",
+        "www.google.com. www.google.com. 10.0.0.3",
+    );
+    a(
+        "details.ns2.ns1.svc.cluster.local.",
+        "details.ns2. details.ns2. 10.0.0.2",
+    );
+    a("www.google.com.ns2.svc.cluster.local.", "forward");
+}
+
+#[test]
+fn the_most_specific_wildcard_answers_under_the_questions_own_name() {
+    a("a.wild.com.", "- a.wild.com. 10.0.0.4");
+    a("a.b.wild.com.", "- a.b.wild.com. 10.0.0.4");
+    a("a.deep.wild.com.", "- a.deep.wild.com. 10.0.0.5");
+    a("wild.com.", "forward");
+    a(
+        "a.wild.com.ns1.svc.cluster.local.",
+        "- a.wild.com.ns1.svc.cluster.local. 10.0.0.4",
+    );
+}
+
+#[test]
+fn a_headless_service_is_one_address_of_each_healthy_endpoint() {
+    a("headless.", "- headless. 10.2.0.1,10.2.0.3");
+    aaaa("headless.", "- headless. fd00::21");
+    let mut view = mesh();
+    let all = Service {
+        load_balancing: LoadBalancing {
+            health_policy: HealthPolicy::AllowAll,
+            ..LoadBalancing::default()
+        },
+        ..named("headless.ns1.svc.cluster.local", "ns1", &[])
+    };
+    apply(&mut view, [all.into()]);
+    answers_as(
+        &view,
+        "headless.",
+        RecordType::A,
+        "- headless. 10.2.0.1,10.2.0.3,10.2.0.4",
+    );
+}
+
+#[test]
+fn families_that_the_service_or_the_setting_exclude_are_empty() {
+    let mut view = mesh();
+    let v6 = Service {
+        ip_families: IpFamilies::Ipv6Only,
+        ..named(
+            "productpage.ns1.svc.cluster.local",
+            "ns1",
+            &["10.0.0.1", "fd00::1"],
+        )
+    };
+    apply(&mut view, [v6.into()]);
+    answers_as(&view, "productpage.", RecordType::A, "- productpage.");
+    answers_as(
+        &view,
+        "productpage.",
+        RecordType::Aaaa,
+        "- productpage. fd00::1",
+    );
+    let settings = Settings {
+        ipv6: false,
+        ..Settings::default()
+    };
+    let client = pod("ns1/client", &["10.2.0.9"]);
+    let answer = answer(
+        &view,
+        &settings,
+        &client,
+        "productpage.",
+        RecordType::Aaaa,
+        Draw(1),
+    );
+    assert!(matches!(answer, Answer::Local(records) if records.addresses.is_empty()));
+}
+
+#[test]
+fn only_addresses_of_the_clients_network_are_given() {
+    let mut view = mesh();
+    let both = Service {
+        vips: vec![
+            "/10.0.0.9".parse().unwrap(),
+            "far/10.0.0.10".parse().unwrap(),
+        ],
+        ..named("details.ns2.svc.cluster.local", "ns2", &[])
+    };
+    apply(&mut view, [both.into()]);
+    answers_as(
+        &view,
+        "details.ns2.",
+        RecordType::A,
+        "- details.ns2. 10.0.0.9",
+    );
+}
+
+#[test]
+fn a_name_of_several_namespaces_means_the_nearest() {
+    let shared = |namespace: &str, vip: &str, canonical, visibility| Service {
+        canonical,
+        visibility,
+        ..service(&format!("{namespace}/shared.com"), &[vip], &[])
+    };
+    use Visibility::{Namespace, Public};
+    let first = shared("ns7", "10.0.7.1", false, Public);
+    let hidden = shared("ns6", "10.0.6.1", true, Namespace);
+    let preferred = shared("ns5", "10.0.5.1", false, Public);
+    let canonical = shared("ns4", "10.0.4.1", true, Public);
+    let own = shared("ns1", "10.0.1.1", false, Namespace);
+    let mut view = view([first.into(), hidden.into()]);
+    let settings = Settings {
+        preferred_namespace: Some("ns5".into()),
+        ..Settings::default()
+    };
+    let client = pod("ns1/client", &["10.2.0.9"]);
+    let mut check = |more: Option<Service>, expected: &str| {
+        apply(&mut view, more.map(Into::into));
+        let told = answer(
+            &view,
+            &settings,
+            &client,
+            "shared.com",
+            RecordType::A,
+            Draw(1),
+        );
+        let Answer::Local(records) = told else {
+            panic!("forwarded");
+        };
+        assert_eq!(&*records.service.namespace, expected);
+    };
+    check(None, "ns7");
+    check(Some(preferred), "ns5");
+    check(Some(canonical), "ns4");
+    check(Some(own), "ns1");
+}
+
+#[test]
+fn a_name_that_no_one_here_may_see_is_forwarded() {
+    let mut view = mesh();
+    let hidden = Service {
+        visibility: Visibility::Namespace,
+        ..named("details.ns2.svc.cluster.local", "ns2", &["10.0.0.2"])
+    };
+    apply(&mut view, [hidden.into()]);
+    answers_as(&view, "details.ns2.", RecordType::A, "forward");
+}
+
+#[test]
+fn a_dedicated_proxys_search_list_replaces_kubernetes_own() {
+    let settings = Settings {
+        search: vec!["corp.example".into()],
+        ..Settings::default()
+    };
+    let client = pod("ns1/client", &["10.2.0.9"]);
+    let ask = |name| answer(&mesh(), &settings, &client, name, RecordType::A, Draw(1));
+    let found = ask("www.google.com.corp.example.");
+    assert!(matches!(found, Answer::Local(it) if it.cname.as_deref() == Some("www.google.com.")));
+    assert_eq!(
+        ask("www.google.com.ns1.svc.cluster.local."),
+        Answer::Forward
+    );
+}
