@@ -1,0 +1,108 @@
+//! The agent's metrics. Names are Istio's where it has one (`spec/cni.md` 10).
+
+use std::{sync::Arc, sync::atomic::AtomicU64, time::Duration};
+
+use parking_lot::Mutex;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+/// Seconds; the aim is 0.2 from the label to carried traffic.
+const JOIN_BUCKETS: [f64; 10] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EventLabels {
+    r#type: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StepLabels {
+    step: &'static str,
+}
+
+/// Counts and times. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Telemetry {
+    registry: Arc<Mutex<Registry>>,
+    events: Family<EventLabels, Counter>,
+    failures: Family<StepLabels, Counter>,
+    tunnels: Gauge,
+    pods: Gauge,
+    join: Histogram,
+    build: Gauge<f64, AtomicU64>,
+}
+
+impl Telemetry {
+    pub(crate) fn new() -> Self {
+        let telemetry = Telemetry {
+            registry: Arc::default(),
+            events: Family::default(),
+            failures: Family::default(),
+            tunnels: Gauge::default(),
+            pods: Gauge::default(),
+            join: Histogram::new(JOIN_BUCKETS),
+            build: Gauge::default(),
+        };
+        telemetry.build.set(1.0);
+        telemetry.register();
+        telemetry
+    }
+
+    fn register(&self) {
+        let mut registry = self.registry.lock();
+        registry.register(
+            "nodeagent_reconcile_events",
+            "Events about pods",
+            self.events.clone(),
+        );
+        registry.register(
+            "ztunnel_connected",
+            "Node tunnels connected",
+            self.tunnels.clone(),
+        );
+        registry.register("istio_build", "The agent is running", self.build.clone());
+        let pods = "Pods of this node that the agent follows";
+        registry.register("leyline_cni_pods", pods, self.pods.clone());
+        let failures = "Enrolment steps that failed and were retried";
+        registry.register("leyline_cni_step_failures", failures, self.failures.clone());
+        let join = "Seconds from wanted to enabled";
+        registry.register("leyline_cni_join_seconds", join, self.join.clone());
+    }
+
+    pub(crate) fn event(&self, r#type: &'static str) {
+        self.events.get_or_create(&EventLabels { r#type }).inc();
+    }
+
+    pub(crate) fn step_failed(&self, step: &'static str) {
+        self.failures.get_or_create(&StepLabels { step }).inc();
+    }
+
+    pub(crate) fn tunnels(&self, connected: usize) {
+        self.tunnels
+            .set(i64::try_from(connected).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn pods(&self, followed: usize) {
+        self.pods.set(i64::try_from(followed).unwrap_or(i64::MAX));
+    }
+
+    /// A pod was enabled; `took` is absent where it already was wanted before.
+    pub(crate) fn joined(&self, took: Option<Duration>) {
+        if let Some(took) = took {
+            self.join.observe(took.as_secs_f64());
+        }
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let mut text = String::new();
+        match encode(&mut text, &self.registry.lock()) {
+            Ok(()) => text,
+            Err(error) => {
+                tracing::error!(%error, "write metrics");
+                String::new()
+            }
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! A stand-in for the node tunnel: takes pods over ZDS, listens in them and passes bytes on, without HBONE.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use cni::rules::{INBOUND_HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT};
+use net::{
+    netns::Netns,
+    socket::{Factory, SourceAddress, original_destination, unmapped},
+    zds::{Dialer, Received, Request, TunnelConnection, Version},
+};
+use parking_lot::Mutex;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+
+use crate::rig::eventually;
+
+/// What happened at the tunnel, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    Add(String),
+    Keep(String),
+    Delete(String),
+    SnapshotSent,
+    Drain(String),
+}
+
+/// How the tunnel answers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Manners {
+    /// Refuse this many Adds first.
+    pub(crate) refuse_adds: Arc<AtomicUsize>,
+}
+
+pub(crate) struct Tunnel {
+    pub(crate) told: Arc<Mutex<Vec<Told>>>,
+    /// Connections carried from the pod's applications.
+    pub(crate) outbound: Arc<AtomicUsize>,
+    /// Plaintext connections carried to them.
+    pub(crate) inbound: Arc<AtomicUsize>,
+    gone: Arc<AtomicBool>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Tunnel {
+    /// Version 2, with good manners.
+    pub(crate) async fn connect_when_ready(socket: &Path) -> Tunnel {
+        Self::connect(socket, Version::V2, Manners::default()).await
+    }
+
+    /// The agent has hung up; pods are served on.
+    pub(crate) fn disconnected(&self) -> bool {
+        self.gone.load(Ordering::SeqCst)
+    }
+
+    pub(crate) async fn connect(socket: &Path, version: Version, manners: Manners) -> Tunnel {
+        let dialer = Dialer::with_version(socket, version);
+        let mut connection = None;
+        // The socket of an agent that has ended may still be there.
+        eventually("the agent listens", async || {
+            connection = dialer.connect().await.ok();
+            connection.is_some()
+        })
+        .await;
+        let connection = connection.expect("connected");
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let (outbound, inbound, gone) = (Arc::default(), Arc::default(), Arc::default());
+        let serving = Serving {
+            told: told.clone(),
+            outbound: Arc::clone(&outbound),
+            inbound: Arc::clone(&inbound),
+            gone: Arc::clone(&gone),
+            manners,
+            pods: BTreeMap::new(),
+        };
+        let task = tokio::spawn(serving.run(connection));
+        Tunnel {
+            told,
+            outbound,
+            inbound,
+            gone,
+            task,
+        }
+    }
+
+    /// Until it has been told so.
+    pub(crate) async fn hears(&self, what: &Told) {
+        eventually(&format!("{what:?}"), async || {
+            self.told.lock().contains(what)
+        })
+        .await;
+    }
+
+    pub(crate) fn carried(&self) -> (usize, usize) {
+        (
+            self.outbound.load(Ordering::SeqCst),
+            self.inbound.load(Ordering::SeqCst),
+        )
+    }
+
+    /// Ends at once, with all it carries.
+    pub(crate) async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+}
+
+struct Serving {
+    told: Arc<Mutex<Vec<Told>>>,
+    outbound: Arc<AtomicUsize>,
+    inbound: Arc<AtomicUsize>,
+    gone: Arc<AtomicBool>,
+    manners: Manners,
+    /// Dropping a pod's set ends its listeners and connections.
+    pods: BTreeMap<String, (Netns, JoinSet<()>)>,
+}
+
+impl Serving {
+    async fn run(mut self, mut connection: TunnelConnection) {
+        while let Ok(Some(Received::Request(request))) = connection.receive().await {
+            let (told, result) = match request {
+                Request::Add { uid, netns, .. } => (Told::Add(uid.clone()), self.add(uid, netns)),
+                Request::Keep { uid } => (Told::Keep(uid), Ok(())),
+                Request::Delete { uid } => {
+                    self.pods.remove(&uid);
+                    (Told::Delete(uid), Ok(()))
+                }
+                Request::SnapshotSent => (Told::SnapshotSent, Ok(())),
+                Request::Drain { uid } => (Told::Drain(uid), Ok(())),
+            };
+            self.told.lock().push(told);
+            if connection
+                .acknowledge(result.as_ref().map(|_| ()).map_err(String::as_str))
+                .await
+                .is_err()
+            {
+                break;
+            }
+        }
+        self.gone.store(true, Ordering::SeqCst);
+        std::future::pending::<()>().await;
+    }
+
+    fn add(&mut self, uid: String, netns: Netns) -> Result<(), String> {
+        let refused = |left: usize| left.checked_sub(1);
+        if self
+            .manners
+            .refuse_adds
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, refused)
+            .is_ok()
+        {
+            return Err("no, thank you".into());
+        }
+        if self.pods.get(&uid).is_some_and(|(held, _)| *held == netns) {
+            return Ok(());
+        }
+        let factory = Factory {
+            mark: Some(cni::rules::TUNNEL_MARK),
+            ..Factory::for_pod(netns.clone())
+        };
+        let listen = |port| factory.listen_any(port).map_err(|error| error.to_string());
+        let listeners = [
+            listen(OUTBOUND_PORT)?,
+            listen(INBOUND_PLAINTEXT_PORT)?,
+            listen(INBOUND_HBONE_PORT)?,
+        ];
+        let [outbound, plaintext, hbone] = listeners;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept(
+            outbound,
+            factory.clone(),
+            Keep::Own,
+            self.outbound.clone(),
+        ));
+        tasks.spawn(accept(
+            plaintext,
+            factory.clone(),
+            Keep::Client,
+            self.inbound.clone(),
+        ));
+        tasks.spawn(accept(hbone, factory, Keep::Own, Arc::default()));
+        self.pods.insert(uid, (netns, tasks));
+        Ok(())
+    }
+}
+
+/// Whose address the second half of a connection has.
+#[derive(Clone, Copy)]
+enum Keep {
+    Own,
+    Client,
+}
+
+async fn accept(listener: TcpListener, factory: Factory, keep: Keep, carried: Arc<AtomicUsize>) {
+    let mut connections = JoinSet::new();
+    while let Ok((stream, client)) = listener.accept().await {
+        carried.fetch_add(1, Ordering::SeqCst);
+        let source = match keep {
+            Keep::Own => SourceAddress::Own,
+            Keep::Client => SourceAddress::Required(unmapped(client).ip()),
+        };
+        connections.spawn(carry(stream, factory.clone(), source));
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn carry(mut stream: TcpStream, factory: Factory, source: SourceAddress) {
+    let destination = original_destination(&stream).expect("a redirected connection");
+    if let Ok(mut far) = factory.connect(unmapped(destination), source).await {
+        let _ = tokio::io::copy_bidirectional(&mut stream, &mut far).await;
+    }
+}
