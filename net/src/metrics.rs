@@ -60,6 +60,19 @@ async fn answer(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> Re
     ([(header::CONTENT_TYPE, kind)], body).into_response()
 }
 
+/// For a binary that needs no labels of its own.
+impl Labels for mesh::flow::TcpLabels {
+    fn each<'a>(&'a self, flag: &'a str, each: &mut dyn FnMut(&'a str, &'a str)) {
+        for (name, value) in self.pairs() {
+            let value = match name {
+                "response_flags" => flag,
+                _ => value,
+            };
+            each(name, value);
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Build {
     component: &'static str,

@@ -1,1 +1,258 @@
+use std::{
+    io::Write,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tracing::{info, info_span, subscriber::with_default};
+
 use super::*;
+use crate::fixture::SOON;
+
+#[derive(Clone, Default)]
+struct Output(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The lines that `log` writes, without their time.
+fn lines_of(format: Format, filter: &str, log: impl FnOnce()) -> Vec<String> {
+    let options = Options {
+        format,
+        filter: filter.to_owned(),
+    };
+    let output = Output::default();
+    let (subscriber, handle) = subscriber(&options, output.clone()).expect("a good filter");
+    with_default(subscriber, log);
+    handle.flush();
+    let text = String::from_utf8(output.0.lock().clone()).expect("text");
+    text.lines().map(str::to_owned).collect()
+}
+
+fn plain(log: impl FnOnce()) -> Vec<String> {
+    let lines = lines_of(Format::Plain, "trace", log);
+    let rest = |line: &String| {
+        let (time, rest) = line.split_once('\t').expect("columns");
+        assert_eq!(time.len(), "2026-01-02T03:04:05.000006Z".len(), "{time}");
+        assert!(time.ends_with('Z'), "{time}");
+        rest.to_owned()
+    };
+    lines.iter().map(rest).collect()
+}
+
+fn json(log: impl FnOnce()) -> Vec<serde_json::Value> {
+    let lines = lines_of(Format::Json, "trace", log);
+    let read = |line: &String| serde_json::from_str(line).expect("one object per line");
+    lines.iter().map(read).collect()
+}
+
+fn access() -> Access<'static> {
+    let source = "10.1.0.5:40000".parse().expect("an address");
+    let destination = "10.1.1.9:15008".parse().expect("an address");
+    Access {
+        source_workload: Some("client-1"),
+        source_namespace: Some("a"),
+        source_identity: Some("spiffe://cluster.local/ns/a/sa/client"),
+        hbone_authority: Some("10.96.0.7:80"),
+        destination_service: Some("web.b.svc.cluster.local"),
+        ..Access::new(Direction::Outbound, source, destination)
+    }
+}
+
+fn carried() -> Carried {
+    Carried {
+        bytes_sent: 12,
+        bytes_received: 345,
+        duration: Duration::from_micros(6_999),
+    }
+}
+
+#[test]
+fn a_plain_line_has_tabs_and_quotes_texts_only() {
+    let lines = plain(
+        || info!(target: "net::xds::client", addr = %"10.0.0.1:80", name = "web", n = 3, "connected"),
+    );
+    let expected = "info\txds::client\tconnected\taddr=10.0.0.1:80 name=\"web\" n=3";
+    assert_eq!(lines, [expected]);
+    let bare = plain(|| info!(target: "hyper::proto", "no fields"));
+    assert_eq!(bare, ["info\thyper::proto\tno fields"]);
+}
+
+#[test]
+fn a_plain_line_names_its_spans() {
+    let lines = plain(|| {
+        let outer = info_span!("inbound", id = 7, late = tracing::field::Empty);
+        outer.record("late", "x");
+        let _outer = outer.entered();
+        let _inner = info_span!("stream").entered();
+        info!(target: "ztunnel", "here");
+    });
+    assert_eq!(
+        lines,
+        ["info\tztunnel:inbound{id=7 late=\"x\"}:stream\there"]
+    );
+}
+
+#[test]
+fn a_json_line_has_flat_fields_and_nested_spans() {
+    let lines = json(|| {
+        let _span = info_span!("inbound", id = 7).entered();
+        info!(target: "net::xds", ok = true, n = -3, name = "a\"b", "hello");
+    });
+    let mut line = lines.into_iter().next().expect("a line");
+    let time = line.as_object_mut().and_then(|line| line.remove("time"));
+    assert!(time.is_some_and(|time| time.is_string()));
+    let expected = serde_json::json!({
+        "level": "info", "scope": "xds", "message": "hello",
+        "ok": true, "n": -3, "name": "a\"b", "inbound": {"id": 7},
+    });
+    assert_eq!(line, expected);
+}
+
+#[test]
+fn an_access_line_is_as_the_specification_shows_it() {
+    let lines = plain(|| access().complete(&carried(), None));
+    let expected = "info\taccess\tconnection complete\tsrc.addr=10.1.0.5:40000 \
+        src.workload=\"client-1\" src.namespace=\"a\" \
+        src.identity=\"spiffe://cluster.local/ns/a/sa/client\" dst.addr=10.1.1.9:15008 \
+        dst.hbone_addr=10.96.0.7:80 dst.service=\"web.b.svc.cluster.local\" \
+        direction=\"outbound\" bytes_sent=12 bytes_recv=345 duration=\"6ms\"";
+    assert_eq!(lines, [expected]);
+}
+
+#[test]
+fn access_lines_have_the_level_of_their_end() {
+    let lines = plain(|| {
+        access().opened();
+        access().complete(&carried(), Some(&"reset by the peer"));
+        access().failed(&"no healthy upstream");
+    });
+    assert!(lines[0].starts_with("debug\taccess\tconnection opened\tsrc.addr="));
+    assert!(lines[1].starts_with("error\taccess\tconnection complete\t"));
+    assert!(lines[1].ends_with(" duration=\"6ms\" error=\"reset by the peer\""));
+    let expected = "warn\taccess\tconnection failed\tsrc.addr=10.1.0.5:40000 \
+        dst.addr=10.1.1.9:15008 direction=\"outbound\" error=\"no healthy upstream\"";
+    assert_eq!(lines[2], expected);
+    let lines = json(|| access().complete(&carried(), None));
+    assert_eq!(lines[0]["bytes_sent"], 12);
+    assert_eq!(lines[0]["dst.hbone_addr"], "10.96.0.7:80");
+}
+
+#[test]
+fn a_peer_cannot_forge_a_line() {
+    let evil = "x\n2026-01-01T00:00:00.000000Z\tinfo\taccess\tfaked";
+    let lines = plain(|| {
+        info!(name = evil, shown = %evil, "{evil}");
+    });
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!(lines[0].matches('\t').count(), 3, "{lines:?}");
+}
+
+#[test]
+fn an_error_is_told_with_its_causes_once() {
+    let error = LogError::Thread(io::Error::other("out of threads"));
+    let lines = plain(|| {
+        let error: &(dyn std::error::Error + 'static) = &error;
+        info!(error, "oh");
+    });
+    assert!(
+        lines[0].ends_with("\terror=\"start the log writer: out of threads\""),
+        "{lines:?}"
+    );
+}
+
+#[test]
+fn a_filter_names_targets_as_lines_show_them() {
+    let lines = lines_of(Format::Plain, "warn,xds=info", || {
+        info!(target: "net::xds::client", "shown");
+        info!(target: "net::socket", "hidden");
+    });
+    assert_eq!(lines.len(), 1, "{lines:?}");
+}
+
+#[test]
+fn a_filter_is_changed_added_to_and_reset() {
+    let (subscriber, handle) = subscriber(&Options::default(), io::sink()).expect("good");
+    with_default(subscriber, || {
+        let shown = || tracing::enabled!(target: "net::xds", tracing::Level::DEBUG);
+        assert!(!shown());
+        handle.add("xds=debug", Base::Current).expect("good");
+        assert!(shown());
+        assert_eq!(handle.filter(), "info,xds=debug");
+        handle.add("xds=warn,error", Base::Current).expect("good");
+        assert_eq!(handle.filter(), "xds=warn,error");
+        for bad in ["loud", "xds=loud", "=info", "xds:debug", "a b=info"] {
+            assert!(handle.add(bad, Base::Current).is_err(), "{bad}");
+        }
+        assert_eq!(handle.filter(), "xds=warn,error");
+        handle.add("", Base::Default).expect("good");
+        assert_eq!(handle.filter(), "info");
+        assert!(!shown());
+    });
+}
+
+/// An output that takes nothing until it is told to.
+struct Stalled {
+    go: mpsc::Receiver<()>,
+    gone: bool,
+    output: Output,
+}
+
+impl Write for Stalled {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if !self.gone {
+            let _ = self.go.recv();
+            self.gone = true;
+        }
+        self.output.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_stalled_output_holds_up_whoever_logs_and_loses_nothing() {
+    const MORE: usize = 100;
+    let (go, wait) = mpsc::channel();
+    let output = Output::default();
+    let stalled = Stalled {
+        go: wait,
+        gone: false,
+        output: output.clone(),
+    };
+    let writer = writer::Writer::start(stalled).expect("a thread");
+    let (progress, seen) = mpsc::channel();
+    let logging = thread::spawn({
+        let writer = writer.clone();
+        move || {
+            for n in 0..QUEUE_LINES + MORE {
+                writer.line(n.to_string().as_bytes());
+                let _ = progress.send(n);
+            }
+        }
+    });
+    for _ in 0..QUEUE_LINES {
+        seen.recv_timeout(SOON).expect("room in the queue");
+    }
+    assert!(
+        seen.recv_timeout(Duration::from_millis(50)).is_err(),
+        "it waits"
+    );
+    go.send(()).expect("stalled");
+    logging.join().expect("no panic");
+    writer.flush();
+    let lines = output.0.lock().iter().filter(|b| **b == b'\n').count();
+    assert_eq!(lines, QUEUE_LINES + MORE);
+}

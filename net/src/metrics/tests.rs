@@ -1,1 +1,130 @@
+use axum::{body::Body, http::Request};
+use http_body_util::BodyExt;
+use tower::ServiceExt;
+
 use super::*;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Row(&'static str, u32);
+
+impl Labels for Row {
+    fn each<'a>(&'a self, flag: &'a str, each: &mut dyn FnMut(&'a str, &'a str)) {
+        each("reporter", self.0);
+        each("response_flags", flag);
+    }
+}
+
+fn encoded(registry: &Registry) -> String {
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, registry).expect("encodes");
+    text
+}
+
+#[track_caller]
+fn assert_line(text: &str, line: &str) {
+    assert!(text.lines().any(|l| l == line), "no {line:?} in\n{text}");
+}
+
+#[test]
+fn flows_are_counted_under_istios_names() {
+    let mut registry = Registry::default();
+    let tcp = Tcp::register(&mut registry);
+    let row = Row("source", 0);
+    let flow = tcp.open(&row);
+    flow.received(5);
+    flow.sent(7);
+    flow.close(Flag::None);
+    tcp.open(&row).close(Flag::Deny);
+    drop(tcp.open(&row));
+    let _socket = tcp.socket(Reporter::Source);
+    let text = encoded(&registry);
+    assert_line(&text, "# TYPE istio_tcp_connections_opened counter");
+    let counted = |name: &str, flag: &str, n: u64| {
+        let labels = format!("{{reporter=\"source\",response_flags=\"{flag}\"}}");
+        assert_line(&text, &format!("istio_tcp_{name}_total{labels} {n}"));
+    };
+    counted("connections_opened", "-", 3);
+    counted("connections_closed", "-", 2);
+    counted("connections_closed", "DENY", 1);
+    counted("connections_failed", "DENY", 1);
+    counted("received_bytes", "-", 5);
+    counted("sent_bytes", "-", 7);
+    assert!(!text.contains("failed_total{reporter=\"source\",response_flags=\"-\"}"));
+    assert_line(&text, "istio_tcp_sockets_open{reporter=\"source\"} 1");
+    assert!(text.ends_with("# EOF\n"));
+}
+
+#[test]
+fn series_of_workloads_that_are_gone_are_dropped_unless_in_use() {
+    let mut registry = Registry::default();
+    let tcp = Tcp::register(&mut registry);
+    let open = tcp.open(&Row("open", 0));
+    drop(tcp.open(&Row("gone", 0)));
+    drop(tcp.open(&Row("kept", 0)));
+    tcp.retain(|row| row.0 == "kept");
+    let text = encoded(&registry);
+    assert!(text.contains("open") && text.contains("kept"));
+    assert!(!text.contains("\"gone\""), "{text}");
+    drop(open);
+}
+
+#[test]
+fn series_are_bounded_and_the_used_ones_stay() {
+    let mut registry = Registry::default();
+    let tcp = Tcp::register(&mut registry);
+    let row = |n| Row("source", n);
+    let first = tcp.open(&row(0));
+    first.received(1);
+    for n in 1..u32::try_from(MAX_SERIES).expect("small") * 2 {
+        drop(tcp.open(&row(n)));
+    }
+    let text = encoded(&registry);
+    let series = text.matches("connections_opened_total").count();
+    assert!(series <= MAX_SERIES, "{series}");
+    assert!(text.contains("received_bytes_total{reporter=\"source\",response_flags=\"-\"} 1\n"));
+}
+
+#[test]
+fn the_process_tells_its_descriptors_and_its_build() {
+    let mut registry = Registry::default();
+    register_process(&mut registry, None);
+    register_build(&mut registry, "ztunnel", "1.2.3");
+    let text = encoded(&registry);
+    assert_line(&text, "istio_build{component=\"ztunnel\",tag=\"1.2.3\"} 1");
+    for name in [
+        "process_open_fds",
+        "process_max_fds",
+        "process_resident_memory_bytes",
+    ] {
+        let line = text.lines().find(|l| l.starts_with(&format!("{name} ")));
+        let value = line.and_then(|l| l.rsplit(' ').next()?.parse::<u64>().ok());
+        assert!(value.is_some_and(|value| value > 0), "{name} in {text}");
+    }
+}
+
+#[tokio::test]
+async fn the_content_type_follows_what_is_accepted() {
+    let router = router(Arc::new(Registry::default()));
+    for (path, accept, expected) in [
+        ("/metrics", None, PLAIN),
+        ("/stats/prometheus", Some("*/*"), PLAIN),
+        (
+            "/stats/prometheus",
+            Some("text/plain;q=0.5, application/openmetrics-text;version=1.0.0"),
+            OPENMETRICS_FULL,
+        ),
+    ] {
+        let mut request = Request::builder().uri(path);
+        if let Some(accept) = accept {
+            request = request.header("accept", accept);
+        }
+        let request = request.body(Body::empty()).expect("a request");
+        let response = router.clone().oneshot(request).await.expect("infallible");
+        assert_eq!(response.headers()["content-type"], expected);
+        let body = response.into_body().collect().await.expect("a body");
+        assert_eq!(body.to_bytes(), "# EOF\n");
+    }
+    let request = Request::builder().uri("/").body(Body::empty());
+    let response = router.oneshot(request.expect("a request")).await;
+    assert_eq!(response.expect("infallible").status(), 404);
+}
