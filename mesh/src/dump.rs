@@ -16,6 +16,9 @@ use crate::{
     workload::{GatewayAddress, Health, PortMap, Workload},
 };
 
+#[cfg(test)]
+mod tests;
+
 /// The part of `config_dump` that this crate knows: what the mesh looks like from one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -283,7 +286,7 @@ pub(crate) enum StringMatchShape {
     Exact(Str),
     Prefix(Str),
     Suffix(Str),
-    Presence(),
+    Presence([(); 0]),
 }
 
 impl From<StringMatch> for StringMatchShape {
@@ -292,7 +295,7 @@ impl From<StringMatch> for StringMatchShape {
             StringMatch::Exact(text) => Self::Exact(text),
             StringMatch::Prefix(text) => Self::Prefix(text),
             StringMatch::Suffix(text) => Self::Suffix(text),
-            StringMatch::Presence => Self::Presence(),
+            StringMatch::Presence => Self::Presence([]),
         }
     }
 }
@@ -303,7 +306,7 @@ impl From<StringMatchShape> for StringMatch {
             StringMatchShape::Exact(text) => Self::Exact(text),
             StringMatchShape::Prefix(text) => Self::Prefix(text),
             StringMatchShape::Suffix(text) => Self::Suffix(text),
-            StringMatchShape::Presence() => Self::Presence,
+            StringMatchShape::Presence([]) => Self::Presence,
         }
     }
 }

@@ -1,1 +1,257 @@
+use super::*;
+use crate::{
+    fixture::{identity, pod, service, socket},
+    workload::{Locality, WorkloadType},
+};
 
+fn client() -> Workload {
+    Workload {
+        workload_name: "client".into(),
+        workload_type: WorkloadType::Deployment,
+        canonical_name: "client".into(),
+        canonical_revision: "v2".into(),
+        locality: Locality {
+            region: "r".into(),
+            ..Locality::default()
+        },
+        ..pod("a/client-1", &["10.1.0.5"])
+    }
+}
+
+fn web() -> Workload {
+    Workload {
+        workload_name: "web".into(),
+        canonical_name: "web".into(),
+        ..pod("b/web-1", &["10.1.1.9"])
+    }
+}
+
+fn record() -> FlowRecord {
+    let service = service("b/web.b.svc.cluster.local", &["10.96.0.7"], &[]);
+    FlowRecord {
+        source: Party::of_workload(&client(), Some(&identity("a", "client"))),
+        destination: Party::of_workload(&web(), Some(&identity("b", "web"))),
+        authority: Some("10.96.0.7:80".parse().unwrap()),
+        service: Some(ServiceName::from(&service)),
+        hop: Hop::Hbone,
+        security: Security::MutualTls,
+        received_bytes: 12,
+        sent_bytes: 345,
+        duration: Duration::from_millis(6),
+        end: Some(EndReason::Complete),
+        ..FlowRecord::new(
+            Direction::Outbound,
+            socket("10.1.0.5:40000"),
+            socket("10.1.1.9:15008"),
+        )
+    }
+}
+
+/// As a plain log line has it.
+fn line(record: &FlowRecord) -> String {
+    let fields = record
+        .fields()
+        .into_iter()
+        .map(|(name, value)| match value {
+            Field::Bare(text) => format!("{name}={text}"),
+            Field::Text(text) => format!("{name}={text:?}"),
+        });
+    fields.collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn the_log_line_tells_both_ends_and_the_bytes_of_the_pod() {
+    let expected = r#"src.addr=10.1.0.5:40000 src.workload="client-1" src.namespace="a" src.identity="spiffe://cluster.local/ns/a/sa/client" src.cluster="Kubernetes" dst.addr=10.1.1.9:15008 dst.hbone_addr=10.96.0.7:80 dst.service="web.b.svc.cluster.local" dst.workload="web-1" dst.namespace="b" dst.identity="spiffe://cluster.local/ns/b/sa/web" dst.cluster="Kubernetes" direction="outbound" bytes_sent=12 bytes_recv=345 duration="6ms""#;
+    assert_eq!(line(&record()), expected);
+    let inbound = FlowRecord {
+        direction: Direction::Inbound,
+        ..record()
+    };
+    assert!(line(&inbound).contains(r#"direction="inbound" bytes_sent=345 bytes_recv=12"#));
+}
+
+#[test]
+fn plaintext_tells_no_identity() {
+    let plain = FlowRecord {
+        security: Security::Plaintext,
+        ..record()
+    };
+    assert!(!line(&plain).contains("identity"));
+}
+
+#[test]
+fn a_denial_names_the_policy_and_its_rule() {
+    let denied = FlowRecord {
+        end: Some(EndReason::Refused(Reason::PolicyDenied)),
+        decided_by: Some(RuleRef {
+            policy: "b/deny-all".parse().unwrap(),
+            rule: 2,
+        }),
+        error: Some("explicitly denied by: b/deny-all".into()),
+        ..record()
+    };
+    let expected = r#"policy="b/deny-all" rule=2 response_flags="DENY" error="explicitly denied by: b/deny-all""#;
+    assert!(line(&denied).ends_with(expected), "{}", line(&denied));
+}
+
+#[test]
+fn an_open_connection_has_no_end() {
+    let open = FlowRecord {
+        end: None,
+        ..record()
+    };
+    assert!(line(&open).ends_with(r#"direction="outbound""#));
+}
+
+fn label<'a>(labels: &'a TcpLabels, name: &str) -> Option<&'a str> {
+    let pairs = labels.pairs();
+    let found = pairs.iter().find(|(key, _)| *key == name);
+    found.map(|(_, value)| *value)
+}
+
+#[test]
+fn metrics_carry_istios_labels_in_istios_order() {
+    let labels = record().labels();
+    let names: Vec<_> = labels.pairs().iter().map(|(name, _)| *name).collect();
+    let expected = "reporter source_workload source_canonical_service source_canonical_revision \
+        source_workload_namespace source_principal source_app source_version source_cluster \
+        destination_service destination_service_namespace destination_service_name destination_workload \
+        destination_canonical_service destination_canonical_revision destination_workload_namespace \
+        destination_principal destination_app destination_version destination_cluster request_protocol \
+        response_flags connection_security_policy source_region source_zone destination_region destination_zone";
+    assert_eq!(names, expected.split_whitespace().collect::<Vec<_>>());
+    for (name, expected) in [
+        ("reporter", "source"),
+        ("source_workload", "client"),
+        ("source_principal", "spiffe://cluster.local/ns/a/sa/client"),
+        ("source_version", "v2"),
+        ("destination_service", "web.b.svc.cluster.local"),
+        ("destination_service_name", "web"),
+        ("destination_canonical_revision", "unknown"),
+        ("response_flags", "-"),
+        ("connection_security_policy", "mutual_tls"),
+        ("source_region", "r"),
+        ("source_zone", "unknown"),
+    ] {
+        assert_eq!(label(&labels, name), Some(expected), "{name}");
+    }
+}
+
+#[test]
+fn of_a_flow_that_nothing_is_known_of_labels_say_unknown() {
+    let bare = FlowRecord::new(Direction::Inbound, socket("1.1.1.1:1"), socket("2.2.2.2:2"));
+    let labels = bare.labels();
+    assert_eq!(label(&labels, "source_workload"), Some("unknown"));
+    assert_eq!(
+        label(&labels, "connection_security_policy"),
+        Some("unknown")
+    );
+    assert_eq!(label(&labels, "source_region"), None);
+}
+
+#[test]
+fn pods_of_one_workload_share_their_labels() {
+    let other = Party::of_workload(
+        &Workload {
+            name: "web-2".into(),
+            ..web()
+        },
+        Some(&identity("b", "web")),
+    );
+    assert_eq!(record().destination.labels, other.labels);
+    assert_eq!(
+        record().labels().ended(ResponseFlag::Deny).flag,
+        ResponseFlag::Deny
+    );
+}
+
+#[test]
+fn the_same_node_is_told_truthfully() {
+    let same = FlowRecord {
+        security: Security::SameNode,
+        ..record()
+    };
+    assert_eq!(
+        label(&same.labels(), "connection_security_policy"),
+        Some("same_node")
+    );
+    assert!(line(&same).contains(r#"security="same_node""#));
+}
+
+#[test]
+fn baggage_fills_in_for_a_record_and_never_for_an_identity() {
+    let baggage = Baggage::parse(["k8s.namespace.name=evil,k8s.pod.name=w,service.name=s"]);
+    let party = Party::of_baggage(&baggage, Some(&identity("b", "web")));
+    assert_eq!(party.labels.namespace.as_deref(), Some("b"));
+    assert_eq!(party.labels.workload.as_deref(), Some("w"));
+    assert_eq!(party.name().map(|it| &**it), Some("s"));
+    let nothing = Party::of_baggage(&Baggage::default(), None);
+    assert_eq!(*nothing.labels, PartyLabels::default());
+}
+
+#[test]
+fn every_end_has_its_flag_and_its_blame() {
+    for (end, flag, blame) in [
+        (EndReason::Complete, "-", Blame::Nobody),
+        (
+            EndReason::Refused(Reason::PolicyNotAllowed),
+            "DENY",
+            Blame::Policy,
+        ),
+        (
+            EndReason::Refused(Reason::PolicyUnknown),
+            "DENY",
+            Blame::Configuration,
+        ),
+        (
+            EndReason::Refused(Reason::NoHealthyUpstream),
+            "CONNECT",
+            Blame::Destination,
+        ),
+        (EndReason::PolicyChanged, "DENY", Blame::Policy),
+        (EndReason::TunnelTimedOut, "NETWORK_POLICY", Blame::Network),
+        (EndReason::ConnectTimedOut, "CONNECT", Blame::Network),
+        (EndReason::TlsFailed, "TLS_FAILURE", Blame::Destination),
+        (
+            EndReason::Http2Failed,
+            "H2_HANDSHAKE_FAILURE",
+            Blame::Destination,
+        ),
+        (
+            EndReason::NoCertificate,
+            "IDENTITY_ERROR",
+            Blame::Configuration,
+        ),
+        (
+            EndReason::CertificateRevoked,
+            "CERT_REVOKED",
+            Blame::Destination,
+        ),
+        (EndReason::PeerRefused(401), "CONNECT", Blame::Destination),
+        (EndReason::SourceReset, "-", Blame::Source),
+        (EndReason::Drained, "-", Blame::Operation),
+    ] {
+        assert_eq!((end.flag().as_str(), end.blame()), (flag, blame), "{end:?}");
+    }
+    assert_eq!(EndReason::PeerRefused(401).to_string(), "http status: 401");
+}
+
+#[test]
+fn a_peer_from_another_network_is_not_looked_up_by_address() {
+    let view = crate::fixture::view([client().into()]);
+    let found = |forwarded| {
+        let peer = "::ffff:10.1.0.5".parse().unwrap();
+        peer_workload(&view, &"".into(), peer, forwarded).is_some()
+    };
+    assert!(found(None));
+    assert!(found(Some("")));
+    assert!(!found(Some("net-2")));
+}
+
+#[test]
+fn a_record_tells_its_version() {
+    let told = serde_json::to_value(record()).unwrap();
+    assert_eq!(told["version"], VERSION);
+    assert_eq!(told["security"], "mutual_tls");
+    assert_eq!(told["end"], "complete");
+}

@@ -1,0 +1,164 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::fixture::{pod, service, view};
+
+/// What upstream's node tunnel writes, with a key that this version does not know.
+fn upstream() -> Value {
+    json!({
+        "workloads": [{
+            "workloadIps": ["10.0.0.1"],
+            "waypoint": {"destination": "a/waypoint.a.svc.cluster.local", "hboneMtlsPort": 15008},
+            "networkGateway": {"destination": "net-2/10.9.9.9", "hboneMtlsPort": 15009},
+            "protocol": "HBONE",
+            "networkMode": "Standard",
+            "uid": "Kubernetes//Pod/a/web-1",
+            "name": "web-1",
+            "namespace": "a",
+            "trustDomain": "cluster.local",
+            "serviceAccount": "web",
+            "workloadName": "web",
+            "workloadType": "pod",
+            "canonicalName": "web",
+            "canonicalRevision": "v1",
+            "node": "n1",
+            "applicationTunnel": {"protocol": "PROXY", "port": null},
+            "authorizationPolicies": ["a/p"],
+            "status": "Healthy",
+            "clusterId": "Kubernetes",
+            "locality": {"region": "r", "zone": "z", "subzone": ""},
+            "services": ["a/web.a.svc.cluster.local"],
+            "capacity": 1,
+            "keyOfAVersionToCome": true
+        }],
+        "services": [{
+            "name": "web",
+            "namespace": "a",
+            "hostname": "web.a.svc.cluster.local",
+            "vips": ["/10.1.0.1"],
+            "cidrVips": [{"network": "", "cidr": "10.2.0.0/16"}],
+            "ports": {"80": 0},
+            "endpoints": {
+                "Kubernetes//Pod/a/web-1": {
+                    "workloadUid": "Kubernetes//Pod/a/web-1",
+                    "port": {"80": 8080},
+                    "status": "Healthy"
+                }
+            },
+            "subjectAltNames": ["spiffe://cluster.local/ns/a/sa/web"],
+            "waypoint": {"destination": "/10.0.0.9", "hboneMtlsPort": 15008},
+            "weightedWaypoints": [
+                {"destination": {"destination": "/10.0.0.9", "hboneMtlsPort": 15008}, "weight": 2}
+            ],
+            "loadBalancer": {
+                "routingPreferences": ["Network"], "mode": "Failover", "healthPolicy": "AllowAll"
+            },
+            "ipFamilies": "IPv4",
+            "canonical": true,
+            "visibility": "Namespace"
+        }],
+        "policies": [{
+            "name": "p",
+            "namespace": "a",
+            "scope": "WorkloadSelector",
+            "action": "Allow",
+            "rules": [[[{"principals": [{"Exact": "x"}, {"Presence": []}], "notSourceIps": ["10.0.0.0/8"]}]]],
+            "dryRun": false
+        }],
+        "stagedServices": {
+            "b/late": {
+                "Kubernetes//Pod/a/web-1": {
+                    "workloadUid": "Kubernetes//Pod/a/web-1", "port": {"1": 2}, "status": "Healthy"
+                }
+            }
+        }
+    })
+}
+
+#[test]
+fn a_dump_is_read_with_its_ports_and_written_as_it_was() {
+    let dump: ConfigDump = serde_json::from_value(upstream()).unwrap();
+    let view = dump.into_view();
+    let key = "a/web.a.svc.cluster.local".parse().unwrap();
+    let endpoints = view.endpoints(&key);
+    assert_eq!(endpoints.iter().next().unwrap().ports()[&80], 8080);
+    let mut expected = upstream();
+    let workload = &mut expected["workloads"][0];
+    workload
+        .as_object_mut()
+        .unwrap()
+        .remove("keyOfAVersionToCome");
+    // The staged service is the workload's too, of which upstream's list would tell.
+    workload["services"] = json!(["a/web.a.svc.cluster.local", "b/late"]);
+    assert_eq!(
+        serde_json::to_value(ConfigDump::from(&view)).unwrap(),
+        expected
+    );
+}
+
+#[test]
+fn defaults_are_left_out_but_for_those_that_readers_rely_on() {
+    let plain = Workload::new(WorkloadUid("u".into()), "w".into(), "a".into());
+    let expected = json!({
+        "uid": "u", "name": "w", "namespace": "a", "workloadIps": [], "protocol": "TCP",
+        "networkMode": "Standard", "status": "Healthy", "clusterId": "Kubernetes", "capacity": 1,
+        "trustDomain": "cluster.local", "serviceAccount": "default"
+    });
+    assert_eq!(serde_json::to_value(&plain).unwrap(), expected);
+    let expected = json!({
+        "name": "web", "namespace": "a", "hostname": "web", "vips": [], "ports": {}, "endpoints": {},
+        "subjectAltNames": [], "canonical": false, "visibility": "Public"
+    });
+    assert_eq!(
+        serde_json::to_value(service("a/web", &[], &[])).unwrap(),
+        expected
+    );
+}
+
+#[test]
+fn null_is_absence() {
+    let nulls = json!({
+        "name": "web", "namespace": "a", "hostname": "web", "vips": [], "ports": {}, "endpoints": {},
+        "subjectAltNames": [], "waypoint": null, "loadBalancer": null, "ipFamilies": null,
+        "canonical": false, "visibility": "Public"
+    });
+    let read: Service = serde_json::from_value(nulls).unwrap();
+    assert_eq!(read, service("a/web", &[], &[]));
+}
+
+#[test]
+fn a_local_file_names_ports_with_the_workload() {
+    let file: LocalFile = serde_json::from_value(json!({
+        "workloads": [{
+            "uid": "u", "name": "w", "namespace": "a", "workloadIps": ["127.0.0.2"], "protocol": "HBONE",
+            "services": {"a/web": {"80": 8080}}
+        }],
+        "services": [{"name": "web", "namespace": "a", "hostname": "web", "vips": ["/127.0.0.3"], "ports": {"80": 80}}]
+    }))
+    .unwrap();
+    let mut view = MeshView::default();
+    view.apply(file.into_update());
+    let endpoints = view.endpoints(&"a/web".parse().unwrap());
+    assert_eq!(endpoints.iter().next().unwrap().ports()[&80], 8080);
+}
+
+#[test]
+fn a_port_that_is_none_is_an_error() {
+    for ports in [json!({"x": 1}), json!({"65536": 1}), json!({"80": 65_536})] {
+        let file = json!({"name": "w", "namespace": "a", "hostname": "w", "ports": ports});
+        assert!(serde_json::from_value::<Service>(file).is_err(), "{ports}");
+    }
+}
+
+#[test]
+fn a_view_survives_its_dump() {
+    let resources = [
+        Resource::from(pod("a/w1", &["10.0.0.1"]).serving("a/web", &[(80, 1)])),
+        pod("a/w2", &["fd00::1"]).serving("a/web", &[]).into(),
+        service("a/web", &["10.1.0.1"], &[(80, 0)]).into(),
+    ];
+    let dump = ConfigDump::from(&view(resources));
+    let text = serde_json::to_string(&dump).unwrap();
+    let read: ConfigDump = serde_json::from_str(&text).unwrap();
+    assert_eq!(ConfigDump::from(&read.into_view()), dump);
+}
