@@ -1,0 +1,133 @@
+//! The connections of one pod that are open now: for dumps, and to be cut when a policy comes to forbid them.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use mesh::outcome::Refusal;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+/// Open connections, each described by a `T`. Holds as many entries as there are connections, so the limit of open
+/// files bounds it.
+#[derive(Debug)]
+pub(crate) struct Registry<T> {
+    entries: Mutex<HashMap<u64, Entry<T>>>,
+    next: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    what: Arc<T>,
+    cut: Option<oneshot::Sender<Refusal>>,
+}
+
+/// One open connection. Dropping it takes it off the registry.
+#[derive(Debug)]
+pub(crate) struct Registration<T> {
+    registry: Arc<Registry<T>>,
+    id: u64,
+    what: Arc<T>,
+    cut: oneshot::Receiver<Refusal>,
+}
+
+impl<T> Default for Registry<T> {
+    fn default() -> Self {
+        Self {
+            entries: Mutex::default(),
+            next: AtomicU64::new(0),
+        }
+    }
+}
+
+impl<T> Registry<T> {
+    /// Enters a connection. An inbound one must be entered before its first authorization, or a policy that changes in
+    /// between would miss it.
+    pub(crate) fn register(self: &Arc<Self>, what: T) -> Registration<T> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let what = Arc::new(what);
+        let (sender, cut) = oneshot::channel();
+        let entry = Entry {
+            what: what.clone(),
+            cut: Some(sender),
+        };
+        self.entries.lock().insert(id, entry);
+        Registration {
+            registry: self.clone(),
+            id,
+            what,
+            cut,
+        }
+    }
+
+    /// What is open now, in no order that means anything.
+    pub(crate) fn open(&self) -> Vec<(u64, Arc<T>)> {
+        let entries = self.entries.lock();
+        entries.iter().map(|(id, e)| (*id, e.what.clone())).collect()
+    }
+
+    /// Whether nothing is open.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.lock().is_empty()
+    }
+
+    /// Tells a connection to end, and why. Nothing happens where it has ended.
+    pub(crate) fn cut(&self, id: u64, refusal: Refusal) {
+        let sender = self.entries.lock().get_mut(&id).and_then(|e| e.cut.take());
+        if let Some(sender) = sender {
+            // The receiver is gone where the connection is ending by itself.
+            let _ = sender.send(refusal);
+        }
+    }
+}
+
+impl<T> Registration<T> {
+    /// The connection's description.
+    pub(crate) fn what(&self) -> &Arc<T> {
+        &self.what
+    }
+
+    /// Resolves when the connection must end. Cancel-safe; must not be awaited again once it has resolved.
+    pub(crate) async fn cut(&mut self) -> Refusal {
+        match (&mut self.cut).await {
+            Ok(refusal) => refusal,
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl<T> Drop for Registration<T> {
+    fn drop(&mut self) {
+        self.registry.entries.lock().remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh::outcome::Reason;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_the_connection_that_is_cut_ends() {
+        let registry = Arc::new(Registry::default());
+        let mut a = registry.register("a");
+        let mut b = registry.register("b");
+        let found = registry.open().into_iter().find(|(_, what)| **what == "a");
+        let (id, _) = found.expect("a is open");
+        registry.cut(id, Refusal::new(Reason::PolicyDenied));
+        assert_eq!(a.cut().await.reason, Reason::PolicyDenied);
+        let still_open = tokio::select! {
+            biased;
+            _ = b.cut() => false,
+            () = std::future::ready(()) => true,
+        };
+        assert!(still_open);
+        drop((a, b));
+        assert!(registry.is_empty());
+    }
+}

@@ -1,0 +1,100 @@
+//! The process around [`crate::run`]: arguments, settings, logs, limits and the two runtimes.
+
+use std::process::ExitCode;
+
+use net::{log, netns::Netns, socket};
+use tokio::runtime;
+
+use crate::{config::Config, report::Chain, run};
+
+const USAGE: &str = "\
+usage: ztunnel [proxy|version|help]
+
+  proxy     run the node tunnel (the default); further arguments are ignored
+  version   print the version
+  help      print this
+
+Settings come from the environment and from ./etc/istio/config/mesh.";
+
+/// Runs the program with the arguments after its name; answers its exit code.
+///
+/// Must be called before any thread is started: the process may enter namespaces.
+pub fn main_with(mut args: impl Iterator<Item = String>) -> ExitCode {
+    match args.next().as_deref() {
+        None | Some("proxy") => proxy(),
+        Some("version") => {
+            println!("{}", crate::version::line());
+            ExitCode::SUCCESS
+        }
+        Some("help" | "--help" | "-h") => {
+            println!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        Some(other) => {
+            eprintln!("unknown command: {other}\n{USAGE}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn proxy() -> ExitCode {
+    let config = match Config::from_env() {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let options = log::Options {
+        format: match config.log.json {
+            true => log::Format::Json,
+            false => log::Format::Plain,
+        },
+        filter: config.log.filter.clone(),
+    };
+    let logs = match log::init(&options) {
+        Ok(logs) => logs,
+        Err(error) => {
+            eprintln!("{}", Chain(&error));
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = match start(config, &logs) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = %Chain(&*error), "ztunnel ends");
+            ExitCode::FAILURE
+        }
+    };
+    logs.flush();
+    code
+}
+
+/// Checks what a node tunnel must be permitted to do, so that it fails at start-up and not at the first pod.
+fn check_permissions(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
+    let here = Netns::current()?;
+    here.enter()?;
+    if let Some(mark) = config.inpod.mark {
+        socket::check_mark(mark)?;
+    }
+    Ok(())
+}
+
+fn start(config: Config, logs: &log::Handle) -> Result<(), Box<dyn std::error::Error>> {
+    match socket::raise_open_files_limit() {
+        Ok(limit) => tracing::debug!(limit, "open files"),
+        Err(error) => tracing::warn!(%error, "the limit of open files stays as it is"),
+    }
+    check_permissions(&config)?;
+    let data = runtime::Builder::new_multi_thread()
+        .worker_threads(config.worker_threads)
+        .thread_name("ztunnel-data")
+        .enable_all()
+        .build()?;
+    let control = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let ended = control.block_on(run::run_on(config, data.handle().clone(), Some(logs.clone())));
+    data.shutdown_background();
+    Ok(ended?)
+}
