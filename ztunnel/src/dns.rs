@@ -3,4 +3,5 @@
 mod forward;
 mod message;
 mod resolv_conf;
+pub(crate) mod resolver;
 mod server;

@@ -1,6 +1,7 @@
 //! The node tunnel: one process per node that carries pods' TCP over HBONE, with identity and L4 policy.
 
 pub mod config;
+mod connections;
 mod dns;
 mod pods;
 mod proxy_protocol;
