@@ -3,6 +3,7 @@
 pub mod config;
 mod connections;
 mod dns;
+mod local_state;
 mod pods;
 mod proxy_protocol;
 mod report;

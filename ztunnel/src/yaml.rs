@@ -9,7 +9,7 @@ const MAX_DEPTH: usize = 64;
 
 /// Why a text was not read.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum YamlError {
+pub enum YamlError {
     /// Not YAML.
     #[error("parse YAML")]
     Syntax(#[source] saphyr::ScanError),
@@ -24,6 +24,16 @@ pub(crate) enum YamlError {
 /// Reads one document. An empty text reads as null.
 pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
     serde_json::from_value(to_json(text)?).map_err(YamlError::Shape)
+}
+
+/// The same, and tells the paths of the fields that `T` does not know.
+pub(crate) fn parse_noting<T: DeserializeOwned>(
+    text: &str,
+    unknown: &mut Vec<String>,
+) -> Result<T, YamlError> {
+    let value = to_json(text)?;
+    serde_ignored::deserialize(value, |path| unknown.push(path.to_string()))
+        .map_err(YamlError::Shape)
 }
 
 fn to_json(text: &str) -> Result<Value, YamlError> {
