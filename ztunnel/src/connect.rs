@@ -1,0 +1,291 @@
+//! Carries out a next hop: from a decision to a connection that bytes can be copied to.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use mesh::{
+    authority::Authority,
+    headers::{self, Baggage, Traceparent},
+    identity::Identity,
+    outbound::{Hop, NextHop},
+    workload::Workload,
+};
+use net::{
+    copy::Endpoint,
+    hbone::{self, ConnectHead, DialError, Tunnel},
+    socket::{SocketError, SourceAddress},
+    tls::{self, HandshakeError},
+};
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    flow::EndReason,
+    pod::{CONNECT_DEADLINE, CertificateError, Pod, TLS_DEADLINE},
+};
+
+/// From the inner CONNECT of a double tunnel to its answer.
+const INNER_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Where the bytes go, and who was found there.
+pub(crate) struct Connected {
+    pub(crate) endpoint: Endpoint,
+    /// Proven by TLS; for a double tunnel, the inner one.
+    pub(crate) peer: Option<Identity>,
+    /// What the peer tells of itself, for telemetry.
+    pub(crate) baggage: Option<Baggage>,
+    /// Keeps the inner connection of a double tunnel moving.
+    pub(crate) _inner: Option<AbortOnDropHandle<()>>,
+}
+
+/// Why there is no connection to the next hop.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    /// We cannot prove who we are.
+    #[error("cannot prove the source's identity")]
+    Certificate(#[from] CertificateError),
+    /// Plain TCP failed.
+    #[error("connect to {address}")]
+    Tcp {
+        address: SocketAddr,
+        #[source]
+        source: SocketError,
+    },
+    /// Plain TCP got no answer.
+    #[error("connect to {address} timed out after {CONNECT_DEADLINE:?}")]
+    TcpTimeout { address: SocketAddr },
+    /// The tunnel did not come about.
+    #[error("tunnel to {address}")]
+    Tunnel {
+        address: SocketAddr,
+        #[source]
+        source: hbone::ConnectError,
+    },
+    /// The inner TLS of a double tunnel failed.
+    #[error("TLS through the gateway {gateway}")]
+    InnerTls {
+        gateway: SocketAddr,
+        #[source]
+        source: HandshakeError,
+    },
+    /// The inner HTTP/2 of a double tunnel failed.
+    #[error("HTTP/2 through the gateway {gateway}")]
+    InnerHttp {
+        gateway: SocketAddr,
+        #[source]
+        source: hbone::StreamError,
+    },
+    /// The inner CONNECT of a double tunnel failed.
+    #[error("tunnel through the gateway {gateway}")]
+    InnerTunnel {
+        gateway: SocketAddr,
+        #[source]
+        source: hbone::ConnectError,
+    },
+}
+
+impl ConnectError {
+    /// What the metric and the log line say.
+    pub(crate) fn end_reason(&self) -> EndReason {
+        match self {
+            Self::Certificate(_) => EndReason::Identity,
+            Self::Tcp { .. } | Self::TcpTimeout { .. } => EndReason::Connect,
+            Self::Tunnel { source, .. } | Self::InnerTunnel { source, .. } => tunnel_end(source),
+            Self::InnerTls { .. } => EndReason::Tls,
+            Self::InnerHttp { .. } => EndReason::Http2,
+        }
+    }
+
+    /// Whether another endpoint may be tried: this one refused before it got a byte.
+    pub(crate) fn refused_before_any_byte(&self) -> bool {
+        match self {
+            Self::Tcp { source, .. } => refused(source.io_kind()),
+            Self::Tunnel { source, .. } => match source {
+                hbone::ConnectError::Dial(dial) => match &**dial {
+                    DialError::Tcp { source, .. } => refused(source.kind()),
+                    _ => false,
+                },
+                // The other end could not reach its application.
+                hbone::ConnectError::Refused { status, .. } => {
+                    *status == StatusCode::SERVICE_UNAVAILABLE
+                }
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+}
+
+fn refused(kind: std::io::ErrorKind) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
+    matches!(kind, ConnectionRefused | HostUnreachable | NetworkUnreachable)
+}
+
+fn tunnel_end(error: &hbone::ConnectError) -> EndReason {
+    use hbone::ConnectError::{CertificateRefused, Dial, Late, Refused, Stream};
+    match error {
+        Dial(dial) => match &**dial {
+            DialError::TcpTimeout { .. } => EndReason::NetworkPolicy,
+            DialError::Tcp { .. } | DialError::PoolClosed => EndReason::Connect,
+            DialError::Tls { .. } => EndReason::Tls,
+            DialError::Http { .. } => EndReason::Http2,
+        },
+        CertificateRefused { .. } => EndReason::Tls,
+        Refused { .. } | Late { .. } | Stream { .. } => EndReason::Connect,
+    }
+}
+
+/// One connection of an application that is to be carried on.
+pub(crate) struct Outgoing<'a> {
+    pub(crate) pod: &'a Pod,
+    pub(crate) source: &'a Workload,
+    pub(crate) client: SocketAddr,
+    pub(crate) hop: &'a NextHop,
+    pub(crate) address: SocketAddr,
+    pub(crate) trace: Traceparent,
+}
+
+impl Outgoing<'_> {
+    /// Connects as the hop says.
+    pub(crate) async fn connect(&self) -> Result<Connected, ConnectError> {
+        match self.hop.hop {
+            Hop::Tcp => self.tcp().await,
+            Hop::Hbone => self.tunnel().await.map(|tunnel| self.single(tunnel)),
+            Hop::DoubleHbone => self.double().await,
+        }
+    }
+
+    async fn tcp(&self) -> Result<Connected, ConnectError> {
+        let address = self.address;
+        let connecting = self.pod.sockets.connect(address, SourceAddress::Own);
+        let stream = timeout(CONNECT_DEADLINE, connecting)
+            .await
+            .map_err(|_| ConnectError::TcpTimeout { address })?
+            .map_err(|source| ConnectError::Tcp { address, source })?;
+        Ok(Connected {
+            endpoint: stream.into(),
+            peer: None,
+            baggage: None,
+            _inner: None,
+        })
+    }
+
+    fn single(&self, tunnel: Tunnel) -> Connected {
+        Connected {
+            baggage: self.baggage_of(&tunnel.headers),
+            peer: Some(tunnel.peer.identity.clone()),
+            endpoint: tunnel.stream.into(),
+            _inner: None,
+        }
+    }
+
+    fn baggage_of(&self, headers: &HeaderMap) -> Option<Baggage> {
+        let believed = self.pod.node.config.response_baggage;
+        believed.then(|| parse_baggage(headers)).flatten()
+    }
+
+    async fn tunnel(&self) -> Result<Tunnel, ConnectError> {
+        let certificate = self.pod.certificate(&self.source.identity()).await?;
+        let workload = self.hop.workload.as_ref();
+        let target = hbone::Target {
+            destination: self.address,
+            workload: workload.map(|workload| workload.uid.clone()),
+            expected: self.hop.expected.clone().into(),
+            certificate,
+        };
+        let connecting = self.pod.pool.connect(&target, self.head(None));
+        connecting.await.map_err(|source| ConnectError::Tunnel {
+            address: self.address,
+            source,
+        })
+    }
+
+    /// A tunnel inside the tunnel: the outer one ends at the gateway, the inner one at a pod behind it, which alone is
+    /// told the bytes. The inner connection is not shared, so that each one may land on another pod.
+    async fn double(&self) -> Result<Connected, ConnectError> {
+        let gateway = self.address;
+        let outer = self.tunnel().await?;
+        let certificate = self.pod.certificate(&self.source.identity()).await?;
+        let expected: Arc<[Identity]> = self.hop.inner_expected.clone().into();
+        let config = certificate.client_config(&expected);
+        let (io, peer) = tls::connect(outer.stream, config, TLS_DEADLINE)
+            .await
+            .map_err(|source| ConnectError::InnerTls { gateway, source })?;
+        let (client, driver) = hbone::Client::handshake(io, peer, &self.pod.node.http2)
+            .await
+            .map_err(|source| ConnectError::InnerHttp { gateway, source })?;
+        let driver = AbortOnDropHandle::new(tokio::spawn(driver));
+        let network = &self.pod.node.config.node.network;
+        let inner = client
+            .connect(self.head(Some(network)), INNER_DEADLINE)
+            .await
+            .map_err(|source| ConnectError::InnerTunnel { gateway, source })?;
+        Ok(Connected {
+            _inner: Some(driver),
+            ..self.single(inner)
+        })
+    }
+
+    fn head(&self, network: Option<&str>) -> ConnectHead {
+        let authority = self.hop.authority.as_ref();
+        let authority = authority.map_or_else(|| self.address.into(), convert_authority);
+        let service = self.hop.service.as_ref();
+        let host = service.map(|service| &*service.hostname);
+        let forwarded = headers::forwarded(self.client, host);
+        let baggage = Baggage::from(self.source).to_string();
+        let trace = self.trace.to_string();
+        let texts = [
+            (headers::BAGGAGE, Some(baggage.as_str())),
+            (headers::FORWARDED, Some(forwarded.as_str())),
+            (headers::TRACEPARENT, Some(trace.as_str())),
+            (headers::FORWARDED_NETWORK, network),
+        ];
+        ConnectHead {
+            authority,
+            headers: header_map(texts),
+        }
+    }
+}
+
+fn convert_authority(authority: &Authority) -> hbone::Authority {
+    match authority {
+        Authority::Address(address) => (*address).into(),
+        Authority::Hostname(name, port) => hbone::Authority::Host {
+            name: name.clone(),
+            port: *port,
+        },
+    }
+}
+
+/// Texts that cannot be header values (control characters in a record's fields) are left out: they are telemetry.
+fn header_map<const N: usize>(texts: [(&'static str, Option<&str>); N]) -> HeaderMap {
+    let mut map = HeaderMap::with_capacity(N);
+    for (name, text) in texts {
+        if let Some(Ok(value)) = text.map(HeaderValue::from_str) {
+            map.insert(HeaderName::from_static(name), value);
+        }
+    }
+    map
+}
+
+/// The headers of a 200: what we tell of the workload that answers.
+pub(crate) fn response_headers(workload: &Workload) -> HeaderMap {
+    let baggage = Baggage::from(workload).to_string();
+    header_map([(headers::BAGGAGE, Some(baggage.as_str()))])
+}
+
+/// What a peer tells of itself, if it does.
+pub(crate) fn parse_baggage(headers: &HeaderMap) -> Option<Baggage> {
+    let mut texts = header_texts(headers, headers::BAGGAGE).peekable();
+    texts.peek()?;
+    Some(Baggage::parse(texts))
+}
+
+/// The values of a header that are text.
+pub(crate) fn header_texts<'a>(
+    headers: &'a HeaderMap,
+    name: &'static str,
+) -> impl Iterator<Item = &'a str> {
+    let values = headers.get_all(name).iter();
+    values.filter_map(|value| value.to_str().ok())
+}

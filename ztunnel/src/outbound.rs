@@ -1,0 +1,340 @@
+//! Connections that a pod opens (15001): decided, dialled, and carried.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use mesh::{
+    draw::Draw,
+    headers::Traceparent,
+    names::{NetworkAddress, WorkloadUid},
+    outbound::{NextHop, OutboundFacts, Route, Target, next_hop},
+    outcome::{Need, Outcome, Reason, Refusal},
+    view::MeshView,
+    workload::Workload,
+};
+use net::socket;
+use tokio::net::TcpStream;
+
+use crate::{
+    connect::{ConnectError, Connected, Outgoing},
+    flow::{Early, EarlyFailure, Flow, Live, Party, Protocol, Reporter},
+    pod::{Pod, WAIT},
+    report::Chain,
+    reset,
+};
+
+/// Endpoints that are tried for one connection.
+const TRIES: usize = 3;
+/// Draws of chance to find one that has not been tried.
+const DRAWS: usize = 16;
+/// After this time in vain the client rather knows.
+const RETRY_WITHIN: Duration = Duration::from_secs(5);
+
+/// One connection of the pod.
+struct Outbound {
+    pod: Arc<Pod>,
+    client: SocketAddr,
+    original: SocketAddr,
+    accepted: Instant,
+}
+
+/// A decision, with every name in it resolved.
+struct Routed {
+    source: Arc<Workload>,
+    hop: NextHop,
+    address: SocketAddr,
+}
+
+/// Serves one accepted connection to its end.
+pub(crate) async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
+    let _open = pod.node.metrics.socket_open(Reporter::Source);
+    let client = socket::unmapped(peer);
+    let adopted = pod.sockets.adopt(&stream);
+    let original = adopted.and_then(|()| socket::original_destination(&stream));
+    let original = match original {
+        Ok(original) => original,
+        // The client is gone already.
+        Err(error) => return tracing::debug!(%client, %error, "outbound connection"),
+    };
+    let outbound = Outbound {
+        pod,
+        client,
+        original,
+        accepted: Instant::now(),
+    };
+    // Boxed: the decision and the dial need far more room than an idle connection.
+    match Box::pin(outbound.establish()).await {
+        Some((flow, connected)) => {
+            let _inner = connected._inner;
+            flow.carry(stream, connected.endpoint).await;
+        }
+        None => reset::reset(stream),
+    }
+}
+
+impl Outbound {
+    /// Decides and dials; tells the failure where there is one.
+    async fn establish(&self) -> Option<(Flow, Connected)> {
+        let routed = match self.route(draw()).await {
+            Ok(routed) => routed,
+            Err(refusal) => {
+                self.early().refused(&self.pod.node.metrics, &refusal);
+                return None;
+            }
+        };
+        let trace = Traceparent::new(rand::random(), rand::random());
+        let (routed, connected) = self.connect(routed, trace).await;
+        let flow = self.open(&routed, connected.as_ref().ok(), trace);
+        match connected {
+            Ok(connected) => Some((flow, connected)),
+            Err(error) => {
+                flow.finish(error.end_reason(), Some(&Chain(&error)));
+                None
+            }
+        }
+    }
+
+    fn early(&self) -> Early {
+        Early {
+            reporter: Reporter::Source,
+            source: self.client,
+            destination: self.original,
+        }
+    }
+
+    /// The next hop, once the pod's record is there and names are resolved.
+    async fn route(&self, draw: Draw) -> Result<Routed, Refusal> {
+        let (source, hop) = self.decide(draw, Demanded::Not).await?;
+        match &hop.target {
+            Target::Address(address) => {
+                let address = *address;
+                Ok(Routed {
+                    source,
+                    hop,
+                    address,
+                })
+            }
+            Target::Hostname {
+                hostname,
+                port,
+                prefer_ipv6,
+            } => {
+                self.pod.node.metrics.resolved(&source, hostname);
+                let addresses = self.pod.node.resolver.resolve(hostname).await;
+                let address = choose(&addresses, *prefer_ipv6, draw)
+                    .ok_or_else(|| Need::Dns(hostname.clone()).unmet())?;
+                let port = *port;
+                Ok(Routed {
+                    source,
+                    hop: hop.resolved(address),
+                    address: (address, port).into(),
+                })
+            }
+        }
+    }
+
+    async fn decide(
+        &self,
+        draw: Draw,
+        demanded: Demanded,
+    ) -> Result<(Arc<Workload>, NextHop), Refusal> {
+        let deadline = tokio::time::Instant::now() + WAIT;
+        let decide = |view: &Arc<MeshView>| self.decide_on(view, draw, demanded);
+        let decided = self.pod.node.state.decide(deadline, decide).await;
+        match decided {
+            Ok((go, _)) => Ok(go),
+            // The control plane does not know the address: it is outside the mesh.
+            Err(refusal)
+                if refusal.reason == Reason::NoAddress
+                    && demanded == Demanded::Not
+                    && self.pod.node.config.xds_on_demand =>
+            {
+                Box::pin(self.decide(draw, Demanded::InVain)).await
+            }
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    fn decide_on(
+        &self,
+        view: &MeshView,
+        draw: Draw,
+        demanded: Demanded,
+    ) -> Outcome<(Arc<Workload>, NextHop)> {
+        let node = &self.pod.node;
+        let source = match node.record(view, &self.pod.binding) {
+            Outcome::Go(source) => source,
+            Outcome::Refuse(refusal) => return Outcome::Refuse(refusal),
+            Outcome::Need(need) => return Outcome::Need(need),
+        };
+        let facts = OutboundFacts {
+            source: source.clone(),
+            network: node.config.node.network.clone(),
+            client: self.client,
+            original_dst: self.original,
+        };
+        match next_hop(view, &facts, draw) {
+            Outcome::Go(hop)
+                if hop.route == Route::UnknownPassthrough
+                    && node.config.xds_on_demand
+                    && demanded == Demanded::Not =>
+            {
+                Outcome::Need(Need::Resource(self.resource_name().into()))
+            }
+            outcome => outcome.map(|hop| (source, hop)),
+        }
+    }
+
+    fn resource_name(&self) -> String {
+        NetworkAddress {
+            network: self.pod.node.config.node.network.clone(),
+            address: self.original.ip(),
+        }
+        .to_string()
+    }
+
+    /// Dials; where an endpoint of a service refuses before it got a byte, another one is tried.
+    async fn connect(
+        &self,
+        first: Routed,
+        trace: Traceparent,
+    ) -> (Routed, Result<Connected, ConnectError>) {
+        let mut routed = first;
+        let mut tried = Vec::new();
+        loop {
+            let connected = self.dial(&routed, trace).await;
+            let Err(error) = &connected else {
+                return (routed, connected);
+            };
+            let uid = routed.hop.workload.as_ref().map(|w| w.uid.clone());
+            let again = error.refused_before_any_byte()
+                && routed.hop.service.is_some()
+                && tried.len() + 1 < TRIES
+                && self.accepted.elapsed() < RETRY_WITHIN;
+            tried.extend(uid.filter(|_| again));
+            let another = match again {
+                true => self.route_around(&tried).await,
+                false => None,
+            };
+            let Some(another) = another else {
+                return (routed, connected);
+            };
+            tracing::debug!(error = %Chain(error), "endpoint refused, trying another one");
+            routed = another;
+        }
+    }
+
+    async fn dial(&self, routed: &Routed, trace: Traceparent) -> Result<Connected, ConnectError> {
+        let outgoing = Outgoing {
+            pod: &self.pod,
+            source: &routed.source,
+            client: self.client,
+            hop: &routed.hop,
+            address: routed.address,
+            trace,
+        };
+        outgoing.connect().await
+    }
+
+    /// A next hop to a workload that has not been tried.
+    async fn route_around(&self, tried: &[WorkloadUid]) -> Option<Routed> {
+        for _ in 0..DRAWS {
+            let routed = self.route(draw()).await.ok()?;
+            let uid = &routed.hop.workload.as_ref()?.uid;
+            if !tried.contains(uid) {
+                return Some(routed);
+            }
+        }
+        None
+    }
+
+    fn open(&self, routed: &Routed, connected: Option<&Connected>, trace: Traceparent) -> Flow {
+        let hop = &routed.hop;
+        let protocol = Protocol::from(hop.hop);
+        let mut source = Party::from(&*routed.source);
+        if protocol != Protocol::Tcp {
+            source.principal = Some(routed.source.identity());
+            source.proven = connected.map(|_| routed.source.identity());
+        }
+        let live = Live {
+            reporter: Reporter::Source,
+            protocol,
+            source_address: self.client,
+            destination_address: routed.address,
+            original: self.original,
+            authority: hop.authority.as_ref().map(ToString::to_string),
+            source,
+            destination: destination(hop, connected),
+            service: hop.service.clone(),
+            trace: (protocol != Protocol::Tcp).then(|| trace.trace_id()),
+            facts: None,
+            accepted: self.accepted,
+            counters: net::copy::Counters::default(),
+            counted: crate::flow::Counted::default(),
+        };
+        Flow::open(&self.pod.node.metrics, self.pod.outbound.register(live))
+    }
+}
+
+/// Who is at the other end: the next hop's record; behind a gateway, what the peer told of itself.
+fn destination(hop: &NextHop, connected: Option<&Connected>) -> Party {
+    let record = hop.workload.as_deref();
+    let told = connected.and_then(|connected| connected.baggage.as_ref());
+    let mut party = match (hop.hop, told, record) {
+        (mesh::outbound::Hop::DoubleHbone, Some(baggage), _) => Party::from(baggage),
+        (_, _, Some(workload)) => Party::from(workload),
+        _ => Party::default(),
+    };
+    party.proven = connected.and_then(|connected| connected.peer.clone());
+    let of_record = record.map(Workload::identity);
+    party.principal = match hop.hop {
+        mesh::outbound::Hop::DoubleHbone => party.proven.clone().or(of_record),
+        _ => of_record,
+    };
+    party
+}
+
+/// Whether the control plane has been asked about the destination.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Demanded {
+    Not,
+    InVain,
+}
+
+fn draw() -> Draw {
+    Draw(rand::random())
+}
+
+/// One address of the preferred family, else of the other, by chance.
+fn choose(addresses: &[IpAddr], prefer_ipv6: bool, draw: Draw) -> Option<IpAddr> {
+    let (preferred, others): (Vec<IpAddr>, Vec<IpAddr>) = addresses
+        .iter()
+        .partition(|address| address.is_ipv6() == prefer_ipv6);
+    let from = if preferred.is_empty() {
+        others
+    } else {
+        preferred
+    };
+    let bound = u64::try_from(from.len()).ok()?;
+    let chosen = draw.below(bound)?;
+    from.get(usize::try_from(chosen).ok()?).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clients_family_comes_first() {
+        let v4: IpAddr = "10.0.0.1".parse().unwrap();
+        let v6: IpAddr = "fd00::1".parse().unwrap();
+        let draw = Draw(7);
+        assert_eq!(choose(&[v4, v6], true, draw), Some(v6));
+        assert_eq!(choose(&[v4, v6], false, draw), Some(v4));
+        assert_eq!(choose(&[v4], true, draw), Some(v4));
+        assert_eq!(choose(&[], true, draw), None);
+    }
+}
