@@ -1,4 +1,4 @@
-//! One connection as it is told: its metrics, its access line and its place in dumps come from the same record.
+//! One connection as it is told: its metrics, its access line and its place in dumps come from one record.
 
 use std::{
     fmt,
@@ -11,261 +11,87 @@ use std::{
 };
 
 use mesh::{
-    authorize::AuthorizationFacts,
-    headers::Baggage,
-    identity::Identity,
+    authorize::{AuthorizationFacts, RuleRef},
+    flow::{EndReason, FlowRecord, ResponseFlag, Security, TcpLabels},
     names::Str,
-    outbound::Hop,
-    outcome::{Reason, Refusal},
-    service::Service,
-    workload::Workload,
+    outcome::{Object, Reason, Refusal},
 };
 use net::{
     copy::{self, Counters, Side},
     log::{Access, Carried, Direction},
+    metrics,
 };
-use serde::Serialize;
+use parking_lot::Mutex;
 
-use crate::{
-    connections::Registration,
-    metrics::{Metrics, TcpLabels},
-};
+use crate::{connections::Registration, metrics::Metrics, report::Chain};
 
-/// Which side tells: the metric label `reporter`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Reporter {
-    /// The client's node tunnel.
-    Source,
-    /// The server's.
-    Destination,
-}
-
-impl Reporter {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Source => "source",
-            Self::Destination => "destination",
-        }
-    }
-
-    fn direction(self) -> Direction {
-        match self {
-            Self::Source => Direction::Outbound,
-            Self::Destination => Direction::Inbound,
-        }
-    }
-}
-
-/// How a connection ended: the metric label `response_flags`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum EndReason {
-    /// Both sides were done, or one of the applications reset it.
-    Fine,
-    /// A policy forbade it, at its beginning or later.
-    Denied,
-    /// The destination could not be reached, or failed.
-    Connect,
-    /// TLS with the next hop failed.
-    Tls,
-    /// HTTP/2 with the next hop failed.
-    Http2,
-    /// Nothing answered on the HBONE port.
-    NetworkPolicy,
-    /// There is no certificate to speak with.
-    Identity,
-    /// We were told to end first.
-    Ended,
-}
-
-impl EndReason {
-    /// As Istio's dashboards know it.
-    pub(crate) fn flag(self) -> &'static str {
-        match self {
-            Self::Fine | Self::Ended => "-",
-            Self::Denied => "DENY",
-            Self::Connect => "CONNECT",
-            Self::Tls => "TLS_FAILURE",
-            Self::Http2 => "H2_HANDSHAKE_FAILURE",
-            Self::NetworkPolicy => "NETWORK_POLICY",
-            Self::Identity => "IDENTITY_ERROR",
-        }
-    }
-}
-
-/// How bytes travel between the tunnels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub(crate) enum Protocol {
-    /// As they are.
-    #[serde(rename = "TCP")]
-    Tcp,
-    /// In a tunnel.
-    #[serde(rename = "HBONE")]
-    Hbone,
-    /// In two.
-    #[serde(rename = "DOUBLEHBONE")]
-    DoubleHbone,
-}
-
-impl From<Hop> for Protocol {
-    fn from(hop: Hop) -> Self {
-        match hop {
-            Hop::Tcp => Self::Tcp,
-            Hop::Hbone => Self::Hbone,
-            Hop::DoubleHbone => Self::DoubleHbone,
-        }
-    }
-}
-
-/// What is known of one end.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Party {
-    /// Pod name, for the log; the canonical service where there is no record.
-    pub(crate) name: Option<Str>,
-    pub(crate) workload: Option<Str>,
-    pub(crate) canonical_service: Option<Str>,
-    pub(crate) canonical_revision: Option<Str>,
-    pub(crate) namespace: Option<Str>,
-    pub(crate) app: Option<Str>,
-    pub(crate) cluster: Option<Str>,
-    pub(crate) region: Option<Str>,
-    pub(crate) zone: Option<Str>,
-    /// For the metrics' `*_principal`.
-    pub(crate) principal: Option<Identity>,
-    /// For the log: only what mutual TLS proved.
-    pub(crate) proven: Option<Identity>,
-}
-
-fn told(text: &Str) -> Option<Str> {
-    (!text.is_empty()).then(|| text.clone())
-}
-
-impl From<&Workload> for Party {
-    fn from(workload: &Workload) -> Self {
-        Self {
-            name: told(&workload.name).or_else(|| told(&workload.canonical_name)),
-            workload: told(&workload.workload_name),
-            canonical_service: told(&workload.canonical_name),
-            canonical_revision: told(&workload.canonical_revision),
-            namespace: told(&workload.namespace),
-            app: told(&workload.canonical_name),
-            cluster: told(&workload.cluster_id),
-            region: told(&workload.locality.region),
-            zone: told(&workload.locality.zone),
-            principal: None,
-            proven: None,
-        }
-    }
-}
-
-impl From<&Baggage> for Party {
-    /// `*_app` is the workload's name here, as upstream has it.
-    fn from(baggage: &Baggage) -> Self {
-        Self {
-            name: baggage.service_name.clone(),
-            workload: baggage.workload_name.clone(),
-            canonical_service: baggage.service_name.clone(),
-            canonical_revision: baggage.service_version.clone(),
-            namespace: baggage.namespace.clone(),
-            app: baggage.workload_name.clone(),
-            cluster: baggage.cluster.clone(),
-            region: baggage.region.clone(),
-            zone: baggage.zone.clone(),
-            principal: None,
-            proven: None,
-        }
-    }
-}
-
-/// One connection, while it is open and when it ends.
+/// One connection, from the moment it is known whose it is.
 #[derive(Debug)]
 pub(crate) struct Live {
-    pub(crate) reporter: Reporter,
-    pub(crate) protocol: Protocol,
-    /// The client's end of the accepted connection.
-    pub(crate) source_address: SocketAddr,
-    /// The log's `dst.addr`: the TCP next hop outbound, where the peer connected to inbound.
-    pub(crate) destination_address: SocketAddr,
-    /// Where the application wanted to go, or where its bytes go.
-    pub(crate) original: SocketAddr,
-    pub(crate) authority: Option<String>,
-    pub(crate) source: Party,
-    pub(crate) destination: Party,
-    pub(crate) service: Option<Arc<Service>>,
+    /// As it was when it opened; the end is not in it.
+    pub(crate) record: FlowRecord,
+    /// Outbound: where the application wanted to go. Inbound: where its bytes go.
+    pub(crate) actual: SocketAddr,
+    /// Inbound: the host name that the CONNECT named.
+    pub(crate) asked_host: Option<Str>,
+    /// Correlates both ends' logs.
     pub(crate) trace: Option<String>,
     /// Inbound: what policies are asked about.
     pub(crate) facts: Option<AuthorizationFacts>,
     pub(crate) accepted: Instant,
-    pub(crate) counters: Counters,
-    pub(crate) counted: Counted,
+    counters: Counters,
+    counted: Counted,
+    series: Mutex<Option<metrics::Flow>>,
 }
 
 /// How much of the counters the metrics hold already.
 #[derive(Debug, Default)]
-pub(crate) struct Counted {
+struct Counted {
     received: AtomicU64,
     sent: AtomicU64,
 }
 
 impl Live {
-    pub(crate) fn labels(&self, flag: &'static str) -> TcpLabels {
-        TcpLabels::of(self, flag)
-    }
-
-    /// Bytes since the last call: received, sent.
-    pub(crate) fn uncounted(&self) -> (u64, u64) {
-        let since = |now: u64, before: &AtomicU64| {
-            now.saturating_sub(before.fetch_max(now, Ordering::Relaxed))
-        };
-        (
-            since(self.counters.received(), &self.counted.received),
-            since(self.counters.sent(), &self.counted.sent),
-        )
-    }
-
-    fn carried(&self) -> Carried {
-        let (received, sent) = (self.counters.received(), self.counters.sent());
-        // The log speaks from the local workload's point of view, the counters from the accepting side's.
-        let (bytes_sent, bytes_received) = match self.reporter {
-            Reporter::Source => (received, sent),
-            Reporter::Destination => (sent, received),
-        };
-        Carried {
-            bytes_sent,
-            bytes_received,
-            duration: self.accepted.elapsed(),
+    pub(crate) fn new(record: FlowRecord, actual: SocketAddr, accepted: Instant) -> Self {
+        Self {
+            record,
+            actual,
+            asked_host: None,
+            trace: None,
+            facts: None,
+            accepted,
+            counters: Counters::default(),
+            counted: Counted::default(),
+            series: Mutex::new(None),
         }
     }
 
-    fn with_access<R>(&self, policy: Option<&str>, tell: impl FnOnce(&Access<'_>) -> R) -> R {
-        let proven = |party: &Party| party.proven.as_ref().map(ToString::to_string);
-        let (source_identity, destination_identity) =
-            (proven(&self.source), proven(&self.destination));
-        let (source, destination) = (&self.source, &self.destination);
-        tell(&Access {
-            source_workload: source.name.as_deref(),
-            source_namespace: source.namespace.as_deref(),
-            source_cluster: source.cluster.as_deref(),
-            source_identity: source_identity.as_deref(),
-            hbone_authority: self.authority.as_deref(),
-            destination_service: self.service.as_ref().map(|service| &*service.hostname),
-            destination_workload: destination.name.as_deref(),
-            destination_namespace: destination.namespace.as_deref(),
-            destination_cluster: destination.cluster.as_deref(),
-            destination_identity: destination_identity.as_deref(),
-            policy,
-            ..Access::new(
-                self.reporter.direction(),
-                self.source_address,
-                self.destination_address,
-            )
-        })
+    /// Adds the bytes since the last call to the metrics. Called at each scrape, and at the end.
+    pub(crate) fn count_bytes(&self) {
+        let since = |now: u64, before: &AtomicU64| {
+            now.saturating_sub(before.fetch_max(now, Ordering::Relaxed))
+        };
+        let series = self.series.lock();
+        let Some(series) = &*series else { return };
+        series.received(since(self.counters.received(), &self.counted.received));
+        series.sent(since(self.counters.sent(), &self.counted.sent));
+    }
+
+    /// The record as of now.
+    pub(crate) fn snapshot(&self) -> FlowRecord {
+        FlowRecord {
+            received_bytes: self.counters.received(),
+            sent_bytes: self.counters.sent(),
+            duration: self.accepted.elapsed(),
+            ..self.record.clone()
+        }
     }
 }
 
-/// An open connection that is counted and will be told at its end, also when it is dropped half-way.
+/// An open connection that is counted, and will be told at its end, also when it is dropped half-way.
+#[derive(Debug)]
 pub(crate) struct Flow {
     registration: Registration<Live>,
-    metrics: Metrics,
     finished: bool,
 }
 
@@ -273,17 +99,13 @@ impl Flow {
     /// Counts and logs its beginning.
     pub(crate) fn open(metrics: &Metrics, registration: Registration<Live>) -> Self {
         let live = registration.what();
-        metrics.opened(live);
-        live.with_access(None, |access| access.opened());
+        let series = metrics.open(live.record.labels());
+        *live.series.lock() = Some(series);
+        with_access(&live.record, |access| access.opened());
         Self {
             registration,
-            metrics: metrics.clone(),
             finished: false,
         }
-    }
-
-    pub(crate) fn live(&self) -> &Arc<Live> {
-        self.registration.what()
     }
 
     /// Resolves when a policy comes to forbid the connection. Not to be awaited again then.
@@ -292,97 +114,174 @@ impl Flow {
     }
 
     /// Copies until both ends are done, one fails, or a policy forbids it; then tells the end.
-    pub(crate) async fn carry(mut self, down: impl Into<copy::Endpoint>, up: copy::Endpoint) {
-        let live = self.live().clone();
+    pub(crate) async fn carry(
+        mut self,
+        downstream: impl Into<copy::Endpoint>,
+        upstream: copy::Endpoint,
+    ) {
+        let live = self.registration.what().clone();
         let mut refusal = None;
         let end = {
             let cancel = async { refusal = Some(self.registration.cut().await) };
-            copy::bidirectional(down, up, &live.counters, cancel).await
+            copy::bidirectional(downstream, upstream, &live.counters, cancel).await
         };
-        match (end, refusal) {
-            (_, Some(refusal)) => self.finish_cut(&refusal),
-            (copy::End::Finished(_), None) => self.finish(EndReason::Fine, None),
-            (copy::End::Reset(side), None) => self.finish(EndReason::Fine, Some(&reset_by(side))),
-            (copy::End::Failed(side, error), None) => {
-                let error = Failed { side, error };
-                self.finish(EndReason::Connect, Some(&error));
-            }
-            (copy::End::Cancelled, None) => self.finish(EndReason::Ended, None),
+        match refusal {
+            Some(refusal) => self.finish_cut(&refusal),
+            None => self.finish_copy(end),
         }
     }
 
-    /// A policy, or the workload it applies to, has changed.
-    fn finish_cut(self, refusal: &Refusal) {
-        let text = format!("connection closed due to policy change: {refusal}");
-        self.finish_denied(refusal, &text);
+    fn finish_copy(self, end: copy::End) {
+        match end {
+            copy::End::Finished(_) => self.finish(EndReason::Complete, None),
+            copy::End::Reset(Side::Downstream) => self.finish(EndReason::SourceReset, None),
+            copy::End::Reset(Side::Upstream) => self.finish(EndReason::DestinationReset, None),
+            copy::End::Failed(_, error) => {
+                self.finish(EndReason::TunnelLost, Some(Chain(&error).to_string()));
+            }
+            copy::End::Cancelled => self.finish(EndReason::Drained, None),
+        }
     }
 
-    /// A policy forbade it.
-    pub(crate) fn finish_denied(mut self, refusal: &Refusal, text: &dyn fmt::Display) {
-        let policy = policy_of(refusal);
-        self.end(EndReason::Denied, Some(text), policy.as_deref());
+    /// It was allowed once; a policy, or the workload that it applies to, has changed.
+    pub(crate) fn finish_cut(self, refusal: &Refusal) {
+        let reason = EndReason::PolicyChanged;
+        self.finish_with(reason, Some(refusal), Some(format!("{reason}: {refusal}")));
     }
 
-    /// Tells the end.
-    pub(crate) fn finish(mut self, reason: EndReason, error: Option<&dyn fmt::Display>) {
-        self.end(reason, error, None);
+    /// A policy forbids it.
+    pub(crate) fn finish_denied(self, refusal: &Refusal, by: Option<&RuleRef>) {
+        let text = match by {
+            Some(by) => format!("{refusal} (rule {})", by.rule),
+            None => refusal.to_string(),
+        };
+        let reason = EndReason::Refused(refusal.reason);
+        self.finish_with(reason, Some(refusal), Some(text));
     }
 
-    fn end(&mut self, reason: EndReason, error: Option<&dyn fmt::Display>, policy: Option<&str>) {
+    /// Tells the end; `error` in full where there is one.
+    pub(crate) fn finish(self, reason: EndReason, error: Option<String>) {
+        self.finish_with(reason, None, error);
+    }
+
+    fn finish_with(mut self, reason: EndReason, refusal: Option<&Refusal>, error: Option<String>) {
+        self.end(reason, refusal, error);
+    }
+
+    fn end(&mut self, reason: EndReason, refusal: Option<&Refusal>, error: Option<String>) {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
         let live = self.registration.what();
-        self.metrics.closed(live, reason);
-        live.with_access(policy, |access| access.complete(&live.carried(), error));
+        live.count_bytes();
+        if let Some(series) = live.series.lock().take() {
+            series.close(flag(reason.flag()));
+        }
+        let policy = refusal.and_then(policy_of);
+        let error = error.or_else(|| reason.is_failure().then(|| reason.to_string()));
+        tell(&live.snapshot(), policy.as_deref(), error.as_deref());
     }
 }
 
 impl Drop for Flow {
-    /// The task was dropped: the drain's deadline has passed, the pod is gone, or the tunnel under it broke.
+    /// The task was dropped: the drain's deadline has passed, the pod is gone, or the tunnel under it ended.
     fn drop(&mut self) {
-        self.end(
-            EndReason::Ended,
-            Some(&"the connection was ended before it was done"),
-            None,
-        );
+        self.end(EndReason::Drained, None, None);
+    }
+}
+
+fn tell(record: &FlowRecord, policy: Option<&str>, error: Option<&str>) {
+    let (bytes_sent, bytes_received) = match record.direction {
+        mesh::flow::Direction::Outbound => (record.received_bytes, record.sent_bytes),
+        mesh::flow::Direction::Inbound => (record.sent_bytes, record.received_bytes),
+    };
+    let carried = Carried {
+        bytes_sent,
+        bytes_received,
+        duration: record.duration,
+    };
+    with_access(record, |access| {
+        let access = Access { policy, ..*access };
+        let error = error.as_ref().map(|error| error as &dyn fmt::Display);
+        access.complete(&carried, error);
+    });
+}
+
+fn with_access<R>(record: &FlowRecord, tell: impl FnOnce(&Access<'_>) -> R) -> R {
+    let authority = record.authority.as_ref().map(ToString::to_string);
+    let proven = record.security != Security::Plaintext;
+    let (source, destination) = (&record.source, &record.destination);
+    let (from, to) = (&source.labels, &destination.labels);
+    let name = |party: &'_ mesh::flow::Party| {
+        let labels = &party.labels;
+        party.pod.clone().or_else(|| labels.canonical_service.clone())
+    };
+    let (source_name, destination_name) = (name(source), name(destination));
+    tell(&Access {
+        source_workload: source_name.as_deref(),
+        source_namespace: from.namespace.as_deref(),
+        source_cluster: from.cluster.as_deref(),
+        source_identity: from.principal.as_deref().filter(|_| proven),
+        hbone_authority: authority.as_deref(),
+        destination_service: record.service.as_ref().map(|service| &*service.hostname),
+        destination_workload: destination_name.as_deref(),
+        destination_namespace: to.namespace.as_deref(),
+        destination_cluster: to.cluster.as_deref(),
+        destination_identity: to.principal.as_deref().filter(|_| proven),
+        ..Access::new(
+            direction(record.direction),
+            record.source_addr,
+            record.destination_addr,
+        )
+    })
+}
+
+fn direction(direction: mesh::flow::Direction) -> Direction {
+    match direction {
+        mesh::flow::Direction::Outbound => Direction::Outbound,
+        mesh::flow::Direction::Inbound => Direction::Inbound,
+    }
+}
+
+fn flag(flag: ResponseFlag) -> metrics::Flag {
+    match flag {
+        ResponseFlag::None => metrics::Flag::None,
+        ResponseFlag::Deny => metrics::Flag::Deny,
+        ResponseFlag::Connect => metrics::Flag::Connect,
+        ResponseFlag::TlsFailure => metrics::Flag::TlsFailure,
+        ResponseFlag::H2HandshakeFailure => metrics::Flag::H2HandshakeFailure,
+        ResponseFlag::NetworkPolicy => metrics::Flag::NetworkPolicy,
+        ResponseFlag::IdentityError => metrics::Flag::IdentityError,
+        ResponseFlag::CertRevoked => metrics::Flag::CertRevoked,
     }
 }
 
 /// The policy behind a refusal, as the log names it.
 fn policy_of(refusal: &Refusal) -> Option<String> {
     match (&refusal.object, refusal.reason) {
-        (Some(mesh::outcome::Object::Policy(key)), _) => Some(key.to_string()),
-        (_, Reason::PolicyNotAllowed) => Some("none of the ALLOW policies".to_owned()),
+        (Some(Object::Policy(key)), _) => Some(key.to_string()),
+        (_, Reason::PolicyNotAllowed) => Some("none allowed".to_owned()),
         _ => None,
     }
 }
 
-fn reset_by(side: Side) -> &'static str {
-    match side {
-        Side::Downstream => "connection reset by the client",
-        Side::Upstream => "connection reset by the server",
-    }
-}
+/// The labels of a series: all but the flag, which is known at the end.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Series(pub(crate) TcpLabels);
 
-struct Failed {
-    side: Side,
-    error: std::io::Error,
-}
-
-impl fmt::Display for Failed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let side = match self.side {
-            Side::Downstream => "client",
-            Side::Upstream => "server",
-        };
-        write!(f, "connection to the {side} broke: {}", self.error)
+impl metrics::Labels for Series {
+    fn each<'a>(&'a self, flag: &'a str, each: &mut dyn FnMut(&'a str, &'a str)) {
+        for (name, value) in self.0.pairs() {
+            let value = if name == "response_flags" { flag } else { value };
+            each(name, value);
+        }
     }
 }
 
 /// What is told of a connection about which nothing but its two ends is known: it was refused first.
+#[derive(Debug)]
 pub(crate) struct Early {
-    pub(crate) reporter: Reporter,
+    pub(crate) direction: mesh::flow::Direction,
     pub(crate) source: SocketAddr,
     pub(crate) destination: SocketAddr,
 }
@@ -390,7 +289,7 @@ pub(crate) struct Early {
 impl Early {
     /// Counts and logs that it was refused, for a reason of the closed list.
     pub(crate) fn refused(&self, metrics: &Metrics, refusal: &Refusal) {
-        metrics.refused(self.reporter, refusal.reason.into());
+        metrics.refused(self.direction, EndReason::Refused(refusal.reason));
         self.access().failed(refusal);
     }
 
@@ -398,27 +297,14 @@ impl Early {
     pub(crate) fn failed(
         &self,
         metrics: &Metrics,
-        reason: EarlyFailure,
+        reason: EndReason,
         error: &dyn std::error::Error,
     ) {
-        metrics.refused(self.reporter, reason.into());
-        self.access().failed(&crate::report::Chain(error));
+        metrics.refused(self.direction, reason);
+        self.access().failed(&Chain(error));
     }
 
     fn access(&self) -> Access<'static> {
-        Access::new(self.reporter.direction(), self.source, self.destination)
+        Access::new(direction(self.direction), self.source, self.destination)
     }
-}
-
-/// What fails before there is a decision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum EarlyFailure {
-    /// TLS was not what it must be.
-    Tls,
-    /// HTTP/2 was not.
-    Http2,
-    /// No certificate to speak with.
-    Certificate,
-    /// A system call failed.
-    System,
 }

@@ -1,0 +1,279 @@
+//! Every metric of the node tunnel, registered here. Names and labels are Istio's; ours begin with `leyline_`.
+
+use std::{sync::Arc, time::Duration};
+
+use mesh::{
+    flow::{Direction, EndReason, TcpLabels},
+    names::Str,
+    workload::Workload,
+};
+use net::metrics::{self, Tcp, UNKNOWN};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+use crate::flow::Series;
+
+const DNS_BUCKETS: [f64; 6] = [0.0005, 0.001, 0.01, 0.1, 1.0, 5.0];
+
+/// The families. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    tcp: Tcp<Series>,
+    refused: Family<RefusedLabels, Counter>,
+    on_demand_dns: Family<OnDemandDnsLabels, Counter>,
+    pub(crate) dns: DnsMetrics,
+    pub(crate) pods: PodMetrics,
+}
+
+/// Pods, as the ZDS client counts them.
+#[derive(Clone, Default)]
+pub(crate) struct PodMetrics {
+    active: Gauge,
+    pending: Gauge,
+    started: Counter,
+    stopped: Counter,
+}
+
+/// Questions of pods.
+#[derive(Clone)]
+pub(crate) struct DnsMetrics {
+    requests: Family<DnsLabels, Counter>,
+    upstream_requests: Family<DnsLabels, Counter>,
+    upstream_failures: Family<DnsLabels, Counter>,
+    upstream_duration: Family<DnsLabels, Histogram, fn() -> Histogram>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusedLabels {
+    reporter: &'static str,
+    reason: String,
+    response_flags: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OnDemandDnsLabels {
+    source_workload: String,
+    source_canonical_service: String,
+    source_canonical_revision: String,
+    source_workload_namespace: String,
+    source_principal: String,
+    source_app: String,
+    source_version: String,
+    source_cluster: String,
+    hostname: String,
+}
+
+/// Whose question, of which type, over which transport.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct DnsLabels {
+    request_query_type: String,
+    request_protocol: &'static str,
+    source_canonical_service: String,
+    source_canonical_revision: String,
+}
+
+fn or_unknown(text: &Str) -> String {
+    match text.is_empty() {
+        true => UNKNOWN.to_owned(),
+        false => text.to_string(),
+    }
+}
+
+/// Types with a label value of their own; a client can ask for any of 65536.
+const COUNTED_TYPES: [&str; 12] = [
+    "a", "aaaa", "any", "cname", "https", "mx", "ns", "ptr", "soa", "srv", "svcb", "txt",
+];
+
+impl DnsLabels {
+    pub(crate) fn new(kind: &str, protocol: &'static str, client: Option<&Workload>) -> Self {
+        let counted = COUNTED_TYPES.contains(&kind);
+        let text = |field: fn(&Workload) -> &Str| {
+            client.map_or_else(|| UNKNOWN.to_owned(), |client| or_unknown(field(client)))
+        };
+        Self {
+            request_query_type: if counted { kind } else { "other" }.to_owned(),
+            request_protocol: protocol,
+            source_canonical_service: text(|client| &client.canonical_name),
+            source_canonical_revision: text(|client| &client.canonical_revision),
+        }
+    }
+}
+
+impl Metrics {
+    /// Registers everything. `before_scrape` brings the byte counters of open connections up to date.
+    pub(crate) fn register(
+        registry: &mut Registry,
+        istio_version: &str,
+        before_scrape: Arc<dyn Fn() + Send + Sync>,
+    ) -> Self {
+        metrics::register_build(registry, "ztunnel", istio_version);
+        // Collectors are asked in the order of their registration: this one before the TCP families.
+        registry.register_collector(Box::new(BeforeScrape(before_scrape)));
+        let new = Self {
+            tcp: Tcp::register(registry),
+            refused: Family::default(),
+            on_demand_dns: Family::default(),
+            dns: DnsMetrics::register(registry),
+            pods: PodMetrics::register(registry),
+        };
+        registry.register(
+            "leyline_connections_refused",
+            "Connections refused before anything but their ends was known, by reason",
+            new.refused.clone(),
+        );
+        registry.register(
+            "istio_on_demand_dns",
+            "Resolutions of workloads that have a host name and no address",
+            new.on_demand_dns.clone(),
+        );
+        new
+    }
+
+    /// Counts a connection as opened; what is returned counts the rest.
+    pub(crate) fn open(&self, labels: TcpLabels) -> metrics::Flow {
+        self.tcp.open(&Series(labels))
+    }
+
+    /// Counts an accepted socket while the guard lives.
+    pub(crate) fn socket(&self, direction: Direction) -> metrics::SocketGuard {
+        self.tcp.socket(match direction {
+            Direction::Outbound => metrics::Reporter::Source,
+            Direction::Inbound => metrics::Reporter::Destination,
+        })
+    }
+
+    /// Counts a connection that was refused early.
+    pub(crate) fn refused(&self, direction: Direction, reason: EndReason) {
+        let labels = RefusedLabels {
+            reporter: direction.reporter(),
+            reason: reason.to_string(),
+            response_flags: reason.flag().as_str(),
+        };
+        self.refused.get_or_create(&labels).inc();
+    }
+
+    /// Counts the resolution of a workload's host name.
+    pub(crate) fn resolved(&self, source: &Workload, hostname: &str) {
+        let canonical_service = or_unknown(&source.canonical_name);
+        let canonical_revision = or_unknown(&source.canonical_revision);
+        let labels = OnDemandDnsLabels {
+            source_workload: or_unknown(&source.workload_name),
+            source_canonical_service: canonical_service.clone(),
+            source_canonical_revision: canonical_revision.clone(),
+            source_workload_namespace: or_unknown(&source.namespace),
+            source_principal: source.identity().to_string(),
+            source_app: canonical_service,
+            source_version: canonical_revision,
+            source_cluster: or_unknown(&source.cluster_id),
+            hostname: hostname.to_owned(),
+        };
+        self.on_demand_dns.get_or_create(&labels).inc();
+    }
+}
+
+impl DnsMetrics {
+    fn register(registry: &mut Registry) -> Self {
+        let histogram: fn() -> Histogram = || Histogram::new(DNS_BUCKETS);
+        let new = Self {
+            requests: Family::default(),
+            upstream_requests: Family::default(),
+            upstream_failures: Family::default(),
+            upstream_duration: Family::new_with_constructor(histogram),
+        };
+        registry.register(
+            "istio_dns_requests",
+            "Questions received",
+            new.requests.clone(),
+        );
+        registry.register(
+            "istio_dns_upstream_requests",
+            "Questions forwarded to a name server",
+            new.upstream_requests.clone(),
+        );
+        registry.register(
+            "istio_dns_upstream_failures",
+            "Forwarded questions that no name server answered",
+            new.upstream_failures.clone(),
+        );
+        registry.register(
+            "istio_dns_upstream_request_duration_seconds",
+            "Time to the answer of a name server",
+            new.upstream_duration.clone(),
+        );
+        new
+    }
+
+    pub(crate) fn asked(&self, labels: &DnsLabels) {
+        self.requests.get_or_create(labels).inc();
+    }
+
+    pub(crate) fn forwarded(&self, labels: &DnsLabels, took: Duration, answered: bool) {
+        self.upstream_requests.get_or_create(labels).inc();
+        if !answered {
+            self.upstream_failures.get_or_create(labels).inc();
+        }
+        let histogram = self.upstream_duration.get_or_create(labels);
+        histogram.observe(took.as_secs_f64());
+    }
+}
+
+impl PodMetrics {
+    fn register(registry: &mut Registry) -> Self {
+        let new = Self::default();
+        registry.register(
+            "workload_manager_active_proxy_count",
+            "Pods that are served",
+            new.active.clone(),
+        );
+        registry.register(
+            "workload_manager_pending_proxy_count",
+            "Pods that cannot be served yet",
+            new.pending.clone(),
+        );
+        registry.register(
+            "workload_manager_proxies_started",
+            "Pods whose listeners were opened",
+            new.started.clone(),
+        );
+        registry.register(
+            "workload_manager_proxies_stopped",
+            "Pods whose listeners were closed",
+            new.stopped.clone(),
+        );
+        new
+    }
+
+    pub(crate) fn set(&self, running: usize, pending: usize) {
+        self.active.set(i64::try_from(running).unwrap_or(i64::MAX));
+        self.pending.set(i64::try_from(pending).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn started(&self) {
+        self.started.inc();
+    }
+
+    pub(crate) fn stopped(&self) {
+        self.stopped.inc();
+    }
+}
+
+struct BeforeScrape(Arc<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for BeforeScrape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BeforeScrape")
+    }
+}
+
+impl prometheus_client::collector::Collector for BeforeScrape {
+    fn encode(
+        &self,
+        _: prometheus_client::encoding::DescriptorEncoder<'_>,
+    ) -> Result<(), std::fmt::Error> {
+        (self.0)();
+        Ok(())
+    }
+}
