@@ -126,6 +126,15 @@ impl Need {
 }
 
 impl<T> Outcome<T> {
+    /// Decides the next question, once this one is answered.
+    pub fn and_then<U>(self, decide: impl FnOnce(T) -> Outcome<U>) -> Outcome<U> {
+        match self {
+            Self::Go(value) => decide(value),
+            Self::Refuse(refusal) => Outcome::Refuse(refusal),
+            Self::Need(need) => Outcome::Need(need),
+        }
+    }
+
     /// Changes what is to be done, and nothing else.
     pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Outcome<U> {
         match self {

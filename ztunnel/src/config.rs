@@ -27,8 +27,6 @@ pub const OUTBOUND_PORT: u16 = 15001;
 pub const INBOUND_PLAINTEXT_PORT: u16 = 15006;
 /// Port of HBONE.
 pub const HBONE_PORT: u16 = 15008;
-/// Ports that a connection must never be forwarded to: it would call ourselves.
-pub const RECURSION_PORTS: [u16; 3] = [OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT, HBONE_PORT];
 
 const DEFAULT_DNS_PORT: u16 = 15053;
 const DEFAULT_MARK: u32 = 1337;
@@ -48,8 +46,8 @@ pub struct Config {
     pub xds_on_demand: bool,
     /// Mesh state from a file or inline YAML, loaded once.
     pub local_state: Option<LocalState>,
-    /// Who signs certificates.
-    pub ca: CaSource,
+    /// Who signs certificates; `None` (`FAKE_CA`): an issuer that the caller brings, for tests.
+    pub ca: Option<Remote>,
     /// Lifetime asked for; the CA may give less.
     pub secret_ttl: Duration,
     /// Sockets in pods' namespaces, and the agent that names them.
@@ -107,19 +105,6 @@ pub struct Node {
 }
 
 impl Node {
-    /// The node id of xDS: `ztunnel~IP~POD.NAMESPACE~NAMESPACE.svc.cluster.local`.
-    pub fn id(&self) -> String {
-        let Self {
-            instance_ip,
-            pod_name,
-            pod_namespace,
-            ..
-        } = self;
-        format!(
-            "ztunnel~{instance_ip}~{pod_name}.{pod_namespace}~{pod_namespace}.svc.cluster.local"
-        )
-    }
-
     /// The workload that we are ourselves, for the listener that makes our metrics reachable over HBONE.
     pub fn own_workload(&self) -> Option<LocalWorkload> {
         let named = !self.pod_name.is_empty() && !self.pod_namespace.is_empty();
@@ -191,16 +176,6 @@ pub enum LocalState {
     File(PathBuf),
     /// YAML text.
     Inline(String),
-}
-
-/// Who signs certificates.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum CaSource {
-    /// The control plane.
-    Remote(Remote),
-    /// A root made in this process: for tests.
-    Fake,
 }
 
 /// Sockets in pods' namespaces, and the agent that names them.
@@ -363,6 +338,23 @@ impl Config {
         read.finish(config)
     }
 
+    /// The keepalive of sockets, where there is one.
+    pub(crate) fn keepalive(&self) -> Option<net::socket::Keepalive> {
+        let Keepalive {
+            enabled,
+            time,
+            interval,
+            retries,
+            user_timeout,
+        } = self.keepalive;
+        enabled.then_some(net::socket::Keepalive {
+            time,
+            interval,
+            retries,
+            user_timeout,
+        })
+    }
+
     fn default_control_plane(file: &MeshFile, in_kubernetes: bool) -> String {
         file.discovery_address.clone().unwrap_or_else(|| {
             if in_kubernetes {
@@ -496,17 +488,15 @@ fn read_local_state(read: &mut Reader<'_>) -> Option<LocalState> {
     }
 }
 
-fn read_ca(read: &mut Reader<'_>, default_address: &str) -> CaSource {
+fn read_ca(read: &mut Reader<'_>, default_address: &str) -> Option<Remote> {
     if read.flag("FAKE_CA", false) {
-        return CaSource::Fake;
+        return None;
     }
-    match read_remote(read, "CA", default_address) {
-        Some(remote) => CaSource::Remote(remote),
-        None => {
-            read.reject("CA_ADDRESS", "empty: certificates have no source");
-            CaSource::Fake
-        }
+    let remote = read_remote(read, "CA", default_address);
+    if remote.is_none() {
+        read.reject("CA_ADDRESS", "empty: certificates have no source");
     }
+    remote
 }
 
 fn read_inpod(read: &mut Reader<'_>) -> InPod {

@@ -1,16 +1,18 @@
 //! Carries out a next hop: from a decision to a connection that bytes can be copied to.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use mesh::{
     authority::Authority,
+    flow::EndReason,
     headers::{self, Baggage, Traceparent},
     identity::Identity,
     outbound::{Hop, NextHop},
     workload::Workload,
 };
 use net::{
+    ca::FetchError,
     copy::Endpoint,
     hbone::{self, ConnectHead, DialError, Tunnel},
     socket::{SocketError, SourceAddress},
@@ -20,8 +22,7 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    flow::EndReason,
-    pod::{CONNECT_DEADLINE, CertificateError, Pod, TLS_DEADLINE},
+    pod::{CONNECT_DEADLINE, Pod, TLS_DEADLINE},
 };
 
 /// From the inner CONNECT of a double tunnel to its answer.
@@ -43,7 +44,7 @@ pub(crate) struct Connected {
 pub(crate) enum ConnectError {
     /// We cannot prove who we are.
     #[error("cannot prove the source's identity")]
-    Certificate(#[from] CertificateError),
+    Certificate(#[from] FetchError),
     /// Plain TCP failed.
     #[error("connect to {address}")]
     Tcp {
@@ -88,11 +89,12 @@ impl ConnectError {
     /// What the metric and the log line say.
     pub(crate) fn end_reason(&self) -> EndReason {
         match self {
-            Self::Certificate(_) => EndReason::Identity,
-            Self::Tcp { .. } | Self::TcpTimeout { .. } => EndReason::Connect,
+            Self::Certificate(_) => EndReason::NoCertificate,
+            Self::Tcp { source, .. } => tcp_end(source.io_kind()),
+            Self::TcpTimeout { .. } => EndReason::ConnectTimedOut,
             Self::Tunnel { source, .. } | Self::InnerTunnel { source, .. } => tunnel_end(source),
-            Self::InnerTls { .. } => EndReason::Tls,
-            Self::InnerHttp { .. } => EndReason::Http2,
+            Self::InnerTls { .. } => EndReason::TlsFailed,
+            Self::InnerHttp { .. } => EndReason::Http2Failed,
         }
     }
 
@@ -116,22 +118,36 @@ impl ConnectError {
     }
 }
 
-fn refused(kind: std::io::ErrorKind) -> bool {
-    use std::io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
+fn refused(kind: ErrorKind) -> bool {
+    use ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
     matches!(kind, ConnectionRefused | HostUnreachable | NetworkUnreachable)
+}
+
+/// Why a TCP connection did not come about.
+pub(crate) fn tcp_end(kind: ErrorKind) -> EndReason {
+    match kind {
+        ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => EndReason::ConnectRefused,
+        ErrorKind::TimedOut => EndReason::ConnectTimedOut,
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
+            EndReason::ConnectUnreachable
+        }
+        _ => EndReason::Internal,
+    }
 }
 
 fn tunnel_end(error: &hbone::ConnectError) -> EndReason {
     use hbone::ConnectError::{CertificateRefused, Dial, Late, Refused, Stream};
     match error {
         Dial(dial) => match &**dial {
-            DialError::TcpTimeout { .. } => EndReason::NetworkPolicy,
-            DialError::Tcp { .. } | DialError::PoolClosed => EndReason::Connect,
-            DialError::Tls { .. } => EndReason::Tls,
-            DialError::Http { .. } => EndReason::Http2,
+            DialError::TcpTimeout { .. } => EndReason::TunnelTimedOut,
+            DialError::Tcp { source, .. } => tcp_end(source.kind()),
+            DialError::PoolClosed => EndReason::PodRemoved,
+            DialError::Tls { .. } => EndReason::TlsFailed,
+            DialError::Http { .. } => EndReason::Http2Failed,
         },
-        CertificateRefused { .. } => EndReason::Tls,
-        Refused { .. } | Late { .. } | Stream { .. } => EndReason::Connect,
+        CertificateRefused { .. } => EndReason::TlsFailed,
+        Refused { status, .. } => EndReason::PeerRefused(status.as_u16()),
+        Late { .. } | Stream { .. } => EndReason::TunnelLost,
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 pub(crate) struct Registry<T> {
     entries: Mutex<HashMap<u64, Entry<T>>>,
     next: AtomicU64,
+    removed: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -40,6 +41,7 @@ impl<T> Default for Registry<T> {
         Self {
             entries: Mutex::default(),
             next: AtomicU64::new(0),
+            removed: AtomicBool::new(false),
         }
     }
 }
@@ -70,6 +72,11 @@ impl<T> Registry<T> {
         entries.iter().map(|(id, e)| (*id, e.what.clone())).collect()
     }
 
+    /// The pod is gone: what is still open ends because of that.
+    pub(crate) fn set_removed(&self) {
+        self.removed.store(true, Ordering::Relaxed);
+    }
+
     /// Whether nothing is open.
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.lock().is_empty()
@@ -89,6 +96,11 @@ impl<T> Registration<T> {
     /// The connection's description.
     pub(crate) fn what(&self) -> &Arc<T> {
         &self.what
+    }
+
+    /// Whether the connection's pod is gone.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.registry.removed.load(Ordering::Relaxed)
     }
 
     /// Resolves when the connection must end. Cancel-safe; must not be awaited again once it has resolved.

@@ -2,6 +2,12 @@
 
 mod forward;
 mod message;
+mod names;
 mod resolv_conf;
-pub(crate) mod resolver;
+mod resolver;
 mod server;
+
+pub(crate) use names::PodNames;
+pub(crate) use resolv_conf::ResolvConf;
+pub(crate) use resolver::Resolver;
+pub(crate) use server::Server;

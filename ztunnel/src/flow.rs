@@ -186,7 +186,11 @@ impl Flow {
 impl Drop for Flow {
     /// The task was dropped: the drain's deadline has passed, the pod is gone, or the tunnel under it ended.
     fn drop(&mut self) {
-        self.end(EndReason::Drained, None, None);
+        let reason = match self.registration.is_removed() {
+            true => EndReason::PodRemoved,
+            false => EndReason::Drained,
+        };
+        self.end(reason, None, None);
     }
 }
 

@@ -1,13 +1,26 @@
 //! Mesh state from a file: what `LOCAL_XDS_PATH` or `LOCAL_XDS` holds, in the shapes of `/config_dump`.
 
-use std::{io, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
 
-use mesh::{dump::LocalFile, view::Update};
+use mesh::{
+    dump::LocalFile,
+    view::{Removal, Update},
+};
+use net::mesh_state::MeshState;
 
 use crate::{
     config::LocalState,
+    report::Chain,
     yaml::{self, YamlError},
 };
+
+/// How often the file is looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Why local state was not loaded.
 #[derive(Debug, thiserror::Error)]
@@ -28,31 +41,83 @@ pub enum LocalStateError {
     UnknownFields(Vec<String>),
 }
 
+/// Local state as it was read.
+#[derive(Clone, Debug)]
+pub(crate) struct Loaded {
+    pub(crate) file: LocalFile,
+    /// The same as it was written, for dumps.
+    pub(crate) json: serde_json::Value,
+}
+
 /// Reads it whole.
-pub(crate) fn load(local: &LocalState) -> Result<LocalFile, LocalStateError> {
-    let read;
-    let text = match local {
-        LocalState::Inline(text) => text,
+pub(crate) fn load(local: &LocalState) -> Result<Loaded, LocalStateError> {
+    match local {
+        LocalState::Inline(text) => parse(text),
         LocalState::File(path) => {
-            read = std::fs::read_to_string(path).map_err(|source| LocalStateError::Read {
+            let text = std::fs::read_to_string(path).map_err(|source| LocalStateError::Read {
                 path: path.clone(),
                 source,
             })?;
-            &read
+            parse(&text)
         }
-    };
+    }
+}
+
+fn parse(text: &str) -> Result<Loaded, LocalStateError> {
     let mut unknown = Vec::new();
     let file: Option<LocalFile> =
         yaml::parse_noting(text, &mut unknown).map_err(LocalStateError::Parse)?;
     if !unknown.is_empty() {
         return Err(LocalStateError::UnknownFields(unknown));
     }
-    Ok(file.unwrap_or_default())
+    Ok(Loaded {
+        file: file.unwrap_or_default(),
+        json: yaml::parse(text).map_err(LocalStateError::Parse)?,
+    })
 }
 
-/// As one update to an empty view.
-pub(crate) fn update(file: LocalFile) -> Update {
-    file.into_update()
+/// Follows the file: a change that can be read is published, one that cannot leaves the last good state in force.
+pub(crate) async fn follow(path: PathBuf, state: MeshState, first: Loaded) {
+    let mut last = first.file;
+    let mut modified = modified_at(&path).await;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let now = modified_at(&path).await;
+        if now == modified {
+            continue;
+        }
+        modified = now;
+        match load(&LocalState::File(path.clone())) {
+            Ok(Loaded { file, .. }) => {
+                state.publish(change(&last, file.clone()));
+                last = file;
+            }
+            Err(error) => {
+                let error = Chain(&error).to_string();
+                tracing::warn!(error, "the local mesh state stays as it was");
+            }
+        }
+    }
+}
+
+async fn modified_at(path: &Path) -> Option<SystemTime> {
+    tokio::fs::metadata(path).await.ok()?.modified().ok()
+}
+
+/// What leads from one version of the file to the next.
+fn change(from: &LocalFile, to: LocalFile) -> Update {
+    let names = |file: &LocalFile| -> BTreeSet<Removal> {
+        let workloads = file.workloads.iter().map(|it| it.uid.0.clone());
+        let services = file.services.iter().map(|it| it.key().to_string().into());
+        let policies = file.policies.iter().map(|it| it.key.to_string().into());
+        let addresses = workloads.chain(services).map(Removal::Address);
+        addresses.chain(policies.map(Removal::Policy)).collect()
+    };
+    let gone = names(from).difference(&names(&to)).cloned().collect();
+    Update {
+        removals: gone,
+        ..to.into_update()
+    }
 }
 
 #[cfg(test)]
@@ -90,11 +155,21 @@ policies:
     fn a_file_becomes_a_view() {
         let file = load(&LocalState::Inline(STATE.into())).unwrap();
         let mut view = MeshView::default();
-        view.apply(update(file));
+        view.apply(file.file.into_update());
         assert_eq!(view.workloads().count(), 1);
         assert_eq!(view.policies().count(), 1);
         let service = view.services().next().expect("one service");
         assert_eq!(view.endpoints(&service.key()).len(), 1);
+    }
+
+    #[test]
+    fn what_the_next_version_leaves_out_is_removed() {
+        let first = parse(STATE).unwrap().file;
+        let mut view = MeshView::default();
+        view.apply(first.clone().into_update());
+        view.apply(change(&first, LocalFile::default()));
+        let left = (view.workloads().count(), view.services().count());
+        assert_eq!((left, view.policies().count()), ((0, 0), 0));
     }
 
     #[test]

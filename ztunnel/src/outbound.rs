@@ -8,9 +8,10 @@ use std::{
 
 use mesh::{
     draw::Draw,
+    flow::{Direction, FlowRecord, Party, Security},
     headers::Traceparent,
     names::{NetworkAddress, WorkloadUid},
-    outbound::{NextHop, OutboundFacts, Route, Target, next_hop},
+    outbound::{Hop, NextHop, OutboundFacts, Route, Target, next_hop},
     outcome::{Need, Outcome, Reason, Refusal},
     view::MeshView,
     workload::Workload,
@@ -20,7 +21,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     connect::{ConnectError, Connected, Outgoing},
-    flow::{Early, EarlyFailure, Flow, Live, Party, Protocol, Reporter},
+    flow::{Early, Flow, Live},
     pod::{Pod, WAIT},
     report::Chain,
     reset,
@@ -50,7 +51,7 @@ struct Routed {
 
 /// Serves one accepted connection to its end.
 pub(crate) async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
-    let _open = pod.node.metrics.socket_open(Reporter::Source);
+    let _open = pod.node.metrics.socket(Direction::Outbound);
     let client = socket::unmapped(peer);
     let adopted = pod.sockets.adopt(&stream);
     let original = adopted.and_then(|()| socket::original_destination(&stream));
@@ -91,7 +92,7 @@ impl Outbound {
         match connected {
             Ok(connected) => Some((flow, connected)),
             Err(error) => {
-                flow.finish(error.end_reason(), Some(&Chain(&error)));
+                flow.finish(error.end_reason(), Some(Chain(&error).to_string()));
                 None
             }
         }
@@ -99,7 +100,7 @@ impl Outbound {
 
     fn early(&self) -> Early {
         Early {
-            reporter: Reporter::Source,
+            direction: Direction::Outbound,
             source: self.client,
             destination: self.original,
         }
@@ -253,48 +254,40 @@ impl Outbound {
 
     fn open(&self, routed: &Routed, connected: Option<&Connected>, trace: Traceparent) -> Flow {
         let hop = &routed.hop;
-        let protocol = Protocol::from(hop.hop);
-        let mut source = Party::from(&*routed.source);
-        if protocol != Protocol::Tcp {
-            source.principal = Some(routed.source.identity());
-            source.proven = connected.map(|_| routed.source.identity());
-        }
-        let live = Live {
-            reporter: Reporter::Source,
-            protocol,
-            source_address: self.client,
-            destination_address: routed.address,
-            original: self.original,
-            authority: hop.authority.as_ref().map(ToString::to_string),
-            source,
+        let secured = hop.hop != Hop::Tcp;
+        let own = routed.source.identity();
+        let record = FlowRecord {
+            source: Party::of_workload(&routed.source, secured.then_some(&own)),
             destination: destination(hop, connected),
-            service: hop.service.clone(),
-            trace: (protocol != Protocol::Tcp).then(|| trace.trace_id()),
-            facts: None,
-            accepted: self.accepted,
-            counters: net::copy::Counters::default(),
-            counted: crate::flow::Counted::default(),
+            authority: hop.authority.clone(),
+            service: hop.service.as_deref().map(Into::into),
+            hop: hop.hop,
+            security: match secured {
+                true => Security::MutualTls,
+                false => Security::Plaintext,
+            },
+            ..FlowRecord::new(Direction::Outbound, self.client, routed.address)
+        };
+        let live = Live {
+            trace: secured.then(|| trace.trace_id()),
+            ..Live::new(record, self.original, self.accepted)
         };
         Flow::open(&self.pod.node.metrics, self.pod.outbound.register(live))
     }
 }
 
-/// Who is at the other end: the next hop's record; behind a gateway, what the peer told of itself.
+/// Who is at the other end: the next hop's record; behind a gateway, what the peer told of itself and what TLS proved.
 fn destination(hop: &NextHop, connected: Option<&Connected>) -> Party {
-    let record = hop.workload.as_deref();
+    let proven = connected.and_then(|connected| connected.peer.as_ref());
     let told = connected.and_then(|connected| connected.baggage.as_ref());
-    let mut party = match (hop.hop, told, record) {
-        (mesh::outbound::Hop::DoubleHbone, Some(baggage), _) => Party::from(baggage),
-        (_, _, Some(workload)) => Party::from(workload),
+    match (hop.hop, told, hop.workload.as_deref()) {
+        (Hop::DoubleHbone, Some(baggage), _) => Party::of_baggage(baggage, proven),
+        (_, _, Some(workload)) => {
+            let identity = workload.identity();
+            Party::of_workload(workload, proven.or(Some(&identity)))
+        }
         _ => Party::default(),
-    };
-    party.proven = connected.and_then(|connected| connected.peer.clone());
-    let of_record = record.map(Workload::identity);
-    party.principal = match hop.hop {
-        mesh::outbound::Hop::DoubleHbone => party.proven.clone().or(of_record),
-        _ => of_record,
-    };
-    party
+    }
 }
 
 /// Whether the control plane has been asked about the destination.

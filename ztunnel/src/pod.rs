@@ -1,6 +1,6 @@
 //! What the parts that serve one pod share: who it is, its sockets, its tunnels, its open connections.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh::{
     identity::Identity,
@@ -9,19 +9,21 @@ use mesh::{
     workload::Workload,
 };
 use net::{
-    ca::Certificates,
+    ca::{Certificates, FetchError, Priority},
     drain, hbone,
     mesh_state::MeshState,
+    netns::Netns,
     socket::{Factory, SourceAddress},
     tls::WorkloadCertificate,
 };
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::{
     config::{Config, OriginalSource},
     connections::Registry,
     dns::{ResolvConf, Resolver},
     flow::Live,
+    identities::Identities,
     metrics::Metrics,
     pods::PodUid,
 };
@@ -32,14 +34,13 @@ pub(crate) const WAIT: Duration = Duration::from_secs(5);
 pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// TLS handshake, either side.
 pub(crate) const TLS_DEADLINE: Duration = Duration::from_secs(10);
-/// Until there is a certificate for a pod.
-const CERTIFICATE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What all pods of the node share.
 pub(crate) struct Node {
     pub(crate) config: Arc<Config>,
     pub(crate) state: MeshState,
     pub(crate) certificates: Certificates,
+    pub(crate) identities: Arc<Identities>,
     pub(crate) metrics: Metrics,
     pub(crate) resolver: Resolver,
     pub(crate) upstreams: Arc<ResolvConf>,
@@ -62,6 +63,17 @@ pub(crate) struct Pod {
 }
 
 impl Node {
+    /// Sockets of a pod of this node.
+    pub(crate) fn pod_sockets(&self, netns: Netns) -> Factory {
+        Factory {
+            netns: Some(netns),
+            mark: self.config.inpod.mark,
+            reuse_port: self.config.inpod.port_reuse,
+            ipv6: self.config.inpod.ipv6,
+            keepalive: self.config.keepalive(),
+        }
+    }
+
     /// Who is local: every workload, where the node has no name.
     fn name(&self) -> &str {
         self.config.node.name.as_deref().unwrap_or_default()
@@ -81,6 +93,44 @@ impl Node {
 }
 
 impl Pod {
+    /// A pod that nothing listens for yet. Must be made inside the runtime that will serve it.
+    pub(crate) fn new(
+        node: Arc<Node>,
+        uid: PodUid,
+        binding: LocalWorkload,
+        sockets: Factory,
+        original_source: OriginalSource,
+    ) -> Arc<Self> {
+        let config = hbone::PoolConfig {
+            http: node.http2.clone(),
+            max_streams: node.config.http2.max_streams_per_connection.into(),
+            unused_release: node.config.http2.unused_release_timeout,
+            tcp_deadline: CONNECT_DEADLINE,
+            tls_deadline: TLS_DEADLINE,
+            ..hbone::PoolConfig::default()
+        };
+        let dialing = sockets.clone();
+        let dial = move |destination| {
+            let dialing = dialing.clone();
+            async move {
+                let dialled = dialing.connect(destination, SourceAddress::Own).await;
+                // The kind is what tells "refused" from "unreachable"; the error keeps its causes.
+                dialled.map_err(|error| io::Error::new(error.io_kind(), error))
+            }
+        };
+        Arc::new(Self {
+            uid,
+            binding,
+            pool: hbone::Pool::new(config, dial),
+            node,
+            sockets,
+            inbound: Arc::default(),
+            outbound: Arc::default(),
+            original_source,
+            farewell: drain::channel().0,
+        })
+    }
+
     /// The pod's record, waited for.
     pub(crate) async fn record(&self) -> Result<(Arc<Workload>, Arc<MeshView>), Refusal> {
         let deadline = Instant::now() + WAIT;
@@ -92,19 +142,9 @@ impl Pod {
     pub(crate) async fn certificate(
         &self,
         identity: &Identity,
-    ) -> Result<Arc<WorkloadCertificate>, CertificateError> {
-        let fetched = self.node.certificates.get(identity);
-        match timeout(CERTIFICATE_DEADLINE, fetched).await {
-            Ok(Ok(certificate)) => Ok(certificate),
-            Ok(Err(source)) => Err(CertificateError::Fetch {
-                identity: identity.clone(),
-                source,
-            }),
-            Err(_) => Err(CertificateError::Late {
-                identity: identity.clone(),
-                after: CERTIFICATE_DEADLINE,
-            }),
-        }
+    ) -> Result<Arc<WorkloadCertificate>, FetchError> {
+        let certificates = &self.node.certificates;
+        certificates.fetch(identity, Priority::RealTime).await
     }
 
     /// How to dial the application on behalf of `client`. A connection that comes back to its own address cannot have
@@ -120,19 +160,4 @@ impl Pod {
             OriginalSource::Never => SourceAddress::Own,
         }
     }
-}
-
-/// Why there is no certificate.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum CertificateError {
-    /// The CA refuses or cannot be asked.
-    #[error("no certificate for {identity}")]
-    Fetch {
-        identity: Identity,
-        #[source]
-        source: net::ca::FetchError,
-    },
-    /// The CA takes too long.
-    #[error("no certificate for {identity} within {after:?}")]
-    Late { identity: Identity, after: Duration },
 }

@@ -2,3 +2,235 @@
 
 mod client;
 mod reconcile;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use mesh::outcome::LocalWorkload;
+use net::{
+    accept, drain,
+    netns::Netns,
+    ready::Gate,
+    socket::{Factory, SocketError},
+};
+use tokio::{
+    net::{TcpListener, UdpSocket},
+    task::JoinSet,
+};
+
+use crate::{
+    authorize,
+    config::{HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT},
+    dns, inbound, inbound_plaintext, outbound,
+    pod::{Node, Pod},
+    report::Chain,
+};
+use client::Client;
+use reconcile::Launch;
+pub(crate) use reconcile::{PodUid, Pods};
+
+/// What runs and what waits, for dumps and metrics.
+#[derive(Default)]
+pub(crate) struct Published {
+    pub(crate) up: Vec<Arc<Pod>>,
+    pub(crate) pending: Vec<(PodUid, LocalWorkload)>,
+}
+
+/// Starts what runs for a pod.
+struct Launcher {
+    node: Arc<Node>,
+}
+
+/// What runs for one pod. Dropping it ends every connection of the pod.
+pub(crate) struct Running {
+    pod: Arc<Pod>,
+    drain: drain::Trigger,
+    listeners: JoinSet<()>,
+    _watchers: JoinSet<()>,
+}
+
+/// The listening sockets of a pod; opened all, or none.
+struct Listeners {
+    outbound: Option<TcpListener>,
+    plaintext: Option<TcpListener>,
+    hbone: Option<TcpListener>,
+    dns_tcp: Vec<TcpListener>,
+    dns_udp: Vec<UdpSocket>,
+}
+
+impl Listeners {
+    fn open(sockets: &Factory, node: &Node) -> Result<Self, SocketError> {
+        let config = &node.config;
+        let listen = |port| match config.proxy_enabled {
+            true => sockets.listen_any(port).map(Some),
+            false => Ok(None),
+        };
+        let (dns_tcp, dns_udp) = match config.dns.enabled {
+            true => (
+                sockets.listen_loopback(config.dns.port)?,
+                sockets.bind_udp_loopback(config.dns.port)?,
+            ),
+            false => (Vec::new(), Vec::new()),
+        };
+        Ok(Self {
+            outbound: listen(OUTBOUND_PORT)?,
+            plaintext: listen(INBOUND_PLAINTEXT_PORT)?,
+            hbone: listen(HBONE_PORT)?,
+            dns_tcp,
+            dns_udp,
+        })
+    }
+}
+
+impl Launch for Launcher {
+    type Netns = Netns;
+    type Running = Running;
+
+    async fn launch(
+        &self,
+        uid: &PodUid,
+        workload: &LocalWorkload,
+        netns: &Netns,
+    ) -> Result<Running, String> {
+        let sockets = self.node.pod_sockets(netns.clone());
+        let listeners =
+            Listeners::open(&sockets, &self.node).map_err(|error| Chain(&error).to_string())?;
+        let source = self.node.config.inpod.original_source;
+        let pod = Pod::new(
+            self.node.clone(),
+            uid.clone(),
+            workload.clone(),
+            sockets,
+            source,
+        );
+        tracing::info!(%uid, name = &*workload.name, namespace = &*workload.namespace, %netns, "serving pod");
+        self.node.metrics.pods.started();
+        Ok(Running::start(pod, listeners))
+    }
+
+    fn drain(&self, running: &Running) {
+        tracing::info!(uid = %running.pod.uid, "the pod is terminating: peers are told");
+        running
+            .pod
+            .farewell
+            .start(drain::Mode::graceful(self.node.config.drain_deadline));
+    }
+}
+
+impl Running {
+    fn start(pod: Arc<Pod>, open: Listeners) -> Self {
+        let (trigger, drain) = drain::channel();
+        let mut listeners = JoinSet::new();
+        if let Some(listener) = open.outbound {
+            let pod = pod.clone();
+            listeners.spawn(accept::serve(
+                listener,
+                accept::Options::named("outbound"),
+                drain.clone(),
+                move |stream, peer| outbound::serve(pod.clone(), stream, peer),
+            ));
+        }
+        if let Some(listener) = open.plaintext {
+            let pod = pod.clone();
+            listeners.spawn(accept::serve(
+                listener,
+                accept::Options::named("inbound plaintext"),
+                drain.clone(),
+                move |stream, peer| inbound_plaintext::serve(pod.clone(), stream, peer),
+            ));
+        }
+        if let Some(listener) = open.hbone {
+            listeners.spawn(serve_hbone(pod.clone(), listener, drain.clone()));
+        }
+        serve_dns(&pod, open.dns_tcp, open.dns_udp, &drain, &mut listeners);
+        let mut watchers = JoinSet::new();
+        watchers.spawn(authorize::watch(pod.clone(), trigger.watch()));
+        Self {
+            pod,
+            drain: trigger,
+            listeners,
+            _watchers: watchers,
+        }
+    }
+
+    /// Only the HBONE listener, for ourselves.
+    pub(crate) fn start_self(pod: Arc<Pod>, hbone: TcpListener) -> Self {
+        let listeners = Listeners {
+            outbound: None,
+            plaintext: None,
+            hbone: Some(hbone),
+            dns_tcp: Vec::new(),
+            dns_udp: Vec::new(),
+        };
+        Self::start(pod, listeners)
+    }
+
+    /// Stops accepting, lets connections end until the deadline, then cuts the rest.
+    pub(crate) async fn drain(mut self, mode: drain::Mode) {
+        self.drain.start(mode);
+        while self.listeners.join_next().await.is_some() {}
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.pod.inbound.set_removed();
+        self.pod.outbound.set_removed();
+        self.pod.node.metrics.pods.stopped();
+    }
+}
+
+fn serve_hbone(
+    pod: Arc<Pod>,
+    listener: TcpListener,
+    drain: drain::Watch,
+) -> impl Future<Output = ()> + Send {
+    let options = accept::Options::named("inbound");
+    let of_connection = drain.clone();
+    accept::serve(listener, options, drain, move |stream, peer| {
+        inbound::serve(pod.clone(), stream, peer, of_connection.clone())
+    })
+}
+
+fn serve_dns(
+    pod: &Arc<Pod>,
+    tcp: Vec<TcpListener>,
+    udp: Vec<UdpSocket>,
+    drain: &drain::Watch,
+    tasks: &mut JoinSet<()>,
+) {
+    let names = dns::PodNames::new(pod.clone());
+    let server = dns::Server::new(names, pod.sockets.clone(), pod.node.upstreams.clone());
+    for listener in tcp {
+        tasks.spawn(server.clone().serve_tcp(listener, drain.clone()));
+    }
+    for socket in udp {
+        tasks.spawn(server.clone().serve_udp(socket, drain.clone()));
+    }
+}
+
+/// Follows the agent until the drain starts; answers what still runs then.
+pub(crate) async fn follow_agent(
+    node: Arc<Node>,
+    gate: Gate,
+    published: Arc<ArcSwap<Published>>,
+    drain: drain::Watch,
+) -> Vec<Running> {
+    let socket = node.config.inpod.uds.clone();
+    let metrics = node.metrics.clone();
+    let changed = move |pods: &Pods<Launcher>| {
+        let (running, pending) = pods.counts();
+        metrics.pods.set(running, pending);
+        published.store(Arc::new(Published {
+            up: pods.running().map(|(_, _, it)| it.pod.clone()).collect(),
+            pending: pods
+                .pending()
+                .map(|(uid, workload)| (uid.clone(), workload.clone()))
+                .collect(),
+        }));
+    };
+    let launcher = Launcher { node };
+    Client::new(socket, launcher, gate, Box::new(changed))
+        .run(drain)
+        .await
+}

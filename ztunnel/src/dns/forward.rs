@@ -22,7 +22,7 @@ const OVERALL: Duration = Duration::from_secs(10);
 
 /// How the client asked, and so how the server is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Transport {
+pub(crate) enum Transport {
     /// One datagram each way.
     Udp,
     /// A message after its length (RFC 1035 4.2.2).
@@ -31,7 +31,7 @@ pub(super) enum Transport {
 
 impl Transport {
     /// The value of the metric label `request_protocol`.
-    pub(super) fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Udp => "udp",
             Self::Tcp => "tcp",

@@ -33,13 +33,13 @@ pub(super) struct AddressQuery {
 
 /// What the mesh knows about the name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Addresses {
+pub(crate) struct Addresses {
     /// A name that the question's name stands for, and that owns the addresses.
-    pub(super) alias_of: Option<String>,
+    pub(crate) alias_of: Option<String>,
     /// Addresses of the asked family; may be empty.
-    pub(super) addresses: Vec<IpAddr>,
+    pub(crate) addresses: Vec<IpAddr>,
     /// Seconds.
-    pub(super) ttl: u32,
+    pub(crate) ttl: u32,
 }
 
 /// Looks at a message without trusting it.

@@ -1,0 +1,192 @@
+//! Asking policies, at the beginning of a connection and again whenever what they say may have changed.
+
+use std::{sync::Arc, time::Duration};
+
+use mesh::{
+    authorize::{self as policy, AuthorizationFacts, Decision, Finding, RuleRef},
+    names::WorkloadUid,
+    outcome::{Outcome, Refusal},
+    view::MeshView,
+    workload::Workload,
+};
+use net::{drain, mesh_state::AuthorizationWatch};
+use tokio::time::{Instant, sleep_until};
+
+use crate::{
+    identities::Held,
+    pod::{Pod, WAIT},
+};
+
+/// Policies forbid a connection.
+#[derive(Debug)]
+pub(crate) struct Denied {
+    pub(crate) refusal: Refusal,
+    /// The rule that matched, where one did.
+    pub(crate) by: Option<RuleRef>,
+}
+
+/// Asks whether a connection to the pod may be. A policy that is not known is waited for, then denies.
+///
+/// The connection must be registered already: a change of policy from here on finds it there.
+pub(crate) async fn authorize(pod: &Pod, facts: &AuthorizationFacts) -> Result<(), Denied> {
+    let deadline = Instant::now() + WAIT;
+    let node = &pod.node;
+    let decide = |view: &Arc<MeshView>| {
+        node.record(view, &pod.binding).and_then(|workload| {
+            let decision = decide(pod, view, &workload, facts);
+            match decision {
+                Decision::Need(key) => Outcome::Need(mesh::outcome::Need::Policy(key)),
+                decided => Outcome::Go(decided),
+            }
+        })
+    };
+    match node.state.decide(deadline, decide).await {
+        Ok((Decision::Deny { refusal, by }, _)) => Err(Denied { refusal, by }),
+        Ok(_) => Ok(()),
+        Err(refusal) => Err(Denied { refusal, by: None }),
+    }
+}
+
+fn decide(
+    pod: &Pod,
+    view: &MeshView,
+    workload: &Workload,
+    facts: &AuthorizationFacts,
+) -> Decision {
+    let verdict = policy::authorize(view, workload, facts);
+    let at_info = pod.node.config.log.authorization_at_info;
+    tell(&verdict.decision, facts, at_info);
+    for finding in &verdict.findings {
+        tell_finding(finding, facts, at_info);
+    }
+    verdict.decision
+}
+
+/// One log line at debug, or at info where the operator asks for it.
+macro_rules! decision_line {
+    ($at_info:expr, $($line:tt)*) => {
+        if $at_info {
+            tracing::info!(target: "rbac", $($line)*);
+        } else {
+            tracing::debug!(target: "rbac", $($line)*);
+        }
+    };
+}
+
+fn tell(decision: &Decision, facts: &AuthorizationFacts, at_info: bool) {
+    let (source, destination) = (facts.source, facts.destination);
+    let policy = |by: &RuleRef| by.policy.to_string();
+    match decision {
+        Decision::Allow { by: Some(by) } => {
+            decision_line!(at_info, policy = policy(by), rule = by.rule, %source, %destination, "allow policy match");
+        }
+        Decision::Allow { by: None } => {
+            decision_line!(at_info, %source, %destination, "no allow policies, allow");
+        }
+        Decision::Deny { by: Some(by), .. } => {
+            decision_line!(at_info, policy = policy(by), rule = by.rule, %source, %destination, "deny policy match");
+        }
+        Decision::Deny { by: None, .. } => {
+            decision_line!(at_info, %source, %destination, "no policies matched, deny");
+        }
+        Decision::Need(key) => {
+            decision_line!(at_info, policy = key.to_string(), %source, %destination, "policy not known yet");
+        }
+    }
+}
+
+fn tell_finding(finding: &Finding, facts: &AuthorizationFacts, at_info: bool) {
+    let (source, destination) = (facts.source, facts.destination);
+    match finding {
+        Finding::WouldDeny(by) => {
+            decision_line!(at_info, policy = by.policy.to_string(), rule = by.rule, %source, %destination, "dry-run: would deny");
+        }
+        Finding::WouldAllow(by) => {
+            decision_line!(at_info, policy = by.policy.to_string(), rule = by.rule, %source, %destination, "dry-run: would allow");
+        }
+        Finding::WouldNotAllow => {
+            decision_line!(at_info, %source, %destination, "dry-run: would deny, no allow policy matched");
+        }
+    }
+}
+
+/// Asks policies again about the pod's open inbound connections whenever a policy or the pod's record changes, and
+/// cuts those that are forbidden now. Goes on while the pod drains; ends when that is forced.
+pub(crate) async fn watch(pod: Arc<Pod>, drain: drain::Watch) {
+    drain.until_forced(watch_forever(pod)).await;
+}
+
+async fn watch_forever(pod: Arc<Pod>) {
+    loop {
+        let mut versions = pod.node.state.versions();
+        let view = pod.node.state.view();
+        let Outcome::Go(record) = pod.node.record(&view, &pod.binding) else {
+            // No record, so no connection has been allowed yet; or it is gone, and the pod soon will be.
+            if versions.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let mut watch = pod.node.state.watch(&record.uid);
+        let held = pod.node.identities.hold(&record.identity());
+        let uid = record.uid.clone();
+        drop((versions, view, record));
+        watch_record(&pod, &uid, &mut watch, &held).await;
+    }
+}
+
+/// Until the pod's record is gone, or is another one, or speaks for another identity.
+async fn watch_record(pod: &Pod, uid: &WorkloadUid, watch: &mut AuthorizationWatch, held: &Held) {
+    let mut unmet_since: Option<Instant> = None;
+    loop {
+        let view = watch.view();
+        let record = match pod.node.record(&view, &pod.binding) {
+            Outcome::Go(record) if record.uid == *uid => record,
+            _ => return,
+        };
+        if record.identity() != *held.identity() {
+            return;
+        }
+        let late = unmet_since.is_some_and(|since| since.elapsed() >= WAIT);
+        let needs = recheck(pod, &view, &record, late);
+        drop((view, record));
+        unmet_since = match (needs, unmet_since) {
+            (true, None) => Some(Instant::now()),
+            (true, since) if !late => since,
+            _ => None,
+        };
+        tokio::select! {
+            () = watch.changed() => {}
+            () = until(unmet_since.map(|since| since + WAIT)) => {}
+        }
+        // Changes come in bursts: one look serves all of this moment.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Cuts what is forbidden now. A policy that is not known is given its time, and then denies. Answers whether one is
+/// still missing.
+fn recheck(pod: &Pod, view: &MeshView, workload: &Workload, late: bool) -> bool {
+    let mut needs = false;
+    for (id, live) in pod.inbound.open() {
+        let Some(facts) = &live.facts else { continue };
+        let decision = policy::authorize(view, workload, facts).decision;
+        let decision = match late {
+            true => decision.unmet(),
+            false => decision,
+        };
+        match decision {
+            Decision::Allow { .. } => {}
+            Decision::Need(_) => needs = true,
+            Decision::Deny { refusal, .. } => pod.inbound.cut(id, refusal),
+        }
+    }
+    needs
+}

@@ -1,0 +1,305 @@
+//! Connections that reach a pod over HBONE (15008): proven, decided, authorized, dialled, and carried.
+
+use std::{net::SocketAddr, sync::Arc, time::Instant};
+
+use http::StatusCode;
+use mesh::{
+    authority::Authority,
+    authorize::AuthorizationFacts,
+    flow::{Direction, EndReason, FlowRecord, Party, Security, peer_workload},
+    headers::{self, Traceparent},
+    identity::Identity,
+    inbound::{InboundTarget, TunnelFacts, tunnel},
+    outbound::Hop,
+    outcome::Refusal,
+    view::MeshView,
+    workload::Workload,
+};
+use net::{
+    drain,
+    hbone::{self, ConnectRequest},
+    socket,
+    tls::{self, PeerIdentity, ServerStream},
+};
+use tokio::net::TcpStream;
+
+use crate::{
+    application::{self, DialError, Dialled},
+    authorize::{Denied, authorize},
+    connect::{header_texts, parse_baggage, response_headers},
+    flow::{Early, Flow, Live},
+    pod::{Pod, TLS_DEADLINE, WAIT},
+    report::Chain,
+};
+
+/// One peer's connection to the pod's HBONE port.
+struct Inbound {
+    pod: Arc<Pod>,
+    peer: SocketAddr,
+    local: SocketAddr,
+}
+
+/// Serves one accepted connection to its end.
+pub(crate) async fn serve(pod: Arc<Pod>, tcp: TcpStream, peer: SocketAddr, drain: drain::Watch) {
+    let _open = pod.node.metrics.socket(Direction::Inbound);
+    let peer = socket::unmapped(peer);
+    let local = match tcp.local_addr() {
+        Ok(local) => socket::unmapped(local),
+        // The peer is gone already.
+        Err(error) => return tracing::debug!(%peer, %error, "inbound connection"),
+    };
+    let inbound = Arc::new(Inbound { pod, peer, local });
+    // Boxed: a handshake needs far more room than an idle connection.
+    if let Some((stream, identity)) = Box::pin(inbound.handshake(tcp)).await {
+        inbound.serve_streams(stream, identity, drain).await;
+    }
+}
+
+impl Inbound {
+    fn early(&self) -> Early {
+        Early {
+            direction: Direction::Inbound,
+            source: self.peer,
+            destination: self.local,
+        }
+    }
+
+    /// Proves who both ends are. What fails is told here.
+    async fn handshake(&self, tcp: TcpStream) -> Option<(ServerStream<TcpStream>, PeerIdentity)> {
+        let metrics = &self.pod.node.metrics;
+        let record = match self.pod.record().await {
+            Ok((record, _)) => record,
+            Err(refusal) => {
+                self.early().refused(metrics, &refusal);
+                return None;
+            }
+        };
+        let certificate = match self.pod.certificate(&record.identity()).await {
+            Ok(certificate) => certificate,
+            Err(error) => {
+                let reason = EndReason::NoCertificate;
+                self.early().failed(metrics, reason, &error);
+                return None;
+            }
+        };
+        match tls::accept(tcp, certificate.server_config(), TLS_DEADLINE).await {
+            Ok(accepted) => Some(accepted),
+            Err(error) => {
+                self.early().failed(metrics, EndReason::TlsFailed, &error);
+                None
+            }
+        }
+    }
+
+    async fn serve_streams(
+        self: Arc<Self>,
+        stream: ServerStream<TcpStream>,
+        peer: PeerIdentity,
+        mut drain: drain::Watch,
+    ) {
+        let mut farewell = self.pod.farewell.watch();
+        let goodbye = async move {
+            tokio::select! {
+                _ = drain.started() => {}
+                _ = farewell.started() => {}
+            }
+        };
+        let this = self.clone();
+        let handler = move |request| this.clone().stream(request);
+        let http2 = &self.pod.node.http2;
+        match hbone::serve(stream, peer, http2, goodbye, handler).await {
+            Ok(end) => tracing::debug!(peer = %self.peer, ?end, "HBONE connection ended"),
+            Err(error) => {
+                let metrics = &self.pod.node.metrics;
+                self.early().failed(metrics, EndReason::Http2Failed, &error);
+            }
+        }
+    }
+
+    /// One CONNECT.
+    async fn stream(self: Arc<Self>, request: ConnectRequest) {
+        // Boxed: what leads to a connection needs far more room than carrying it does.
+        let answered = Box::pin(self.answer(request)).await;
+        if let Some((flow, stream, application)) = answered {
+            flow.carry(stream, application.into()).await;
+        }
+    }
+
+    async fn answer(
+        &self,
+        mut request: ConnectRequest,
+    ) -> Option<(Flow, hbone::Stream, TcpStream)> {
+        let decided = match self.decide(&request).await {
+            Ok(decided) => decided,
+            Err(refusal) => {
+                self.early().refused(&self.pod.node.metrics, &refusal);
+                request.refuse(status(refusal.reason.connect_status()));
+                return None;
+            }
+        };
+        let live = self.live(&request, &decided);
+        let registration = self.pod.inbound.register(live);
+        let facts = decided.facts(self, &request);
+        let authorized = authorize(&self.pod, &facts).await;
+        let mut flow = Flow::open(&self.pod.node.metrics, registration);
+        if let Err(Denied { refusal, by }) = authorized {
+            flow.finish_denied(&refusal, by.as_ref());
+            request.refuse(status(refusal.reason.connect_status()));
+            return None;
+        }
+        let dialled = tokio::select! {
+            biased;
+            refusal = flow.cut() => {
+                flow.finish_cut(&refusal);
+                request.refuse(StatusCode::UNAUTHORIZED);
+                return None;
+            }
+            dialled = decided.dial(self, request.peer().identity.clone()) => dialled,
+            () = request.cancelled() => {
+                flow.finish(EndReason::SourceReset, None);
+                return None;
+            }
+        };
+        match dialled {
+            Ok(dialled) => self.accept(request, flow, dialled, &decided.record).await,
+            Err(error) => {
+                flow.finish(error.end_reason(), Some(Chain(&error).to_string()));
+                request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+                None
+            }
+        }
+    }
+
+    async fn accept(
+        &self,
+        request: ConnectRequest,
+        flow: Flow,
+        dialled: Dialled,
+        record: &Workload,
+    ) -> Option<(Flow, hbone::Stream, TcpStream)> {
+        let headers = match self.pod.node.config.response_baggage {
+            true => response_headers(record),
+            false => http::HeaderMap::new(),
+        };
+        match request.accept(headers) {
+            Ok(stream) => match dialled.introduce().await {
+                Ok(application) => Some((flow, stream, application)),
+                Err(error) => {
+                    flow.finish(EndReason::DestinationReset, Some(Chain(&error).to_string()));
+                    stream.reset(hbone::ResetCode::CONNECT_ERROR);
+                    None
+                }
+            },
+            Err(_) => {
+                flow.finish(EndReason::SourceReset, None);
+                None
+            }
+        }
+    }
+
+    async fn decide(&self, request: &ConnectRequest) -> Result<Decided, Refusal> {
+        let deadline = tokio::time::Instant::now() + WAIT;
+        let node = &self.pod.node;
+        let forwarded = header_texts(request.headers(), headers::FORWARDED);
+        let forwarded_host = forwarded.filter_map(headers::forwarded_host).next();
+        let authority = convert_authority(request.authority());
+        let decide = |view: &Arc<MeshView>| {
+            node.record(view, &self.pod.binding).and_then(|workload| {
+                let facts = TunnelFacts {
+                    workload: workload.clone(),
+                    network: node.config.node.network.clone(),
+                    local: self.local,
+                    authority: authority.clone(),
+                    forwarded_host: forwarded_host.clone(),
+                };
+                tunnel(view, &facts).map(|target| (workload, target))
+            })
+        };
+        let ((record, target), view) = node.state.decide(deadline, decide).await?;
+        Ok(Decided {
+            record,
+            target,
+            view,
+            accepted: Instant::now(),
+        })
+    }
+
+    fn live(&self, request: &ConnectRequest, decided: &Decided) -> Live {
+        let identity = &request.peer().identity;
+        let own = decided.record.identity();
+        let record = FlowRecord {
+            source: self.source(request, &decided.view, identity),
+            destination: Party::of_workload(&decided.record, Some(&own)),
+            authority: Some(convert_authority(request.authority())),
+            service: decided.target.service.as_deref().map(Into::into),
+            hop: Hop::Hbone,
+            security: Security::MutualTls,
+            ..FlowRecord::new(Direction::Inbound, self.peer, self.local)
+        };
+        let trace = header_texts(request.headers(), headers::TRACEPARENT).next();
+        let trace = trace
+            .and_then(Traceparent::parse)
+            .unwrap_or_else(|| Traceparent::new(rand::random(), rand::random()));
+        let asked_host = match request.authority() {
+            hbone::Authority::Host { name, .. } => Some(name.clone()),
+            hbone::Authority::Address(_) => None,
+        };
+        Live {
+            asked_host,
+            trace: Some(trace.trace_id()),
+            facts: Some(decided.facts(self, request)),
+            ..Live::new(record, decided.target.destination, decided.accepted)
+        }
+    }
+
+    /// Who connects, for telemetry: the record of its address, unless it came through a gateway; then what it tells.
+    fn source(&self, request: &ConnectRequest, view: &MeshView, identity: &Identity) -> Party {
+        let node = &self.pod.node.config.node;
+        let network = header_texts(request.headers(), headers::FORWARDED_NETWORK).next();
+        match peer_workload(view, &node.network, self.peer.ip(), network) {
+            Some(workload) => Party::of_workload(workload, Some(identity)),
+            None => {
+                let believed = self.pod.node.config.response_baggage;
+                let baggage = believed.then(|| parse_baggage(request.headers())).flatten();
+                Party::of_baggage(&baggage.unwrap_or_default(), Some(identity))
+            }
+        }
+    }
+}
+
+/// Where a CONNECT ends, and on which view that was decided.
+struct Decided {
+    record: Arc<Workload>,
+    target: InboundTarget,
+    view: Arc<MeshView>,
+    accepted: Instant,
+}
+
+impl Decided {
+    fn facts(&self, inbound: &Inbound, request: &ConnectRequest) -> AuthorizationFacts {
+        let identity = request.peer().identity.clone();
+        AuthorizationFacts::new(Some(identity), inbound.peer, self.target.destination)
+    }
+
+    async fn dial(&self, inbound: &Inbound, identity: Identity) -> Result<Dialled, DialError> {
+        let dial = application::Dial {
+            pod: &inbound.pod,
+            client: inbound.peer,
+            identity: Some(identity),
+            target: &self.target,
+            tunnelled: self.record.application_tunnel.is_some(),
+        };
+        dial.connect().await
+    }
+}
+
+fn convert_authority(authority: &hbone::Authority) -> Authority {
+    match authority {
+        hbone::Authority::Address(address) => Authority::address(address.ip(), address.port()),
+        hbone::Authority::Host { name, port } => Authority::Hostname(name.clone(), *port),
+    }
+}
+
+fn status(code: u16) -> StatusCode {
+    StatusCode::from_u16(code).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
+}

@@ -1,0 +1,143 @@
+//! Connections that reach a pod as they are (15006): authorized as nobody's, and carried where policies allow that.
+
+use std::{net::SocketAddr, sync::Arc, time::Instant};
+
+use mesh::{
+    authorize::AuthorizationFacts,
+    flow::{Direction, FlowRecord, Party, peer_workload},
+    inbound::{InboundTarget, PlaintextFacts, plaintext},
+    outcome::Refusal,
+    view::MeshView,
+    workload::Workload,
+};
+use net::socket;
+use tokio::net::TcpStream;
+
+use crate::{
+    application,
+    authorize::{Denied, authorize},
+    flow::{Early, Flow, Live},
+    pod::{Pod, WAIT},
+    report::Chain,
+    reset,
+};
+
+/// One plaintext connection to the pod.
+struct Inbound {
+    pod: Arc<Pod>,
+    peer: SocketAddr,
+    original: SocketAddr,
+    accepted: Instant,
+}
+
+/// Serves one accepted connection to its end.
+pub(crate) async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
+    let _open = pod.node.metrics.socket(Direction::Inbound);
+    let peer = socket::unmapped(peer);
+    let adopted = pod.sockets.adopt(&stream);
+    let original = match adopted.and_then(|()| socket::original_destination(&stream)) {
+        Ok(original) => original,
+        // The peer is gone already.
+        Err(error) => return tracing::debug!(%peer, %error, "inbound plaintext connection"),
+    };
+    let inbound = Inbound {
+        pod,
+        peer,
+        original,
+        accepted: Instant::now(),
+    };
+    // Boxed: what leads to a connection needs far more room than carrying it does.
+    match Box::pin(inbound.establish()).await {
+        Some((flow, application)) => flow.carry(stream, application.into()).await,
+        None => reset::reset(stream),
+    }
+}
+
+impl Inbound {
+    /// Decides, authorizes and dials; tells the failure where there is one.
+    async fn establish(&self) -> Option<(Flow, TcpStream)> {
+        let metrics = &self.pod.node.metrics;
+        let (record, target, view) = match self.decide().await {
+            Ok(decided) => decided,
+            Err(refusal) => {
+                let early = Early {
+                    direction: Direction::Inbound,
+                    source: self.peer,
+                    destination: self.original,
+                };
+                early.refused(metrics, &refusal);
+                return None;
+            }
+        };
+        let facts = AuthorizationFacts::new(None, self.peer, target.destination);
+        let live = self.live(&record, &target, &view, facts.clone());
+        drop(view);
+        let registration = self.pod.inbound.register(live);
+        let authorized = authorize(&self.pod, &facts).await;
+        let mut flow = Flow::open(metrics, registration);
+        if let Err(Denied { refusal, by }) = authorized {
+            flow.finish_denied(&refusal, by.as_ref());
+            return None;
+        }
+        let dial = application::Dial {
+            pod: &self.pod,
+            client: self.peer,
+            identity: None,
+            target: &target,
+            tunnelled: false,
+        };
+        let dialled = tokio::select! {
+            biased;
+            refusal = flow.cut() => {
+                flow.finish_cut(&refusal);
+                return None;
+            }
+            dialled = dial.connect() => dialled,
+        };
+        match dialled {
+            Ok(dialled) => Some((flow, dialled.into_stream())),
+            Err(error) => {
+                flow.finish(error.end_reason(), Some(Chain(&error).to_string()));
+                None
+            }
+        }
+    }
+
+    async fn decide(&self) -> Result<(Arc<Workload>, InboundTarget, Arc<MeshView>), Refusal> {
+        let deadline = tokio::time::Instant::now() + WAIT;
+        let node = &self.pod.node;
+        let decide = |view: &Arc<MeshView>| {
+            node.record(view, &self.pod.binding).and_then(|workload| {
+                let facts = PlaintextFacts {
+                    workload: workload.clone(),
+                    original_dst: self.original,
+                };
+                plaintext(view, &facts).map(|target| (workload, target))
+            })
+        };
+        let ((record, target), view) = node.state.decide(deadline, decide).await?;
+        Ok((record, target, view))
+    }
+
+    fn live(
+        &self,
+        workload: &Workload,
+        target: &InboundTarget,
+        view: &MeshView,
+        facts: AuthorizationFacts,
+    ) -> Live {
+        let network = &self.pod.node.config.node.network;
+        let source = peer_workload(view, network, self.peer.ip(), None);
+        let own = workload.identity();
+        let record = FlowRecord {
+            source: source.map_or_else(Party::default, |it| Party::of_workload(it, None)),
+            destination: Party::of_workload(workload, Some(&own)),
+            service: target.service.as_deref().map(Into::into),
+            ..FlowRecord::new(Direction::Inbound, self.peer, self.original)
+        };
+        Live {
+            facts: Some(facts),
+            ..Live::new(record, target.destination, self.accepted)
+        }
+    }
+}

@@ -1,0 +1,518 @@
+//! The whole node tunnel put together: what it follows, what it serves, and how it ends.
+
+use std::{future::Future, io, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use net::{
+    admin,
+    ca::{CaClient, CaConfig, Certificates, CertificatesConfig, Impersonation, Issuer},
+    clock::SystemClock,
+    drain, hbone, log,
+    mesh_state::MeshState,
+    metrics,
+    ready::{self, Ready},
+    socket::{Factory, SocketError},
+    tls::{self, control_plane},
+    xds,
+};
+use prometheus_client::registry::Registry;
+use tokio::{
+    net::TcpListener,
+    runtime::Handle,
+    signal::unix::{SignalKind, signal},
+    sync::Notify,
+    task::{JoinHandle, JoinSet},
+};
+
+use crate::{
+    config::{Config, HBONE_PORT, LocalState, OriginalSource, Remote, RootCert, Token},
+    dns::{ResolvConf, Resolver},
+    dump,
+    identities::Identities,
+    local_state::{self, LocalStateError},
+    metrics::Metrics,
+    pod::{Node, Pod},
+    pods::{Published, Running, follow_agent},
+};
+
+/// A CA request is given up after this time.
+const CA_DEADLINE: Duration = Duration::from_secs(10);
+/// A control plane that accepts a stream and says nothing is left for another try after this time.
+const XDS_ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Why the node tunnel does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A listener in our own namespace cannot be opened.
+    #[error("open the {name} listener")]
+    Listen {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        source: SocketError,
+    },
+    /// The control plane's address makes no sense.
+    #[error("{setting}")]
+    ControlPlane {
+        /// The setting that names it.
+        setting: &'static str,
+        /// Why.
+        source: control_plane::ControlPlaneError,
+    },
+    /// The address is no URI.
+    #[error("{setting} is not an address")]
+    Address {
+        /// The setting.
+        setting: &'static str,
+        /// Why.
+        source: http::uri::InvalidUri,
+    },
+    /// The local mesh state cannot be used.
+    #[error("local mesh state")]
+    LocalState(#[from] LocalStateError),
+    /// Certificates have no source.
+    #[error("FAKE_CA is set and no issuer was brought: that is for tests")]
+    NoIssuer,
+    /// Signals cannot be listened for.
+    #[error("listen for signals")]
+    Signals(#[source] io::Error),
+}
+
+/// Runs the node tunnel on the current runtime until SIGTERM, SIGINT or `POST /quitquitquit`, then drains.
+///
+/// # Errors
+/// [`RunError`], before anything is served.
+pub async fn run(config: Config) -> Result<(), RunError> {
+    run_on(config, Handle::current(), None).await
+}
+
+/// The same, with the data plane on a runtime of its own.
+pub(crate) async fn run_on(
+    config: Config,
+    data: Handle,
+    logs: Option<log::Handle>,
+) -> Result<(), RunError> {
+    let stop = signals().map_err(RunError::Signals)?;
+    let tunnel = Tunnel {
+        data,
+        logs,
+        ..Tunnel::new(config)
+    };
+    tunnel.run_until(stop).await
+}
+
+/// Resolves at the first SIGTERM or SIGINT. A second SIGINT ends the process at once.
+fn signals() -> io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("told to terminate: draining"),
+            _ = interrupt.recv() => tracing::info!("interrupted: draining; once more ends at once"),
+        }
+        tokio::spawn(async move {
+            interrupt.recv().await;
+            std::process::exit(0);
+        });
+    })
+}
+
+/// A node tunnel to be run, with what its caller may bring in place of what [`Config`] names.
+pub struct Tunnel {
+    config: Config,
+    data: Handle,
+    logs: Option<log::Handle>,
+    state: MeshState,
+    issuer: Option<Arc<dyn Issuer>>,
+}
+
+impl Tunnel {
+    /// A node tunnel on the current runtime.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            data: Handle::current(),
+            logs: None,
+            state: MeshState::new(),
+            issuer: None,
+        }
+    }
+
+    /// Asks `issuer` for certificates, and not the CA of the settings.
+    pub fn with_issuer(self, issuer: Arc<dyn Issuer>) -> Self {
+        Self {
+            issuer: Some(issuer),
+            ..self
+        }
+    }
+
+    /// Reads mesh state that somebody else may also write.
+    pub fn with_state(self, state: MeshState) -> Self {
+        Self { state, ..self }
+    }
+
+    /// Runs until `stop` resolves or `POST /quitquitquit` is received, then drains.
+    ///
+    /// # Errors
+    /// [`RunError`], before anything is served.
+    pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+        let mut running = self.start()?;
+        tokio::select! {
+            () = stop => {}
+            () = running.quit.notified() => tracing::info!("told to quit: draining"),
+        }
+        running.drain().await;
+        Ok(())
+    }
+
+    fn start(self) -> Result<Started, RunError> {
+        let ready = Ready::new();
+        let (services, of_services) = drain::channel();
+        let (pods_drain, of_pods) = drain::channel();
+        let published: Arc<ArcSwap<Published>> = Arc::default();
+        let mut registry = Registry::default();
+        let counting = published.clone();
+        let metrics = Metrics::register(
+            &mut registry,
+            &self.config.node.istio_version,
+            Arc::new(move || count_bytes(&counting.load())),
+        );
+        metrics::register_process(&mut registry, Some(self.data.clone()));
+        let listeners = OwnListeners::open(&self.config, &self.data)?;
+        let own = listeners.hbone;
+        let mut tasks = JoinSet::new();
+        let followed = self.follow_state(&mut registry, &ready, &of_services, &mut tasks)?;
+        let config = Arc::new(self.config);
+        let policy = tls_policy(&config);
+        let issuer = match (self.issuer, &config.ca) {
+            (Some(issuer), _) => issuer,
+            (None, Some(remote)) => ca_client(remote, &config, &policy)?,
+            (None, None) => return Err(RunError::NoIssuer),
+        };
+        // The data plane's runtime owns the tasks of certificates: a busy control plane must not delay them.
+        let _in_data = self.data.enter();
+        let certificates =
+            Certificates::new(issuer, Arc::new(SystemClock), CertificatesConfig::default());
+        let node = make_node(config.clone(), self.state, certificates, metrics);
+        if let Some(path) = ca_root_file(&config) {
+            tasks.spawn(renew_with_roots(path, node.certificates.clone()));
+        }
+        let own = own.map(|listener| serve_ourselves(&node, listener));
+        let gate = ready.gate("workload proxy manager");
+        let agent = follow_agent(node.clone(), gate, published.clone(), of_pods);
+        let agent = self.data.spawn(agent);
+        let readiness = ready::serve(listeners.readiness, ready, of_services.clone());
+        self.data.spawn(readiness);
+        let stats = metrics::serve(listeners.stats, Arc::new(registry), of_services.clone());
+        tasks.spawn(stats);
+        let quit = Arc::new(Notify::new());
+        let endpoint = dump::endpoint(&node, published, self.logs, quit.clone(), followed);
+        tasks.spawn(admin::serve(listeners.admin, endpoint, of_services));
+        Ok(Started {
+            deadline: config.drain_deadline,
+            services,
+            pods_drain,
+            agent,
+            own,
+            quit,
+            _tasks: tasks,
+        })
+    }
+
+    /// Starts following the control plane and the local file; answers the latter's text, for dumps.
+    fn follow_state(
+        &self,
+        registry: &mut Registry,
+        ready: &Ready,
+        drain: &drain::Watch,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<Option<serde_json::Value>, RunError> {
+        let gate = ready.gate("state manager");
+        let mut followed = None;
+        if let Some(local) = &self.config.local_state {
+            let file = local_state::load(local)?;
+            self.state.publish(file.file.clone().into_update());
+            followed = Some(file.json.clone());
+            if let LocalState::File(path) = local {
+                tasks.spawn(local_state::follow(path.clone(), self.state.clone(), file));
+            }
+        }
+        let Some(remote) = &self.config.xds else {
+            gate.open();
+            return Ok(followed);
+        };
+        let metrics = xds::Metrics::register(registry);
+        let config = xds_config(&self.config, remote, gate, metrics)?;
+        let (client, demand) = xds::Client::new(config, self.state.handler());
+        if self.config.xds_on_demand {
+            self.state.fetch_through(demand);
+        }
+        tasks.spawn(client.run(drain.clone()));
+        Ok(followed)
+    }
+}
+
+/// A running node tunnel.
+struct Started {
+    deadline: Duration,
+    services: drain::Trigger,
+    pods_drain: drain::Trigger,
+    agent: JoinHandle<Vec<Running>>,
+    own: Option<Running>,
+    quit: Arc<Notify>,
+    /// Admin, metrics, xDS: end with us.
+    _tasks: JoinSet<()>,
+}
+
+impl Started {
+    /// Closes listeners at once, lets connections end until the deadline, then ends what is left.
+    async fn drain(&mut self) {
+        let mode = drain::Mode::graceful(self.deadline);
+        self.pods_drain.start(mode);
+        let mut draining = JoinSet::new();
+        match (&mut self.agent).await {
+            Ok(running) => {
+                for pod in running {
+                    draining.spawn(pod.drain(mode));
+                }
+            }
+            Err(error) => tracing::error!(%error, "the agent's task failed"),
+        }
+        if let Some(own) = self.own.take() {
+            draining.spawn(own.drain(mode));
+        }
+        while draining.join_next().await.is_some() {}
+        tracing::info!("drained");
+        self.services.start(drain::Mode::Immediate);
+    }
+}
+
+fn count_bytes(published: &Published) {
+    for pod in &published.up {
+        for registry in [&pod.inbound, &pod.outbound] {
+            for (_, live) in registry.open() {
+                live.count_bytes();
+            }
+        }
+    }
+}
+
+/// The listeners of our own namespace.
+struct OwnListeners {
+    admin: Vec<TcpListener>,
+    stats: TcpListener,
+    readiness: TcpListener,
+    /// For ourselves as a workload.
+    hbone: Option<TcpListener>,
+}
+
+impl OwnListeners {
+    fn open(config: &Config, data: &Handle) -> Result<Self, RunError> {
+        let sockets = own_sockets(config);
+        let named = |name| move |source| RunError::Listen { name, source };
+        let admin = config.listen.admin.iter();
+        let admin = admin
+            .map(|address| sockets.listen(*address))
+            .collect::<Result<_, _>>()
+            .map_err(named("admin"))?;
+        let stats = sockets.listen(config.listen.stats);
+        let stats = stats.map_err(named("metrics"))?;
+        let _in_data = data.enter();
+        let readiness = sockets.listen(config.listen.readiness);
+        let readiness = readiness.map_err(named("readiness"))?;
+        let hbone = match config.node.own_workload() {
+            Some(_) if config.proxy_enabled => {
+                let opened = sockets.listen_any(HBONE_PORT);
+                Some(opened.map_err(named("own HBONE"))?)
+            }
+            _ => None,
+        };
+        Ok(Self {
+            admin,
+            stats,
+            readiness,
+            hbone,
+        })
+    }
+}
+
+/// Unmarked: nothing is redirected in our own namespace.
+fn own_sockets(config: &Config) -> Factory {
+    Factory {
+        ipv6: config.inpod.ipv6,
+        keepalive: config.keepalive(),
+        ..Factory::default()
+    }
+}
+
+fn make_node(
+    config: Arc<Config>,
+    state: MeshState,
+    certificates: Certificates,
+    metrics: Metrics,
+) -> Arc<Node> {
+    let upstreams = ResolvConf::new(config.dns.resolv_conf.clone(), config.inpod.ipv6);
+    let upstreams = Arc::new(upstreams);
+    Arc::new(Node {
+        resolver: Resolver::new(own_sockets(&config), upstreams.clone(), config.inpod.ipv6),
+        identities: Identities::new(certificates.clone()),
+        http2: hbone::Config {
+            stream_window_bytes: config.http2.stream_window_size,
+            connection_window_bytes: config.http2.connection_window_size,
+            frame_bytes: config.http2.frame_size,
+            ..hbone::Config::default()
+        },
+        config,
+        state,
+        certificates,
+        metrics,
+        upstreams,
+    })
+}
+
+/// Our own metrics and readiness over HBONE, with policy.
+fn serve_ourselves(node: &Arc<Node>, listener: TcpListener) -> Running {
+    let binding = node.config.node.own_workload();
+    let binding = binding.expect("the listener was opened for our own workload");
+    let sockets = own_sockets(&node.config);
+    let never = OriginalSource::Never;
+    let pod = Pod::new(node.clone(), "self".into(), binding, sockets, never);
+    Running::start_self(pod, listener)
+}
+
+fn tls_policy(config: &Config) -> tls::Policy {
+    let versions = match config.tls.tls12 {
+        true => tls::Versions::Tls12And13,
+        false => tls::Versions::Tls13,
+    };
+    let key_exchange = match config.tls.post_quantum_only {
+        true => tls::KeyExchange::PostQuantum,
+        false => tls::KeyExchange::Default,
+    };
+    tls::Policy::new(versions, key_exchange, Arc::new(SystemClock))
+}
+
+fn remote_config(
+    setting: &'static str,
+    remote: &Remote,
+    policy: &tls::Policy,
+) -> Result<control_plane::Config, RunError> {
+    let address = remote.address.parse();
+    Ok(control_plane::Config {
+        address: address.map_err(|source| RunError::Address { setting, source })?,
+        roots: match &remote.root {
+            RootCert::File(path) => control_plane::RootSource::File(path.clone()),
+            RootCert::Inline(text) => control_plane::RootSource::Inline(text.clone()),
+            RootCert::System => control_plane::RootSource::System,
+        },
+        hostname: remote.alternative_hostname.clone(),
+        policy: policy.clone(),
+    })
+}
+
+fn ca_client(
+    remote: &Remote,
+    config: &Config,
+    policy: &tls::Policy,
+) -> Result<Arc<dyn Issuer>, RunError> {
+    const SETTING: &str = "CA_ADDRESS";
+    let client = CaClient::new(CaConfig {
+        control_plane: remote_config(SETTING, remote, policy)?,
+        token: match &remote.token {
+            Token::None => net::ca::Token::None,
+            Token::File(path) => net::ca::Token::File(path.clone()),
+            Token::Inline(text) => net::ca::Token::Text(text.clone()),
+        },
+        cluster_id: config.node.cluster_id.to_string(),
+        headers: remote.headers.clone(),
+        lifetime: config.secret_ttl,
+        impersonation: Impersonation::Workloads,
+        deadline: CA_DEADLINE,
+        policy: policy.clone(),
+    });
+    let failed = |source| RunError::ControlPlane {
+        setting: SETTING,
+        source,
+    };
+    Ok(Arc::new(client.map_err(failed)?))
+}
+
+fn xds_config(
+    config: &Config,
+    remote: &Remote,
+    gate: ready::Gate,
+    metrics: xds::Metrics,
+) -> Result<xds::Config, RunError> {
+    const SETTING: &str = "XDS_ADDRESS";
+    let control_plane = remote_config(SETTING, remote, &tls_policy(config))?;
+    // Once now, so that a bad address ends the start and not each connection.
+    control_plane::channel(control_plane.clone()).map_err(|source| RunError::ControlPlane {
+        setting: SETTING,
+        source,
+    })?;
+    let node = &config.node;
+    let addresses = match config.xds_on_demand {
+        true => xds::Mode::OnDemand,
+        false => xds::Mode::Wildcard,
+    };
+    let mut metadata = vec![("clusterid".to_owned(), node.cluster_id.to_string())];
+    metadata.extend(remote.headers.iter().cloned());
+    Ok(xds::Config {
+        connect: Arc::new(move || Ok(control_plane::channel(control_plane.clone())?)),
+        token: match &remote.token {
+            Token::None => None,
+            Token::File(path) => Some(xds::Token::File(path.clone())),
+            Token::Inline(text) => Some(xds::Token::Static(text.clone())),
+        },
+        metadata,
+        node: xds::Node {
+            instance_ip: node.instance_ip.to_string(),
+            pod_name: node.pod_name.to_string(),
+            pod_namespace: node.pod_namespace.to_string(),
+            node_name: node.name.as_deref().unwrap_or_default().to_owned(),
+            metadata: node.metadata.clone(),
+        },
+        subscriptions: vec![
+            xds::Subscription {
+                type_url: proto::ADDRESS_TYPE_URL,
+                mode: addresses,
+            },
+            xds::Subscription {
+                type_url: proto::AUTHORIZATION_TYPE_URL,
+                mode: xds::Mode::Wildcard,
+            },
+        ],
+        answer_deadline: XDS_ANSWER_DEADLINE,
+        ready: Some(gate),
+        metrics,
+    })
+}
+
+fn ca_root_file(config: &Config) -> Option<std::path::PathBuf> {
+    match &config.ca.as_ref()?.root {
+        RootCert::File(path) => Some(path.clone()),
+        RootCert::Inline(_) | RootCert::System => None,
+    }
+}
+
+/// New roots of the control plane mean new roots of the mesh: certificates carry the roots that peers are checked
+/// with, and tunnels are pooled by certificate, so renewing moves both without waiting for half of a lifetime.
+async fn renew_with_roots(path: std::path::PathBuf, certificates: Certificates) {
+    const LOOK: Duration = Duration::from_secs(5);
+    let mut known = tokio::fs::read(&path).await.ok();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        // A file that is gone for a moment, as while a volume is swapped, is no change.
+        let Ok(now) = tokio::fs::read(&path).await else {
+            continue;
+        };
+        if known.as_ref().is_some_and(|known| *known != now) {
+            tracing::info!(path = %path.display(), "the CA's root has changed: renewing all certificates");
+            certificates.renew_all();
+        }
+        known = Some(now);
+    }
+}
