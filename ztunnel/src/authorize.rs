@@ -47,12 +47,7 @@ pub(crate) async fn authorize(pod: &Pod, facts: &AuthorizationFacts) -> Result<(
     }
 }
 
-fn decide(
-    pod: &Pod,
-    view: &MeshView,
-    workload: &Workload,
-    facts: &AuthorizationFacts,
-) -> Decision {
+fn decide(pod: &Pod, view: &MeshView, workload: &Workload, facts: &AuthorizationFacts) -> Decision {
     let verdict = policy::authorize(view, workload, facts);
     let at_info = pod.node.config.log.authorization_at_info;
     tell(&verdict.decision, facts, at_info);

@@ -18,8 +18,8 @@ use serde::Serialize;
 
 use mesh::{names::Str, outcome::LocalWorkload};
 use mesh_file::MeshFile;
-use reader::{Reader, parse_cpus};
 pub use reader::{BadSetting, ConfigError, Lookup};
+use reader::{Reader, parse_cpus};
 
 /// Port of captured egress.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -556,9 +556,7 @@ fn read_dns(read: &mut Reader<'_>, file: &MeshFile) -> Dns {
         resolv_conf: read
             .text_or("LEYLINE_RESOLV_CONF", "/etc/resolv.conf")
             .into(),
-        preferred_service_namespace: read
-            .some_text("PREFERED_SERVICE_NAMESPACE")
-            .map(Into::into),
+        preferred_service_namespace: read.some_text("PREFERED_SERVICE_NAMESPACE").map(Into::into),
     }
 }
 

@@ -21,9 +21,7 @@ use net::{
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{
-    pod::{CONNECT_DEADLINE, Pod, TLS_DEADLINE},
-};
+use crate::pod::{CONNECT_DEADLINE, Pod, TLS_DEADLINE};
 
 /// From the inner CONNECT of a double tunnel to its answer.
 const INNER_DEADLINE: Duration = Duration::from_secs(20);
@@ -120,7 +118,10 @@ impl ConnectError {
 
 fn refused(kind: ErrorKind) -> bool {
     use ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
-    matches!(kind, ConnectionRefused | HostUnreachable | NetworkUnreachable)
+    matches!(
+        kind,
+        ConnectionRefused | HostUnreachable | NetworkUnreachable
+    )
 }
 
 /// Why a TCP connection did not come about.
@@ -128,9 +129,7 @@ pub(crate) fn tcp_end(kind: ErrorKind) -> EndReason {
     match kind {
         ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => EndReason::ConnectRefused,
         ErrorKind::TimedOut => EndReason::ConnectTimedOut,
-        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
-            EndReason::ConnectUnreachable
-        }
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => EndReason::ConnectUnreachable,
         _ => EndReason::Internal,
     }
 }

@@ -45,7 +45,10 @@ pub(crate) fn endpoint(
     let of_connections = published.clone();
     Admin::new("ztunnel", logs, Arc::new(move || quit.notify_one()))
         .section("workloads", view_of(workloads))
-        .section("services", view_of(|view| value(ConfigDump::from(view).services)))
+        .section(
+            "services",
+            view_of(|view| value(ConfigDump::from(view).services)),
+        )
         .section("policies", view_of(policies))
         .section(
             "stagedServices",
@@ -120,9 +123,7 @@ fn certificate_dump(certificates: &Certificates) -> Value {
     let states = certificates.states().into_iter();
     let dumps = states.map(|(identity, state)| {
         let (chain, roots) = match &state {
-            CertificateState::Available(certificate) => {
-                (certificate.chain(), certificate.roots())
-            }
+            CertificateState::Available(certificate) => (certificate.chain(), certificate.roots()),
             CertificateState::Initializing | CertificateState::Unavailable(_) => {
                 (Vec::new(), Vec::new())
             }
@@ -250,11 +251,13 @@ fn connections(published: &Published) -> Vec<OpenConnection> {
     let of_pod = |pod: &Arc<Pod>| {
         let open = [&pod.inbound, &pod.outbound].map(|registry| registry.open());
         let uid = pod.uid.to_string();
-        open.into_iter().flatten().map(move |(_, live)| OpenConnection {
-            pod: uid.clone(),
-            trace_id: live.trace.clone(),
-            record: live.snapshot(),
-        })
+        open.into_iter()
+            .flatten()
+            .map(move |(_, live)| OpenConnection {
+                pod: uid.clone(),
+                trace_id: live.trace.clone(),
+                record: live.snapshot(),
+            })
     };
     published.up.iter().flat_map(of_pod).collect()
 }

@@ -3,10 +3,7 @@
 use std::{
     fmt,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::Instant,
 };
 
@@ -218,7 +215,10 @@ fn with_access<R>(record: &FlowRecord, tell: impl FnOnce(&Access<'_>) -> R) -> R
     let (from, to) = (&source.labels, &destination.labels);
     let name = |party: &'_ mesh::flow::Party| {
         let labels = &party.labels;
-        party.pod.clone().or_else(|| labels.canonical_service.clone())
+        party
+            .pod
+            .clone()
+            .or_else(|| labels.canonical_service.clone())
     };
     let (source_name, destination_name) = (name(source), name(destination));
     tell(&Access {
@@ -276,7 +276,11 @@ pub(crate) struct Series(pub(crate) TcpLabels);
 impl metrics::Labels for Series {
     fn each<'a>(&'a self, flag: &'a str, each: &mut dyn FnMut(&'a str, &'a str)) {
         for (name, value) in self.0.pairs() {
-            let value = if name == "response_flags" { flag } else { value };
+            let value = if name == "response_flags" {
+                flag
+            } else {
+                value
+            };
             each(name, value);
         }
     }

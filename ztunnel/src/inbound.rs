@@ -244,12 +244,11 @@ impl Inbound {
             hbone::Authority::Host { name, .. } => Some(name.clone()),
             hbone::Authority::Address(_) => None,
         };
-        Live {
-            asked_host,
-            trace: Some(trace.trace_id()),
-            facts: Some(decided.facts(self, request)),
-            ..Live::new(record, decided.target.destination, decided.accepted)
-        }
+        let mut live = Live::new(record, decided.target.destination, decided.accepted);
+        live.asked_host = asked_host;
+        live.trace = Some(trace.trace_id());
+        live.facts = Some(decided.facts(self, request));
+        live
     }
 
     /// Who connects, for telemetry: the record of its address, unless it came through a gateway; then what it tells.

@@ -135,9 +135,8 @@ impl Inbound {
             service: target.service.as_deref().map(Into::into),
             ..FlowRecord::new(Direction::Inbound, self.peer, self.original)
         };
-        Live {
-            facts: Some(facts),
-            ..Live::new(record, target.destination, self.accepted)
-        }
+        let mut live = Live::new(record, target.destination, self.accepted);
+        live.facts = Some(facts);
+        live
     }
 }

@@ -9,6 +9,7 @@ use std::{
 
 use mesh::{
     dump::LocalFile,
+    names::Str,
     view::{Removal, Update},
 };
 use net::mesh_state::MeshState;
@@ -106,18 +107,29 @@ async fn modified_at(path: &Path) -> Option<SystemTime> {
 
 /// What leads from one version of the file to the next.
 fn change(from: &LocalFile, to: LocalFile) -> Update {
-    let names = |file: &LocalFile| -> BTreeSet<Removal> {
-        let workloads = file.workloads.iter().map(|it| it.uid.0.clone());
-        let services = file.services.iter().map(|it| it.key().to_string().into());
-        let policies = file.policies.iter().map(|it| it.key.to_string().into());
-        let addresses = workloads.chain(services).map(Removal::Address);
-        addresses.chain(policies.map(Removal::Policy)).collect()
-    };
-    let gone = names(from).difference(&names(&to)).cloned().collect();
+    let gone_addresses = gone(addresses(from), addresses(&to));
+    let gone_policies = gone(policies(from), policies(&to));
+    let addresses = gone_addresses.into_iter().map(Removal::Address);
+    let policies = gone_policies.into_iter().map(Removal::Policy);
     Update {
-        removals: gone,
+        removals: addresses.chain(policies).collect(),
         ..to.into_update()
     }
+}
+
+fn gone(before: BTreeSet<Str>, after: BTreeSet<Str>) -> Vec<Str> {
+    before.difference(&after).cloned().collect()
+}
+
+fn addresses(file: &LocalFile) -> BTreeSet<Str> {
+    let workloads = file.workloads.iter().map(|it| it.uid.0.clone());
+    let services = file.services.iter().map(|it| it.key().to_string().into());
+    workloads.chain(services).collect()
+}
+
+fn policies(file: &LocalFile) -> BTreeSet<Str> {
+    let policies = file.policies.iter();
+    policies.map(|it| it.key.to_string().into()).collect()
 }
 
 #[cfg(test)]

@@ -268,10 +268,8 @@ impl Outbound {
             },
             ..FlowRecord::new(Direction::Outbound, self.client, routed.address)
         };
-        let live = Live {
-            trace: secured.then(|| trace.trace_id()),
-            ..Live::new(record, self.original, self.accepted)
-        };
+        let mut live = Live::new(record, self.original, self.accepted);
+        live.trace = secured.then(|| trace.trace_id());
         Flow::open(&self.pod.node.metrics, self.pod.outbound.register(live))
     }
 }

@@ -103,7 +103,7 @@ impl Launch for Launcher {
             sockets,
             source,
         );
-        tracing::info!(%uid, name = &*workload.name, namespace = &*workload.namespace, %netns, "serving pod");
+        tracing::info!(%uid, name = &*workload.name, namespace = &*workload.namespace, ?netns, "serving pod");
         self.node.metrics.pods.started();
         Ok(Running::start(pod, listeners))
     }

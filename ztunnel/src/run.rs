@@ -431,7 +431,6 @@ fn ca_client(
         lifetime: config.secret_ttl,
         impersonation: Impersonation::Workloads,
         deadline: CA_DEADLINE,
-        policy: policy.clone(),
     });
     let failed = |source| RunError::ControlPlane {
         setting: SETTING,

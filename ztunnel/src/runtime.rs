@@ -94,7 +94,11 @@ fn start(config: Config, logs: &log::Handle) -> Result<(), Box<dyn std::error::E
     let control = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let ended = control.block_on(run::run_on(config, data.handle().clone(), Some(logs.clone())));
+    let ended = control.block_on(run::run_on(
+        config,
+        data.handle().clone(),
+        Some(logs.clone()),
+    ));
     data.shutdown_background();
     Ok(ended?)
 }

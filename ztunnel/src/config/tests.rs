@@ -125,7 +125,10 @@ fn dns_capture_is_on_unless_metadata_says_otherwise() {
     let dns = |settings: &[(&str, &str)]| good(settings).dns;
     assert!(dns(&[("ISTIO_META_DNS_CAPTURE", "true")]).enabled);
     assert!(!dns(&[("ISTIO_META_DNS_CAPTURE", "false")]).enabled);
-    assert_eq!(dns(&[("ISTIO_META_DNS_PROXY_ADDR", "localhost:53")]).port, 53);
+    assert_eq!(
+        dns(&[("ISTIO_META_DNS_PROXY_ADDR", "localhost:53")]).port,
+        53
+    );
 }
 
 #[test]

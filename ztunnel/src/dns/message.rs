@@ -275,11 +275,7 @@ mod tests {
 
     #[test]
     fn a_raw_failure_keeps_the_id() {
-        let reply = raw_failure(
-            &query("a.", RecordType::A, None),
-            RawCode::ServFail,
-        )
-        .unwrap();
+        let reply = raw_failure(&query("a.", RecordType::A, None), RawCode::ServFail).unwrap();
         let reply = Message::from_vec(&reply).unwrap();
         assert_eq!(reply.metadata.id, 7);
         assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);

@@ -70,7 +70,11 @@ impl Names for PodNames {
     }
 
     fn asked(&self, kind: &str, transport: Transport) {
-        self.pod.node.metrics.dns.asked(&self.labels(kind, transport));
+        self.pod
+            .node
+            .metrics
+            .dns
+            .asked(&self.labels(kind, transport));
     }
 
     fn forwarded(&self, kind: &str, transport: Transport, took: Duration, answered: bool) {
@@ -91,13 +95,15 @@ fn tell(client: &Workload, name: &str, kind: RecordType, answered: &Answer) {
         Answer::Forward => ("forward", 0),
         Answer::Local(records) => ("local", records.addresses.len()),
     };
-    tracing::debug!(
+    tracing::event!(
         target: "dns",
-        src.workload = &*client.name,
-        src.namespace = &*client.namespace,
+        tracing::Level::DEBUG,
+        src.workload = %client.name,
+        src.namespace = %client.namespace,
         query = ?kind,
         domain = name,
         result,
         endpoints,
+        "dns question"
     );
 }

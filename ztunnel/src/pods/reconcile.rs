@@ -119,9 +119,7 @@ impl<L: Launch> Pods<L> {
     }
 
     /// What runs, for dumps.
-    pub(crate) fn running(
-        &self,
-    ) -> impl Iterator<Item = (&PodUid, &LocalWorkload, &L::Running)> {
+    pub(crate) fn running(&self) -> impl Iterator<Item = (&PodUid, &LocalWorkload, &L::Running)> {
         let each = self.running.iter();
         each.map(|(uid, pod)| (uid, &pod.workload, &pod.running))
     }
@@ -352,7 +350,13 @@ mod tests {
         assert_eq!(uids(&pods), ["a"]);
         ok(&mut pods, Request::SnapshotSent).await;
         assert!(uids(&pods).is_empty());
-        ok(&mut pods, Request::Del { uid: "unknown".into() }).await;
+        ok(
+            &mut pods,
+            Request::Del {
+                uid: "unknown".into(),
+            },
+        )
+        .await;
     }
 
     #[tokio::test]

@@ -1,4 +1,7 @@
-use std::{io::Write, sync::atomic::{AtomicUsize, Ordering}};
+use std::{
+    io::Write,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use hickory_proto::{
     op::{Message, MessageType, OpCode, Query, ResponseCode},
@@ -114,7 +117,11 @@ async fn the_mesh_answers_its_names_and_a_missing_family_with_nothing() {
     let reply = ask_udp(&rig, &question("web.a.", RecordType::A).to_vec().unwrap()).await;
     let reply = Message::from_vec(&reply).unwrap();
     assert_eq!(reply.answers.len(), 1);
-    let reply = ask_udp(&rig, &question("web.a.", RecordType::AAAA).to_vec().unwrap()).await;
+    let reply = ask_udp(
+        &rig,
+        &question("web.a.", RecordType::AAAA).to_vec().unwrap(),
+    )
+    .await;
     let reply = Message::from_vec(&reply).unwrap();
     assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
     assert!(reply.answers.is_empty());
