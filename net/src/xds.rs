@@ -30,6 +30,8 @@ use prost_types::{Struct, Value, value::Kind};
 use proto::{xds as wire, xds_core};
 use tonic::transport::Channel;
 
+use crate::tls::control_plane;
+
 pub use client::Client;
 pub use demand::{Demand, DemandError, Found};
 
@@ -60,6 +62,11 @@ pub struct Config {
 pub type Connect = Arc<dyn Fn() -> Result<Channel, BoxError> + Send + Sync>;
 /// Any error.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Connects as `control_plane` says.
+pub fn connect_to(control_plane: control_plane::Config) -> Connect {
+    Arc::new(move || Ok(control_plane::channel(control_plane.clone())?))
+}
 
 /// One followed type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

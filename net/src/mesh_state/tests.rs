@@ -18,7 +18,7 @@ fn workload(name: &str) -> workload::Address {
             uid: format!("Kubernetes//Pod/a/{name}"),
             name: name.to_owned(),
             namespace: "a".to_owned(),
-            addresses: vec![vec![10, 0, 0, 1].into()],
+            addresses: vec![vec![10, 0, 0, 1]],
             ..Default::default()
         })),
     }
