@@ -22,6 +22,9 @@ pub const FORWARDED_NETWORK: &str = "x-forwarded-network";
 /// Header name: what kind of proxy sent the outer request.
 pub const ISTIO_SOURCE: &str = "x-istio-source";
 
+/// The longest name in Kubernetes (RFC 1123 subdomain).
+const MAX_VALUE: usize = 253;
+
 /// What one end tells of itself, for the other's telemetry. `None`: not told.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Baggage {
@@ -95,11 +98,13 @@ impl fmt::Display for Baggage {
 }
 
 impl Baggage {
-    /// Reads all baggage headers of a request. Unknown members are ignored; the last of a kind counts.
+    /// Reads all baggage headers of a request. Unknown members are ignored, and so are values longer than any
+    /// Kubernetes name, since these texts become metric labels; the last of a kind counts.
     pub fn parse<'a>(headers: impl IntoIterator<Item = &'a str>) -> Self {
         let members = headers.into_iter().flat_map(|header| header.split(','));
         let mut baggage = Self::default();
-        for (key, value) in members.filter_map(|member| member.split_once('=')) {
+        let members = members.filter_map(|member| member.split_once('='));
+        for (key, value) in members.filter(|(_, value)| value.len() <= MAX_VALUE) {
             baggage.take(key.trim(), value.trim());
         }
         baggage
@@ -239,6 +244,35 @@ mod tests {
             ..Baggage::default()
         };
         assert_eq!(parsed, expected);
+    }
+
+    #[test]
+    fn baggage_that_no_object_could_have_is_ignored() {
+        let long = format!("service.name={}", "x".repeat(254));
+        assert_eq!(Baggage::parse([long.as_str()]), Baggage::default());
+    }
+
+    /// Texts made of the characters that the parsers look for.
+    #[test]
+    fn no_text_of_a_peer_breaks_a_parser() {
+        let alphabet: Vec<_> = "=,;:-.\"[]0a19 +\u{fc}\u{0}host".chars().collect();
+        let mut draw = crate::draw::Draw(1);
+        for _ in 0..20_000 {
+            let text: String = (0..24)
+                .map(|_| {
+                    let (now, later) = draw.split();
+                    draw = later;
+                    let at = now.below(alphabet.len().try_into().unwrap()).unwrap();
+                    alphabet[usize::try_from(at).unwrap()]
+                })
+                .collect();
+            let _ = Baggage::parse([text.as_str()]);
+            let _ = forwarded_host(&text);
+            let _ = Traceparent::parse(&text);
+            if let Ok(authority) = text.parse::<crate::authority::Authority>() {
+                assert_eq!(authority.to_string().parse(), Ok(authority));
+            }
+        }
     }
 
     #[test]

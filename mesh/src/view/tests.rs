@@ -64,7 +64,7 @@ fn a_workload_is_found_by_uid_address_and_binding_until_it_is_removed() {
     assert!(view.workload_at(&elsewhere).is_none());
     let before = view.clone();
     let changes = remove(&mut view, Removal::Address(web.uid.0.clone()));
-    assert_eq!(changes.workloads, [web.uid.clone()]);
+    assert_eq!(changes.workloads, std::slice::from_ref(&web.uid));
     assert_eq!(found(&view), [false; 5]);
     assert_eq!(found(&before), [true; 5], "a clone keeps what it saw");
 }
@@ -348,7 +348,7 @@ fn an_object_that_is_updated_a_hundred_thousand_times_leaves_no_trace() {
         let last = round % 200 + 1;
         let web = Workload {
             node: format!("n{}", round % 7).into(),
-            status: if round % 2 == 0 {
+            status: if round.is_multiple_of(2) {
                 Health::Healthy
             } else {
                 Health::Unhealthy
