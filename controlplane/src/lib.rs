@@ -19,6 +19,8 @@ pub mod output;
 pub mod run;
 pub mod serve;
 pub mod source;
+#[cfg(test)]
+mod testing;
 pub mod tls;
 pub mod validate;
 pub mod world;

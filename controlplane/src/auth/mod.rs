@@ -2,6 +2,8 @@
 //! elsewhere ([`crate::serve::access`], [`crate::ca`]). Fails closed: a caller without proof is nobody.
 
 mod jwks;
+#[cfg(test)]
+mod tests;
 
 use std::{fmt, sync::Arc};
 

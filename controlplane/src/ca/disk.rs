@@ -187,8 +187,9 @@ fn staged(
     let staged = dir.join(format!(".{name}.{:016x}", rand::random::<u64>()));
     let write = || {
         let mut file = open(&staged, mode)?;
-        file.set_permissions(Permissions::from_mode(mode))?;
         file.write_all(content)?;
+        // The umask may have taken more away than meant.
+        file.set_permissions(Permissions::from_mode(mode))?;
         file.sync_all()?;
         place(&staged, path)?;
         File::open(dir)?.sync_all()

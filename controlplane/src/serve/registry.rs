@@ -17,6 +17,10 @@ use serde::Serialize;
 use super::encode::Response;
 use crate::metrics::Metrics;
 
+/// Refused resources remembered per subscriber and type, and the length of its last message.
+const MAX_REJECTIONS: usize = 1024;
+const MAX_MESSAGE: usize = 4096;
+
 /// All connected subscribers.
 #[derive(Debug)]
 pub struct Registry {
@@ -189,41 +193,60 @@ impl Connection {
         self.registry.metrics.stale_nonce(type_url);
     }
 
-    pub(super) fn accepted(&self, type_url: &Str, nonce: &str, names: &HashSet<Str>) {
+    /// Responses that the proxy has taken whole; the last of them is the one it acknowledges.
+    pub(super) fn accepted(&self, type_url: &Str, settled: &[Response]) {
         self.update(type_url, |report| {
-            nonce.clone_into(&mut report.acked);
-            report.rejected.retain(|name, _| !names.contains(name));
+            if let Some(last) = settled.last() {
+                report.acked.clone_from(&last.nonce);
+            }
+            report.forget(settled);
             report.last_error = None;
         });
     }
 
-    pub(super) fn rejected(
-        &self,
-        type_url: &Str,
-        nonce: &str,
-        names: &HashSet<Str>,
-        message: &str,
-        rejected: BTreeMap<Str, String>,
-    ) {
+    /// Responses of the last of which the proxy refuses a part.
+    pub(super) fn rejected(&self, type_url: &Str, settled: &[Response], message: &str) {
         let proxy = &self.peer.proxy;
         tracing::warn!(
             proxy,
             type_url = &**type_url,
-            nonce,
             message,
             "proxy rejects resources"
         );
         self.registry.metrics.rejected(type_url);
         self.update(type_url, |report| {
-            report.rejected.retain(|name, _| !names.contains(name));
-            report.rejected.extend(rejected);
-            report.last_error = Some(message.chars().take(4096).collect());
+            report.forget(settled);
+            report.rejected.extend(rejections(message, settled));
+            report.last_error = Some(message.chars().take(MAX_MESSAGE).collect());
         });
     }
 
     fn update(&self, type_url: &Str, change: impl FnOnce(&mut TypeReport)) {
         change(self.types.lock().entry(type_url.clone()).or_default());
     }
+}
+
+impl TypeReport {
+    /// What was sent anew is refused no more, until the proxy says so again.
+    fn forget(&mut self, settled: &[Response]) {
+        if self.rejected.is_empty() {
+            return;
+        }
+        for name in settled.iter().flat_map(Response::upserted) {
+            self.rejected.remove(name);
+        }
+    }
+}
+
+/// The resources that a NACK names, as `name: reason; name: reason`, of those that were sent.
+fn rejections(message: &str, settled: &[Response]) -> BTreeMap<Str, String> {
+    let sent: HashSet<&Str> = settled.iter().flat_map(Response::upserted).collect();
+    let named = message.split("; ").filter_map(|piece| {
+        let (name, reason) = piece.split_once(": ")?;
+        let name = sent.get(&Str::from(name))?;
+        Some((Str::clone(name), reason.to_owned()))
+    });
+    named.take(MAX_REJECTIONS).collect()
 }
 
 impl Drop for Connection {

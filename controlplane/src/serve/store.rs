@@ -33,7 +33,7 @@ const KEPT_PAYLOAD_BYTES: usize = 4 << 20;
 #[derive(Debug)]
 pub struct Store {
     state: RwLock<State>,
-    payloads: Mutex<HashMap<(String, Sequence), Cached>>,
+    payloads: Mutex<HashMap<(String, Reader), Cached>>,
     head: watch::Sender<Sequence>,
 }
 
@@ -76,6 +76,15 @@ struct Cached {
     /// Small ones outlive their readers until the next change.
     _kept: Option<Arc<Payload>>,
     made: Instant,
+}
+
+/// Whom a payload is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Reader {
+    /// Has nothing yet; takes a world that is a little old, and catches up.
+    Newcomer,
+    /// Has everything up to here.
+    At(Sequence),
 }
 
 /// The reader's place is gone from the log: what was removed since is no longer known.
@@ -148,31 +157,31 @@ impl Store {
         self.state.read()
     }
 
-    /// The payload that brings a reader of everything from `from` up to date: built once, shared by all who stand
-    /// there. From 0 it may be up to a second old; [`Payload::to`] tells the new place.
+    /// The payload that brings a reader of everything up to date: built once, shared by all who stand where it does.
+    /// For a newcomer it may be up to a second old; [`Payload::to`] tells the new place.
     pub(super) fn payload(
         &self,
         state: &State,
         view: View<'_>,
-        from: Sequence,
+        reader: Reader,
     ) -> Result<Arc<Payload>, Lagged> {
-        let key = (view.type_url.to_owned(), from);
+        let key = (view.type_url.to_owned(), reader);
         let usable = |cached: &Cached| {
             let payload = cached.payload.upgrade()?;
-            let fresh = payload.to == state.head
-                || (from == 0
-                    && cached.made.elapsed() < FULL_MAX_AGE
-                    && state.floor(view) <= payload.to);
-            fresh.then_some(payload)
+            let recent = reader == Reader::Newcomer
+                && cached.made.elapsed() < FULL_MAX_AGE
+                && state.floor(view) <= payload.to;
+            (payload.to == state.head || recent).then_some(payload)
         };
         let mut payloads = self.payloads.lock();
         if let Some(payload) = payloads.get(&key).and_then(usable) {
             return Ok(payload);
         }
-        let payload = Arc::new(state.build(view, from)?);
+        let payload = Arc::new(state.build(view, reader)?);
         payloads.retain(|known, cached| {
             let payload = cached.payload.upgrade();
-            known.0 != key.0 || payload.is_some_and(|p| known.1 == 0 || p.to == state.head)
+            let useful = |it: Arc<Payload>| known.1 == Reader::Newcomer || it.to == state.head;
+            known.0 != key.0 || payload.is_some_and(useful)
         });
         let kept = (payload.bytes() <= KEPT_PAYLOAD_BYTES).then(|| payload.clone());
         let cached = Cached {
@@ -300,17 +309,18 @@ impl State {
         }
     }
 
-    fn build(&self, view: View<'_>, from: Sequence) -> Result<Payload, Lagged> {
+    fn build(&self, view: View<'_>, reader: Reader) -> Result<Payload, Lagged> {
         let mut builder = PayloadBuilder::new(view, Aliases::Omit);
-        if from == 0 {
-            self.live(view)
-                .for_each(|resource| builder.upsert(resource));
-        } else {
-            for (name, resource) in self.since(view, from)? {
-                match resource {
-                    Some(resource) => builder.upsert(resource),
-                    None => builder.remove(name),
-                }
+        match reader {
+            Reader::Newcomer => self
+                .live(view)
+                .for_each(|resource| builder.upsert(resource)),
+            Reader::At(place) => {
+                self.since(view, place)?
+                    .for_each(|(name, resource)| match resource {
+                        Some(resource) => builder.upsert(resource),
+                        None => builder.remove(name),
+                    })
             }
         }
         Ok(builder.build(self.head))

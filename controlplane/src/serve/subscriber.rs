@@ -15,7 +15,7 @@ use tonic::Status;
 use super::{
     encode::{Aliases, Content, Payload, PayloadBuilder, Response},
     registry::Connection,
-    store::{Lagged, Sequence, State, Store, View},
+    store::{Lagged, Reader, Sequence, State, Store, View},
 };
 use crate::output::Resource;
 
@@ -28,8 +28,6 @@ const MAX_TYPES: usize = 16;
 /// Names one stream may ask for by name, and the length of each.
 const MAX_NAMES: usize = 500_000;
 const MAX_NAME_LEN: usize = 1024;
-/// Rejections remembered per type.
-const MAX_REJECTIONS: usize = 1024;
 
 pub(super) struct Subscriber {
     connection: Arc<Connection>,
@@ -223,14 +221,10 @@ impl TypeState {
             return;
         };
         let settled = self.outstanding.drain(..=position);
-        let names = settled.flat_map(|known| known.response.upserted().to_vec());
-        let names: HashSet<Str> = names.collect();
+        let settled: Vec<Response> = settled.map(|known| known.response).collect();
         match &request.error_detail {
-            None => connection.accepted(type_url, nonce, &names),
-            Some(error) => {
-                let rejected = rejections(&error.message, &names);
-                connection.rejected(type_url, nonce, &names, &error.message, rejected);
-            }
+            None => connection.accepted(type_url, &settled),
+            Some(error) => connection.rejected(type_url, &settled, &error.message),
         }
     }
 
@@ -291,7 +285,7 @@ impl TypeState {
         let mut payloads = Vec::new();
         if all_anew {
             let payload = match ask.versions.is_empty() {
-                true => store.payload(world, view, 0)?,
+                true => store.payload(world, view, Reader::Newcomer)?,
                 false => Arc::new(difference(world, view, &ask.versions)),
             };
             self.cursor = payload.to;
@@ -301,7 +295,7 @@ impl TypeState {
             payloads.push(Arc::new(self.named(world, view, node, ask)));
         } else {
             if self.cursor < world.head() {
-                payloads.push(store.payload(world, view, self.cursor)?);
+                payloads.push(store.payload(world, view, Reader::At(self.cursor))?);
             }
             if !ask.keys.is_empty() {
                 let mut reply = self.reply(view, &ask);
@@ -451,14 +445,4 @@ fn difference(world: &State, view: View<'_>, versions: &BTreeMap<String, String>
         }
     }
     builder.build(world.head())
-}
-
-/// The resources a NACK names, as `name: reason; name: reason`, of those that were sent.
-fn rejections(message: &str, sent: &HashSet<Str>) -> BTreeMap<Str, String> {
-    let named = message.split("; ").filter_map(|piece| {
-        let (name, reason) = piece.split_once(": ")?;
-        let name = sent.get(name)?;
-        Some((name.clone(), reason.to_owned()))
-    });
-    named.take(MAX_REJECTIONS).collect()
 }
