@@ -9,7 +9,7 @@ use prometheus_client::{
     metrics::{MetricType, gauge::ConstGauge},
     registry::Registry,
 };
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, RuntimeMetrics};
 
 #[derive(Debug)]
 struct Process {
@@ -45,32 +45,33 @@ impl Collector for Process {
             let name = "process_resident_memory_bytes";
             gauge(&mut encoder, name, "Resident memory", memory)?;
         }
-        let Some(runtime) = &self.runtime else {
-            return Ok(());
-        };
-        let metrics = runtime.metrics();
-        let rows = [
-            (
-                "tokio_num_workers",
-                "Worker threads of the runtime",
-                metrics.num_workers(),
-            ),
-            (
-                "tokio_global_queue_depth",
-                "Tasks in the runtime's global queue",
-                metrics.global_queue_depth(),
-            ),
-            (
-                "tokio_num_alive_tasks",
-                "Tasks of the runtime that have not ended",
-                metrics.num_alive_tasks(),
-            ),
-        ];
-        for (name, help, value) in rows {
-            gauge(&mut encoder, name, help, value as u64)?;
+        match &self.runtime {
+            Some(runtime) => encode_runtime(&mut encoder, &runtime.metrics()),
+            None => Ok(()),
         }
-        Ok(())
     }
+}
+
+fn encode_runtime(
+    encoder: &mut DescriptorEncoder<'_>,
+    metrics: &RuntimeMetrics,
+) -> Result<(), fmt::Error> {
+    let mut row = |name, help, value: usize| gauge(encoder, name, help, value as u64);
+    row(
+        "tokio_num_workers",
+        "Worker threads of the runtime",
+        metrics.num_workers(),
+    )?;
+    row(
+        "tokio_global_queue_depth",
+        "Tasks in the runtime's global queue",
+        metrics.global_queue_depth(),
+    )?;
+    row(
+        "tokio_num_alive_tasks",
+        "Tasks of the runtime that have not ended",
+        metrics.num_alive_tasks(),
+    )
 }
 
 fn gauge(

@@ -16,6 +16,10 @@ use crate::clock::TlsTime;
 /// How long a connection to the control plane, TLS included, may take to open.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
+/// Room for a first push of a whole mesh without a round trip per 64 KiB, in bytes.
+const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+
 /// Where the roots that vouch for the control plane come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RootSource {
@@ -123,6 +127,8 @@ pub fn channel(config: Config) -> Result<Channel, ControlPlaneError> {
         return Err(ControlPlaneError::Address(config.address));
     }
     let endpoint = Endpoint::from(config.address.clone())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(10))
         .connect_timeout(CONNECT_DEADLINE);

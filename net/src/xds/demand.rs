@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use parking_lot::Mutex;
@@ -40,10 +43,22 @@ pub struct Demand(pub(super) Arc<Waiters>);
 
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
-    waited: Mutex<BTreeMap<String, watch::Sender<Option<Found>>>>,
+    waited: Mutex<BTreeMap<String, Question>>,
     /// Names that the client has not asked the server for yet.
     fresh: Mutex<BTreeSet<String>>,
     asked: Notify,
+    questions: AtomicU64,
+}
+
+/// Which question, and where its answer comes.
+type Waiting = (u64, watch::Receiver<Option<Found>>);
+
+/// One question to the server and all who wait for its answer.
+#[derive(Debug)]
+struct Question {
+    /// Tells it from an earlier one for the same name.
+    asked: u64,
+    answer: watch::Sender<Option<Found>>,
 }
 
 impl Demand {
@@ -53,10 +68,11 @@ impl Demand {
     /// # Errors
     /// [`DemandError`].
     pub async fn resource(&self, key: &str, deadline: Instant) -> Result<Found, DemandError> {
-        let mut answer = self.0.wait_for(key)?;
+        let (asked, mut answer) = self.0.wait_for(key)?;
         let _forget = Forget {
             waiters: &self.0,
             key,
+            asked,
         };
         let found = timeout_at(deadline, answer.wait_for(Option::is_some)).await;
         match found {
@@ -66,17 +82,20 @@ impl Demand {
     }
 }
 
-/// Removes a name that nobody waits for any more.
+/// Removes a question that nobody waits for any more.
 struct Forget<'a> {
     waiters: &'a Waiters,
     key: &'a str,
+    asked: u64,
 }
 
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
         let mut waited = self.waiters.waited.lock();
         // The last one still holds its receiver here: the fields of the future are dropped after this guard.
-        let unused = |sender: &watch::Sender<_>| sender.receiver_count() <= 1;
+        let unused = |question: &Question| {
+            question.asked == self.asked && question.answer.receiver_count() <= 1
+        };
         if waited.get(self.key).is_some_and(unused) {
             waited.remove(self.key);
         }
@@ -84,19 +103,23 @@ impl Drop for Forget<'_> {
 }
 
 impl Waiters {
-    fn wait_for(&self, key: &str) -> Result<watch::Receiver<Option<Found>>, DemandError> {
+    fn wait_for(&self, key: &str) -> Result<Waiting, DemandError> {
         let mut waited = self.waited.lock();
         let full = waited.len() >= MAX_WAITED;
         match waited.entry(key.to_owned()) {
-            Entry::Occupied(entry) => Ok(entry.get().subscribe()),
+            Entry::Occupied(entry) => {
+                let question = entry.get();
+                Ok((question.asked, question.answer.subscribe()))
+            }
             Entry::Vacant(_) if full => Err(DemandError::TooMany),
             Entry::Vacant(entry) => {
-                let (sender, receiver) = watch::channel(None);
-                entry.insert(sender);
+                let (answer, waiting) = watch::channel(None);
+                let asked = self.questions.fetch_add(1, Ordering::Relaxed);
+                entry.insert(Question { asked, answer });
                 drop(waited);
                 self.fresh.lock().insert(key.to_owned());
                 self.asked.notify_one();
-                Ok(receiver)
+                Ok((asked, waiting))
             }
         }
     }
@@ -125,8 +148,8 @@ impl Waiters {
 
     /// Tells those who wait for `key`.
     pub(super) fn answer(&self, key: &str, found: Found) {
-        if let Some(sender) = self.waited.lock().remove(key) {
-            sender.send_replace(Some(found));
+        if let Some(question) = self.waited.lock().remove(key) {
+            question.answer.send_replace(Some(found));
         }
     }
 }

@@ -430,6 +430,21 @@ async fn an_update_that_is_refused_keeps_the_version_before() {
 }
 
 #[tokio::test]
+async fn a_response_beyond_grpcs_usual_limit_is_taken() {
+    let mut rig = Rig::new(&[ADDRESS]).await;
+    let mut stream = rig.stream().await;
+    stream.greeting(1).await;
+    let mut large = addresses("n1", &[("a", "1")]);
+    large.resources[0].resource = Some(Any {
+        type_url: A.to_owned(),
+        value: vec![0; 8 * 1024 * 1024],
+    });
+    stream.respond(large).await;
+    assert_eq!(stream.request().await, ack(A, "n1"));
+    rig.known.knows(&["a"]).await;
+}
+
+#[tokio::test]
 async fn a_type_that_was_not_asked_for_is_acknowledged_and_ignored() {
     let mut rig = Rig::new(&[ADDRESS]).await;
     let mut stream = rig.stream().await;
@@ -635,6 +650,24 @@ async fn too_many_demands_are_refused() {
     assert_eq!(one_more, Err(DemandError::TooMany));
     held.lock().clear();
     assert!(waiters.all().is_empty());
+}
+
+#[tokio::test]
+async fn an_answered_waiter_does_not_take_the_next_question_with_it() {
+    let waiters = Arc::new(demand::Waiters::default());
+    let deadline = Instant::now() + SOON;
+    let ask = || {
+        let demand = Demand(Arc::clone(&waiters));
+        Box::pin(async move { demand.resource("x", deadline).await })
+    };
+    let mut first = ask();
+    assert!(futures_util::poll!(&mut first).is_pending());
+    waiters.answer("x", Found::Absent);
+    let mut second = ask();
+    assert!(futures_util::poll!(&mut second).is_pending());
+    assert_eq!(first.await, Ok(Found::Absent));
+    waiters.answer("x", Found::Arrived);
+    assert_eq!(second.await, Ok(Found::Arrived));
 }
 
 #[test]
