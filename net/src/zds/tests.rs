@@ -311,3 +311,38 @@ async fn after_an_early_hangup_the_dialer_says_version_one() {
         dialer.hung_up_early();
     }
 }
+
+#[test]
+fn no_cut_or_changed_packet_makes_the_reader_panic() {
+    let info = wire::AddWorkload {
+        uid: "uid-1".to_owned(),
+        workload_info: Some(wire::WorkloadInfo::default()),
+    };
+    let add = wire::WorkloadRequest {
+        payload: Some(wire::workload_request::Payload::Add(info)),
+    };
+    let whole = add.encode_to_vec();
+    let read = |bytes: &[u8]| {
+        let packet = || Packet {
+            bytes: bytes.to_vec(),
+            descriptors: Vec::new(),
+        };
+        let request = decode_request(packet());
+        assert!(!matches!(
+            request,
+            Ok(Received::Request(Request::Add { .. }))
+        ));
+        let _ = decode_response(&packet());
+        let _ = decode_hello(&packet());
+    };
+    for end in 0..=whole.len() {
+        read(&whole[..end]);
+    }
+    for at in 0..whole.len() {
+        for value in 0..=u8::MAX {
+            let mut changed = whole.clone();
+            changed[at] = value;
+            read(&changed);
+        }
+    }
+}
