@@ -29,7 +29,9 @@ pub fn two_pods() -> Result<[Pod; 2], String> {
     );
     in_pod(
         &a,
-        &["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &peer],
+        &[
+            "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &peer,
+        ],
     )?;
     for pod in [&a, &b] {
         configure(pod)?;
@@ -63,10 +65,43 @@ fn configure(pod: &Pod) -> Result<(), String> {
         // Addresses that are nobody's still leave the pod, as they would through a default gateway.
         &["ip", "route", "add", "10.96.0.0/16", "dev", "eth0"],
         // Replies to a foreign source come back to the tunnel's socket.
-        &["ip", "rule", "add", "fwmark", "0x111/0xfff", "pref", "32764", "lookup", "100"],
-        &["ip", "route", "add", "local", "0.0.0.0/0", "dev", "lo", "table", "100"],
-        &["ip", "-6", "rule", "add", "fwmark", "0x111/0xfff", "pref", "32764", "lookup", "100"],
-        &["ip", "-6", "route", "add", "local", "::/0", "dev", "lo", "table", "100"],
+        &[
+            "ip",
+            "rule",
+            "add",
+            "fwmark",
+            "0x111/0xfff",
+            "pref",
+            "32764",
+            "lookup",
+            "100",
+        ],
+        &[
+            "ip",
+            "route",
+            "add",
+            "local",
+            "0.0.0.0/0",
+            "dev",
+            "lo",
+            "table",
+            "100",
+        ],
+        &[
+            "ip",
+            "-6",
+            "rule",
+            "add",
+            "fwmark",
+            "0x111/0xfff",
+            "pref",
+            "32764",
+            "lookup",
+            "100",
+        ],
+        &[
+            "ip", "-6", "route", "add", "local", "::/0", "dev", "lo", "table", "100",
+        ],
         &["nft", RULES],
     ] {
         in_pod(pod, command)?;

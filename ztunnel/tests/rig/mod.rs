@@ -1,0 +1,256 @@
+//! Two nodes with one pod each, in this process: real namespaces, sockets, TLS and redirection.
+
+pub mod network;
+pub mod node;
+
+use std::{future::Future, io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
+
+use mesh::{
+    policy::{Action, AuthorizationPolicy, Clause, Match, PolicyScope, Rule, StringMatch},
+    service::Service,
+    view::{Removal, Resource, Update},
+    workload::{TunnelProtocol, Workload},
+};
+use net::{
+    socket::{Factory, SourceAddress},
+    testing::TestCa,
+    tls::Policy,
+};
+use network::Pod;
+use node::Node;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+
+/// Longest that anything here may take.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+pub const APP_PORT: u16 = 8080;
+pub const VIP: &str = "10.96.0.7:80";
+
+/// Pod `a` on node `a`, pod `b` on node `b`; both nodes know both pods, and the service `web` of `b`.
+pub struct Rig {
+    pub a: Pod,
+    pub b: Pod,
+    pub node_a: Node,
+    pub node_b: Node,
+}
+
+/// Makes it, or says why it cannot be made here.
+pub async fn rig() -> Option<Rig> {
+    let [a, b] = match network::two_pods() {
+        Ok(pods) => pods,
+        Err(reason) => {
+            println!("skipped: no network namespaces here: {reason}");
+            return None;
+        }
+    };
+    let ca = Arc::new(TestCa::new("cluster.local", &Policy::default()));
+    let node_a = Node::start("node-a", &ca, &a).await;
+    let node_b = Node::start("node-b", &ca, &b).await;
+    let rig = Rig {
+        a,
+        b,
+        node_a,
+        node_b,
+    };
+    rig.publish([
+        Resource::Workload(rig.workload_a()),
+        Resource::Workload(rig.workload_b()),
+        Resource::Service(web()),
+    ]);
+    Some(rig)
+}
+
+fn workload(pod: &Pod, node: &str) -> Workload {
+    let uid = format!("Kubernetes//Pod/ns/{}", pod.name);
+    let uid = mesh::names::WorkloadUid(uid.into());
+    let mut workload = Workload::new(uid, pod.name.into(), "ns".into());
+    workload.addresses = vec![pod.v4, pod.v6];
+    workload.tunnel_protocol = TunnelProtocol::Hbone;
+    workload.service_account = format!("sa-{}", pod.name).into();
+    workload.node = node.into();
+    workload.canonical_name = pod.name.into();
+    workload.workload_name = pod.name.into();
+    workload
+}
+
+fn web() -> Service {
+    let yaml = serde_json::json!({
+        "name": "web", "namespace": "ns", "hostname": "web.ns.svc.cluster.local",
+        "vips": ["/10.96.0.7"], "ports": {"80": APP_PORT},
+    });
+    serde_json::from_value(yaml).expect("a service")
+}
+
+impl Rig {
+    pub fn workload_a(&self) -> Workload {
+        workload(&self.a, "node-a")
+    }
+
+    pub fn workload_b(&self) -> Workload {
+        let mut workload = workload(&self.b, "node-b");
+        workload
+            .services
+            .insert(web().key(), [(80, APP_PORT)].into());
+        workload
+    }
+
+    /// Both nodes learn of it at once.
+    pub fn publish(&self, resources: impl IntoIterator<Item = Resource>) {
+        let update = Update {
+            upserts: resources.into_iter().collect(),
+            removals: Vec::new(),
+        };
+        for node in [&self.node_a, &self.node_b] {
+            node.state.publish(update.clone());
+        }
+    }
+
+    pub fn remove_policy(&self, key: &str) {
+        let update = Update {
+            upserts: Vec::new(),
+            removals: vec![Removal::Policy(key.into())],
+        };
+        for node in [&self.node_a, &self.node_b] {
+            node.state.publish(update.clone());
+        }
+    }
+
+    /// The application of pod `b`.
+    pub fn listen(&self) -> TcpListener {
+        listen(&self.b, SocketAddr::new(self.b.v4, APP_PORT))
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.b.v4, APP_PORT)
+    }
+
+    /// One connection from an application in `a` to one in `b`, and both of its ends.
+    pub async fn pair(&self) -> (TcpStream, TcpStream) {
+        let listener = self.listen();
+        let to = self.address();
+        let (client, server) = soon(async {
+            tokio::join!(connect(&self.a, to), async {
+                listener.accept().await.expect("accept").0
+            })
+        })
+        .await;
+        (client, server)
+    }
+}
+
+/// As a program inside the pod would.
+pub fn listen(pod: &Pod, address: SocketAddr) -> TcpListener {
+    application(pod).listen(address).expect("listen")
+}
+
+/// As a program inside the pod would.
+pub async fn connect(pod: &Pod, to: SocketAddr) -> TcpStream {
+    let factory = application(pod);
+    let connecting = factory.connect(to, SourceAddress::Own);
+    soon(connecting).await.expect("connect")
+}
+
+/// As a program would that the redirection lets pass, so that nothing stands between it and the link.
+pub async fn connect_outside_the_mesh(pod: &Pod, to: SocketAddr) -> TcpStream {
+    let factory = outside_the_mesh(pod);
+    let connecting = factory.connect(to, SourceAddress::Own);
+    soon(connecting).await.expect("connect")
+}
+
+pub fn outside_the_mesh(pod: &Pod) -> Factory {
+    Factory {
+        mark: Some(0x539),
+        ..application(pod)
+    }
+}
+
+pub fn application(pod: &Pod) -> Factory {
+    Factory {
+        netns: Some(pod.netns.clone()),
+        ..Factory::default()
+    }
+}
+
+pub async fn soon<T>(work: impl Future<Output = T>) -> T {
+    let done = timeout(DEADLINE, work).await;
+    done.expect("done within the deadline")
+}
+
+/// Sends bytes one way and reads them at the other end.
+pub async fn passes(from: &mut TcpStream, to: &mut TcpStream, bytes: &[u8]) {
+    soon(from.write_all(bytes)).await.expect("write");
+    let mut received = vec![0; bytes.len()];
+    soon(to.read_exact(&mut received)).await.expect("read");
+    assert_eq!(received, bytes);
+}
+
+/// A connection that a program in the pod opens ends with a reset, before or after it seemed to stand.
+pub async fn connect_is_reset(pod: &Pod, to: SocketAddr) {
+    connect_with_is_reset(&application(pod), to).await;
+}
+
+/// The same for a program that the redirection lets pass.
+pub async fn connect_outside_the_mesh_is_reset(pod: &Pod, to: SocketAddr) {
+    connect_with_is_reset(&outside_the_mesh(pod), to).await;
+}
+
+async fn connect_with_is_reset(factory: &Factory, to: SocketAddr) {
+    match soon(factory.connect(to, SourceAddress::Own)).await {
+        Ok(mut stream) => is_reset(&mut stream).await,
+        Err(error) => assert_eq!(error.io_kind(), ErrorKind::ConnectionReset),
+    }
+}
+
+/// Waits until something holds.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
+    let waiting = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = timeout(DEADLINE, waiting).await;
+    waited.unwrap_or_else(|_| panic!("not within the deadline: {what}"));
+}
+
+/// The connection ends with a reset, and not with an orderly end.
+pub async fn is_reset(stream: &mut TcpStream) {
+    let mut buffer = [0; 1024];
+    loop {
+        match soon(stream.read(&mut buffer)).await {
+            Ok(0) => panic!("an orderly end, and a reset was expected"),
+            Ok(_) => {}
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+                return;
+            }
+        }
+    }
+}
+
+/// A policy for pod `b`'s namespace that matches one principal.
+pub fn policy(name: &str, action: Action, principal: &str) -> AuthorizationPolicy {
+    let one = Match {
+        principals: vec![StringMatch::Exact(principal.into())],
+        ..Match::default()
+    };
+    policy_of(name, action, one)
+}
+
+pub fn policy_of(name: &str, action: Action, one: Match) -> AuthorizationPolicy {
+    AuthorizationPolicy {
+        key: mesh::names::PolicyKey {
+            namespace: "ns".into(),
+            name: name.into(),
+        },
+        scope: PolicyScope::Namespace,
+        action,
+        rules: vec![Rule {
+            clauses: vec![Clause { matches: vec![one] }],
+        }],
+        dry_run: false,
+        faults: Vec::new(),
+    }
+}

@@ -1,0 +1,150 @@
+//! A node: its tunnel, and the agent that hands it its pod.
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+
+use net::{
+    mesh_state::MeshState,
+    testing::TestCa,
+    zds::{AgentConnection, Listener, Request, WorkloadInfo},
+};
+use tokio::{sync::oneshot, task::JoinHandle};
+use ztunnel::{Config, Tunnel};
+
+use super::{network::Pod, soon};
+
+pub struct Node {
+    pub state: MeshState,
+    /// Where metrics are.
+    pub stats: SocketAddr,
+    pub admin: SocketAddr,
+    pub readiness: SocketAddr,
+    pub agent: Agent,
+    stop: Option<oneshot::Sender<()>>,
+    tunnel: JoinHandle<()>,
+}
+
+/// The agent's end of ZDS.
+pub struct Agent {
+    pub connection: AgentConnection,
+    pub listener: Listener,
+    folder: tempfile::TempDir,
+}
+
+impl Node {
+    /// Starts the tunnel and enrols the pod: when this returns, the pod's listeners are open.
+    pub async fn start(name: &'static str, ca: &Arc<TestCa>, pod: &Pod) -> Self {
+        Self::start_with(name, ca, pod, &[]).await
+    }
+
+    /// The same with more settings.
+    pub async fn start_with(
+        name: &'static str,
+        ca: &Arc<TestCa>,
+        pod: &Pod,
+        more: &[(&str, &str)],
+    ) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("zds.sock");
+        let listener = Listener::bind(&socket).expect("a ZDS socket");
+        let [stats, admin, readiness] = free_addresses();
+        let mut settings: HashMap<String, String> = [
+            ("NODE_NAME", name.to_owned()),
+            ("XDS_ADDRESS", String::new()),
+            ("FAKE_CA", "true".to_owned()),
+            ("INPOD_UDS", socket.display().to_string()),
+            ("LEYLINE_STATS_ADDRESS", stats.to_string()),
+            ("LEYLINE_ADMIN_ADDRESS", admin.to_string()),
+            ("LEYLINE_READINESS_ADDRESS", readiness.to_string()),
+        ]
+        .map(|(name, text)| (name.to_owned(), text))
+        .into();
+        settings.extend(more.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
+        let config = Config::from_lookup(&|name| settings.get(name).cloned()).expect("settings");
+        let state = MeshState::new();
+        let tunnel = Tunnel::new(config)
+            .with_issuer(ca.clone())
+            .with_state(state.clone());
+        let (stop, stopped) = oneshot::channel::<()>();
+        let tunnel = tokio::spawn(async move {
+            let stop = async { stopped.await.unwrap_or(()) };
+            tunnel.run_until(stop).await.expect("the tunnel runs");
+        });
+        let incoming = soon(listener.accept()).await.expect("the tunnel connects");
+        let connection = soon(AgentConnection::greet(incoming)).await.expect("Hello");
+        let mut agent = Agent {
+            connection,
+            listener,
+            folder,
+        };
+        agent.add(pod).await;
+        agent.call(Request::SnapshotSent).await;
+        Self {
+            state,
+            stats,
+            admin,
+            readiness,
+            agent,
+            stop: Some(stop),
+            tunnel,
+        }
+    }
+
+    /// Drains and ends the tunnel.
+    pub async fn stop(mut self) {
+        self.begin_stop();
+        soon(&mut self.tunnel).await.expect("the tunnel ends");
+    }
+
+    /// Begins the drain.
+    pub fn begin_stop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.tunnel.abort();
+    }
+}
+
+impl Agent {
+    pub async fn add(&mut self, pod: &Pod) {
+        self.call(Request::Add {
+            uid: uid(pod),
+            info: WorkloadInfo {
+                name: pod.name.to_owned(),
+                namespace: "ns".to_owned(),
+                service_account: format!("sa-{}", pod.name),
+            },
+            netns: pod.netns.clone(),
+        })
+        .await;
+    }
+
+    pub async fn call(&mut self, request: Request) {
+        let called = soon(self.connection.call(&request)).await;
+        called.unwrap_or_else(|error| panic!("{request:?}: {error:?}"));
+    }
+
+    /// Another connection of the same tunnel, after the first one broke.
+    pub async fn reconnected(&mut self) {
+        let incoming = soon(self.listener.accept()).await.expect("it comes back");
+        self.connection = soon(AgentConnection::greet(incoming)).await.expect("Hello");
+    }
+
+    pub fn socket(&self) -> std::path::PathBuf {
+        self.folder.path().join("zds.sock")
+    }
+}
+
+pub fn uid(pod: &Pod) -> String {
+    format!("uid-{}", pod.name)
+}
+
+fn free_addresses() -> [SocketAddr; 3] {
+    // Held together, so that they differ.
+    let held = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0").expect("a port"));
+    held.map(|listener| listener.local_addr().expect("an address"))
+}
