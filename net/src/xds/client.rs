@@ -72,18 +72,20 @@ impl<H: Handler> Client<H> {
         (client, Demand(waiters))
     }
 
-    /// Follows the control plane until a drain begins: draining connections are judged by the last state.
-    pub async fn run(mut self, mut drain: drain::Watch) {
+    /// Follows the control plane until a drain is forced: policy that changes meanwhile holds for draining connections
+    /// too. Does not hold the drain open.
+    pub async fn run(mut self, drain: drain::Watch) {
+        let mut drain = drain.release();
         let mut backoff = Backoff::new();
         loop {
             let mut heard = false;
             let ended = tokio::select! {
-                _ = drain.started() => return,
+                () = drain.forced() => return,
                 ended = self.connection(&mut heard) => ended,
             };
             let wait = self.after(&ended, heard, &mut backoff);
             tokio::select! {
-                _ = drain.started() => return,
+                () = drain.forced() => return,
                 () = sleep(wait) => {}
             }
         }

@@ -127,7 +127,7 @@ struct Rig {
     demand: Demand,
     ready: Ready,
     registry: Registry,
-    _trigger: drain::Trigger,
+    trigger: drain::Trigger,
 }
 
 impl Rig {
@@ -168,7 +168,7 @@ impl Rig {
             demand,
             ready,
             registry,
-            _trigger: trigger,
+            trigger,
         }
     }
 
@@ -632,6 +632,24 @@ async fn a_clean_end_is_followed_by_another_connection() {
         "{}",
         rig.metrics()
     );
+}
+
+#[tokio::test]
+async fn a_draining_tunnel_still_hears_of_policy_and_ends_when_forced() {
+    let mut rig = Rig::new(&[ADDRESS]).await;
+    let mut stream = rig.stream().await;
+    stream.greeting(1).await;
+    rig.trigger.start(drain::Mode::graceful(SOON));
+    stream.respond(addresses("n1", &[("a", "1")])).await;
+    assert_eq!(stream.request().await, ack(A, "n1"));
+    timeout(SOON, rig.trigger.finished())
+        .await
+        .expect("not held open");
+    rig.trigger.start(drain::Mode::Immediate);
+    let ended = timeout(SOON, stream.requests.message())
+        .await
+        .expect("soon");
+    assert!(!matches!(ended, Ok(Some(_))), "{ended:?}");
 }
 
 #[tokio::test]
