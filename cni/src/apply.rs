@@ -30,7 +30,7 @@ use crate::{
 /// A run of `nft` takes milliseconds; one that takes this long is stuck.
 const RUN_DEADLINE: Duration = Duration::from_secs(5);
 /// How much of a program's complaint is kept.
-const COMPLAINT_BYTES: usize = 600;
+const COMPLAINT_CHARS: usize = 600;
 
 /// A program that is not installed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -344,10 +344,10 @@ async fn run(
     }
     let text = String::from_utf8_lossy(&output.stderr);
     let complaint = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let cut = complaint.floor_char_boundary(COMPLAINT_BYTES);
+    let complaint = complaint.chars().take(COMPLAINT_CHARS).collect();
     Err(ApplyError::Refused {
         program: name,
-        complaint: complaint[..cut].to_owned(),
+        complaint,
     })
 }
 

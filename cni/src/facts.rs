@@ -95,7 +95,7 @@ pub enum PodEvent {
     /// These are all. Comes first, and again after a source lost track.
     Snapshot(Vec<PodFacts>),
     /// A new or changed pod.
-    Upsert(PodFacts),
+    Upsert(Box<PodFacts>),
     /// It no longer exists.
     Remove {
         /// The pod.

@@ -222,7 +222,8 @@ impl FolderSource {
         if mask.intersects(EventMask::DELETE | EventMask::MOVED_FROM) {
             self.ready.push_back(PodEvent::Remove { uid });
         } else {
-            self.ready.extend(self.read(&uid).map(PodEvent::Upsert));
+            self.ready
+                .extend(self.read(&uid).map(|pod| PodEvent::Upsert(Box::new(pod))));
         }
     }
 }

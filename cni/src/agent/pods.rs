@@ -82,7 +82,7 @@ impl<K: EnrolmentSink> Pods<K> {
             }
             PodEvent::Upsert(pod) => {
                 self.shared.telemetry.event("upsert");
-                self.upsert(pod);
+                self.upsert(*pod);
             }
             PodEvent::Remove { uid } => {
                 self.shared.telemetry.event("remove");

@@ -124,10 +124,10 @@ fn leave(progress: &Progress, timing: &Timing, now: Instant) -> Step {
     if let Some(step) = untold(progress) {
         return step;
     }
-    if progress.rules == Rules::Leaving {
-        if let Some(step) = linger(progress, timing, now) {
-            return step;
-        }
+    if progress.rules == Rules::Leaving
+        && let Some(step) = linger(progress, timing, now)
+    {
+        return step;
     }
     if progress.announced != Announced::No {
         return Step::Withdraw;

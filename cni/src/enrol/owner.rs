@@ -18,7 +18,7 @@ use tokio::{
 use super::machine::{Announced, Goal, Progress, Rules, Step, next_step};
 use crate::{
     agent::{Enrolment, EnrolmentSink, PodRef, SinkError, Timing},
-    apply::{self, ApplyError, Nft},
+    apply::{self, ApplyError, Nft, RuleState},
     host::{HostSetError, ProbeSets},
     rules::Stage,
     telemetry::Telemetry,
@@ -174,14 +174,14 @@ impl<K: EnrolmentSink> Owner<K> {
     /// A sandbox that was made anew starts from nothing, at the same path or at another.
     fn notice_new_namespace(&mut self) {
         let opened = self.order.netns.as_ref().map(Netns::open);
-        if let (Some(held), Some(Ok(opened))) = (&self.netns, opened) {
-            if *held != opened {
-                tracing::info!(pod = %self.pod, "the pod has a new network namespace");
-                self.netns = Some(opened);
-                self.progress.announced = Announced::Asked;
-                self.progress.rules = Rules::None;
-                self.progress.leaving_since = None;
-            }
+        if let (Some(held), Some(Ok(opened))) = (&self.netns, opened)
+            && *held != opened
+        {
+            tracing::info!(pod = %self.pod, "the pod has a new network namespace");
+            self.netns = Some(opened);
+            self.progress.announced = Announced::Asked;
+            self.progress.rules = Rules::None;
+            self.progress.leaving_since = None;
         }
     }
 
@@ -206,41 +206,53 @@ impl<K: EnrolmentSink> Owner<K> {
         }
     }
 
-    /// Whoever is enrolled stays so across a restart of the agent, untouched.
+    /// Whoever is enrolled stays so across a restart of the agent, untouched. Also where reading back fails: a tunnel
+    /// that serves the pod must not drop it because it misses in the snapshot.
     async fn read_back(&mut self) -> Result<(), StepError> {
         if self.order.goal == Goal::Gone {
             return Ok(());
         }
+        let enrolled = self.progress.told != Some(Enrolment::None);
         let netns = match self.netns() {
             Ok(netns) => netns,
             Err(error) => {
-                let enrolled = matches!(self.progress.told, Some(Enrolment::Enabled));
-                if enrolled && matches!(self.order.goal, Goal::In(_)) {
-                    // A tunnel that serves it is to keep it.
-                    self.shared.tunnels.remember(self.announcement(None));
-                    self.progress.announced = Announced::Asked;
+                if enrolled {
+                    self.remember(None, Announced::Asked);
+                    return Err(error);
                 }
-                return Err(error);
+                // Nobody wants anything of it yet.
+                return Ok(());
             }
         };
-        let _writer = self.shared.writers.acquire().await;
-        let state = self.shared.nft.state(&netns).await?;
-        self.progress.rules = match (&self.order.goal, state.stage()) {
+        if enrolled {
+            self.remember(Some(netns.clone()), Announced::Asked);
+        }
+        let state = {
+            let _writer = self.shared.writers.acquire().await;
+            self.shared.nft.state(&netns).await?
+        };
+        self.progress.rules = self.found(&state);
+        if self.progress.rules != Rules::None {
+            self.remember(Some(netns.clone()), Announced::Yes);
+        }
+        self.progress.leaving_since = (self.progress.rules == Rules::Leaving).then(Instant::now);
+        Ok(())
+    }
+
+    fn remember(&mut self, netns: Option<Netns>, announced: Announced) {
+        self.shared.tunnels.remember(self.announcement(netns));
+        self.progress.announced = announced;
+    }
+
+    fn found(&self, state: &RuleState) -> Rules {
+        match (&self.order.goal, state.stage()) {
             (Goal::In(plan), _) if state.is(&plan.rules, Stage::Redirect) => {
                 Rules::Redirect(Some(plan.rules.clone()))
             }
             (_, Some(Stage::Leaving)) => Rules::Leaving,
-            (_, Some(Stage::Redirect)) => Rules::Redirect(None),
-            (_, None) if state.touched() => Rules::Redirect(None),
-            (_, None) => Rules::None,
-        };
-        if self.progress.rules != Rules::None {
-            self.shared.tunnels.remember(self.announcement(Some(netns)));
-            self.progress.announced = Announced::Yes;
-            self.progress.leaving_since =
-                (self.progress.rules == Rules::Leaving).then(Instant::now);
+            _ if state.touched() => Rules::Redirect(None),
+            _ => Rules::None,
         }
-        Ok(())
     }
 
     async fn perform(&mut self, step: &Step) -> Result<(), StepError> {
@@ -363,16 +375,17 @@ impl<K: EnrolmentSink> Owner<K> {
     async fn failed(&mut self, step: &Step, error: &StepError) {
         let reason = chain(error);
         self.shared.telemetry.step_failed(step.name());
-        tracing::warn!(pod = %self.pod, step = step.name(), reason, "enrolment step failed, will be retried");
-        let telling = matches!(step, Step::Tell(_));
-        if telling || !matches!(self.order.goal, Goal::In(_)) {
+        let wanted = matches!(self.order.goal, Goal::In(_)) && !matches!(step, Step::Tell(_));
+        let pending = Enrolment::Pending {
+            reason: reason.clone(),
+        };
+        if self.progress.told.as_ref() == Some(&pending) {
+            tracing::debug!(pod = %self.pod, step = step.name(), reason, "still failing");
             return;
         }
-        let pending = Enrolment::Pending { reason };
-        if self.progress.told.as_ref() != Some(&pending) {
-            if let Err(error) = self.tell(&pending).await {
-                tracing::warn!(pod = %self.pod, error = chain(&error), "tell that a pod is pending");
-            }
+        tracing::warn!(pod = %self.pod, step = step.name(), reason, "enrolment step failed, will be retried");
+        if wanted && let Err(error) = self.tell(&pending).await {
+            tracing::warn!(pod = %self.pod, error = chain(&error), "tell that a pod is pending");
         }
     }
 

@@ -89,14 +89,10 @@ impl Held {
         held
     }
 
-    #[track_caller]
-    pub(crate) fn all_answer(&mut self, when: &str) -> impl Future<Output = ()> {
-        async move {
-            for (to, stream) in &mut self.0 {
-                ping(stream)
-                    .await
-                    .unwrap_or_else(|error| panic!("a held connection to {to}, {when}: {error}"));
-            }
+    pub(crate) async fn all_answer(&mut self, when: &str) {
+        for (to, stream) in &mut self.0 {
+            let answer = ping(stream).await;
+            answer.unwrap_or_else(|error| panic!("a held connection to {to}, {when}: {error}"));
         }
     }
 }

@@ -1,7 +1,6 @@
 //! A node and a pod, without a mesh.
 
 use std::{
-    fs,
     io::{self, Read},
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::{AsFd, AsRawFd},
@@ -242,8 +241,4 @@ pub(crate) fn ip(address: &str) -> IpAddr {
 
 pub(crate) fn scratch() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder")
-}
-
-pub(crate) fn read(path: &std::path::Path) -> String {
-    fs::read_to_string(path).unwrap_or_default()
 }
