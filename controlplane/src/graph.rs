@@ -354,6 +354,13 @@ impl<K: Key, V: Data> Collection<K, V> {
     }
 }
 
+impl<I: Key, K: Key, V: Data> Index<I, K, V> {
+    /// The collection it is an index of.
+    pub fn collection(&self) -> &Collection<K, V> {
+        &self.collection
+    }
+}
+
 impl<K: Key, V: Data> Tap<K, V> {
     /// The changed keys with their values now, ordered by key.
     pub fn take(&self) -> Vec<(K, Option<Arc<V>>)> {

@@ -22,7 +22,9 @@ pub mod source;
 #[cfg(test)]
 mod testing;
 pub mod tls;
+pub mod translate;
 pub mod validate;
+pub mod wiring;
 pub mod world;
 
 pub use config::Config;

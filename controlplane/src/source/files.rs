@@ -377,23 +377,18 @@ fn told(file: &FileId, object: &ObjectRef, fault: &Fault) -> String {
 }
 
 fn accepted(kind: Kind, faults: &[String], stale: Option<&String>, has_good: bool) -> Condition {
-    let (outcome, reason) = match (has_good, kind.is_policy()) {
-        (true, _) => ("the last good state stays in force", "Invalid"),
-        (false, true) => (
-            "until it is mended, everything it selects is refused",
-            "Invalid",
-        ),
-        (false, false) => ("it has no effect", "Invalid"),
+    let outcome = match (has_good, kind.is_policy()) {
+        (true, _) => "the last good state stays in force",
+        (false, true) => "until it is mended, everything it selects is refused",
+        (false, false) => "it has no effect",
     };
-    if !faults.is_empty() {
-        let message = format!("{}; {outcome}", faults.join("; "));
-        return condition("Accepted", Truth::False, reason, message);
-    }
+    let refused = |reason, problem: &str| {
+        let message = format!("{problem}; {outcome}");
+        condition("Accepted", Truth::False, reason, message)
+    };
     match stale {
-        Some(problem) => {
-            let message = format!("{problem}; the last good state stays in force");
-            condition("Accepted", Truth::False, "FileInvalid", message)
-        }
+        Some(problem) => refused("FileInvalid", problem),
+        None if !faults.is_empty() => refused("Invalid", &faults.join("; ")),
         None => condition(
             "Accepted",
             Truth::True,

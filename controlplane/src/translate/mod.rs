@@ -1,0 +1,181 @@
+//! Objects in, resources and conditions out. Pure: the graph fetches the facts, the functions here decide.
+//!
+//! What comes out are the wire's own messages and not `mesh`'s types, because the wire carries more than a node tunnel
+//! uses (application protocols, ingress waypoints); that `mesh::wire` takes every one of them is tested.
+
+use std::net::IpAddr;
+
+use bytes::Bytes;
+use mesh::{identity::TrustDomain, names::Str};
+use prost::Message;
+use proto::{security::Authorization, workload as wire};
+
+use crate::output::{Condition, Resource, Truth};
+
+pub mod allocate;
+pub mod peer;
+pub mod policy;
+pub mod port;
+pub mod service;
+pub mod waypoint;
+pub mod workload;
+
+/// What translation needs to know of the mesh beside the objects.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The mesh's own trust domain.
+    pub trust_domain: TrustDomain,
+    /// This cluster's id.
+    pub cluster_id: Str,
+    /// The network of this cluster's pods; empty: as the root namespace's label `topology.istio.io/network` says.
+    pub network: Str,
+    /// `cluster.local` in most clusters.
+    pub cluster_domain: Str,
+    /// Where mesh-wide policies live: `istio-system` in most meshes.
+    pub root_namespace: Str,
+    /// Objects labelled `istio.io/rev` with another revision are left alone.
+    pub revision: Str,
+    /// What becomes of traffic whose protection cannot be had.
+    pub failure: FailurePolicy,
+    /// Send dry-run policies. Node tunnels that do not know the field enforce them.
+    pub send_dry_run: bool,
+}
+
+/// What becomes of traffic whose protection cannot be had: a waypoint that is missing, a rule that L4 cannot judge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FailurePolicy {
+    /// It is refused.
+    #[default]
+    Closed,
+    /// As Istio does, for a migration: missing waypoints are passed by, rules that L4 cannot judge have no effect.
+    AsIstio,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            trust_domain: TrustDomain::default(),
+            cluster_id: "Kubernetes".into(),
+            network: "".into(),
+            cluster_domain: "cluster.local".into(),
+            root_namespace: "istio-system".into(),
+            revision: "default".into(),
+            failure: FailurePolicy::Closed,
+            send_dry_run: false,
+        }
+    }
+}
+
+impl Settings {
+    /// The trust domain as the wire has it: empty for the default one.
+    pub fn wire_trust_domain(&self) -> String {
+        match self.trust_domain.as_str() {
+            "cluster.local" => String::new(),
+            other => other.to_owned(),
+        }
+    }
+
+    /// The host name of a Kubernetes service.
+    pub fn service_hostname(&self, namespace: &str, name: &str) -> String {
+        format!("{name}.{namespace}.svc.{}", self.cluster_domain)
+    }
+}
+
+/// A condition.
+pub fn condition(
+    type_: &str,
+    status: Truth,
+    reason: &str,
+    message: impl Into<String>,
+) -> Condition {
+    Condition {
+        type_: type_.into(),
+        status,
+        reason: reason.into(),
+        message: message.into(),
+    }
+}
+
+/// An address as the wire has it: 4 or 16 bytes, never an IPv4-mapped one.
+pub fn bytes_of(address: IpAddr) -> Vec<u8> {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+fn network_address(network: &str, address: IpAddr) -> wire::NetworkAddress {
+    wire::NetworkAddress {
+        network: network.to_owned(),
+        address: bytes_of(address),
+        length: None,
+    }
+}
+
+/// Encodes a workload.
+pub fn workload_resource(workload: &wire::Workload) -> Resource {
+    let shared = workload.network_mode() == wire::NetworkMode::HostNetwork;
+    let addresses = workload.addresses.iter().filter(|_| !shared);
+    let alias =
+        |bytes: &Vec<u8>| Some(format!("{}/{}", workload.network, address_of(bytes)?).into());
+    let message = wire::Address {
+        r#type: Some(wire::address::Type::Workload(workload.clone())),
+    };
+    Resource {
+        aliases: addresses.filter_map(alias).collect(),
+        node: (!workload.node.is_empty()).then(|| workload.node.as_str().into()),
+        services: workload
+            .services
+            .keys()
+            .map(|key| key.as_str().into())
+            .collect(),
+        ..encoded(proto::ADDRESS_TYPE_URL, &workload.uid, &message)
+    }
+}
+
+/// Encodes a service.
+pub fn service_resource(service: &wire::Service) -> Resource {
+    let alias = |vip: &wire::NetworkAddress| {
+        let address = address_of(&vip.address)?;
+        Some(match vip.length {
+            Some(length) => format!("{}/{address}/{length}", vip.network).into(),
+            None => format!("{}/{address}", vip.network).into(),
+        })
+    };
+    let name = format!("{}/{}", service.namespace, service.hostname);
+    let message = wire::Address {
+        r#type: Some(wire::address::Type::Service(service.clone())),
+    };
+    Resource {
+        aliases: service.addresses.iter().filter_map(alias).collect(),
+        ..encoded(proto::ADDRESS_TYPE_URL, &name, &message)
+    }
+}
+
+/// Encodes a policy.
+pub fn policy_resource(policy: &Authorization) -> Resource {
+    let name = format!("{}/{}", policy.namespace, policy.name);
+    encoded(proto::AUTHORIZATION_TYPE_URL, &name, policy)
+}
+
+fn encoded(type_url: &'static str, name: &str, message: &impl Message) -> Resource {
+    let body = Bytes::from(message.encode_to_vec());
+    let version = format!("{:x}", twox_hash::XxHash64::oneshot(0, &body));
+    Resource {
+        type_url,
+        name: name.into(),
+        aliases: Vec::new(),
+        version: version.into(),
+        body,
+        node: None,
+        services: Vec::new(),
+    }
+}
+
+fn address_of(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => None,
+    }
+}
