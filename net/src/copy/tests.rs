@@ -328,7 +328,7 @@ async fn no_message_size_stalls() {
                 )
             })
             .await;
-            (sent.unwrap(), received.unwrap());
+            sent.and(received.map(drop)).unwrap();
             let (sent, received) = soon(async {
                 tokio::join!(
                     path.server.write_all(&message),
@@ -336,7 +336,7 @@ async fn no_message_size_stalls() {
                 )
             })
             .await;
-            (sent.unwrap(), received.unwrap());
+            sent.and(received.map(drop)).unwrap();
             times.push(begin.elapsed());
         }
         // One slow round may be the machine's; a stall by delayed acknowledgement shows in every one.
