@@ -11,6 +11,7 @@ use std::{
 };
 
 use http::HeaderMap;
+use mesh::authority::Authority;
 use net::{
     copy::{Counters, bidirectional},
     hbone::{Config, ConnectHead, ConnectRequest, Pool, PoolConfig, Target, serve},
@@ -99,7 +100,7 @@ async fn rig() -> io::Result<Rig> {
         let (pool, target) = (Arc::clone(&pool), to.clone());
         async move {
             let head = ConnectHead {
-                authority: direct.into(),
+                authority: Authority::Address(direct),
                 headers: HeaderMap::new(),
             };
             match pool.connect(&target, head).await {

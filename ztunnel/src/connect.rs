@@ -147,6 +147,7 @@ fn tunnel_end(error: &hbone::ConnectError) -> EndReason {
         CertificateRefused { .. } => EndReason::TlsFailed,
         Refused { status, .. } => EndReason::PeerRefused(status.as_u16()),
         Late { .. } | Stream { .. } => EndReason::TunnelLost,
+        hbone::ConnectError::Authority(_) => EndReason::BadRequest,
     }
 }
 
@@ -243,7 +244,9 @@ impl Outgoing<'_> {
 
     fn head(&self, network: Option<&str>) -> ConnectHead {
         let authority = self.hop.authority.as_ref();
-        let authority = authority.map_or_else(|| self.address.into(), convert_authority);
+        let authority = authority
+            .cloned()
+            .unwrap_or(Authority::Address(self.address));
         let service = self.hop.service.as_ref();
         let host = service.map(|service| &*service.hostname);
         let forwarded = headers::forwarded(self.client, host);
@@ -259,16 +262,6 @@ impl Outgoing<'_> {
             authority,
             headers: header_map(texts),
         }
-    }
-}
-
-fn convert_authority(authority: &Authority) -> hbone::Authority {
-    match authority {
-        Authority::Address(address) => (*address).into(),
-        Authority::Hostname(name, port) => hbone::Authority::Host {
-            name: name.clone(),
-            port: *port,
-        },
     }
 }
 

@@ -202,7 +202,7 @@ impl Inbound {
         let node = &self.pod.node;
         let forwarded = header_texts(request.headers(), headers::FORWARDED);
         let forwarded_host = forwarded.filter_map(headers::forwarded_host).next();
-        let authority = convert_authority(request.authority());
+        let authority = request.authority().clone();
         let decide = |view: &Arc<MeshView>| {
             node.record(view, &self.pod.binding).and_then(|workload| {
                 let facts = TunnelFacts {
@@ -230,7 +230,7 @@ impl Inbound {
         let record = FlowRecord {
             source: self.source(request, &decided.view, identity),
             destination: Party::of_workload(&decided.record, Some(&own)),
-            authority: Some(convert_authority(request.authority())),
+            authority: Some(request.authority().clone()),
             service: decided.target.service.as_deref().map(Into::into),
             hop: Hop::Hbone,
             security: Security::MutualTls,
@@ -241,8 +241,8 @@ impl Inbound {
             .and_then(Traceparent::parse)
             .unwrap_or_else(|| Traceparent::new(rand::random(), rand::random()));
         let asked_host = match request.authority() {
-            hbone::Authority::Host { name, .. } => Some(name.clone()),
-            hbone::Authority::Address(_) => None,
+            Authority::Hostname(name, _) => Some(name.clone()),
+            Authority::Address(_) => None,
         };
         let mut live = Live::new(record, decided.target.destination, decided.accepted);
         live.asked_host = asked_host;
@@ -289,13 +289,6 @@ impl Decided {
             tunnelled: self.record.application_tunnel.is_some(),
         };
         dial.connect().await
-    }
-}
-
-fn convert_authority(authority: &hbone::Authority) -> Authority {
-    match authority {
-        hbone::Authority::Address(address) => Authority::address(address.ip(), address.port()),
-        hbone::Authority::Host { name, port } => Authority::Hostname(name.clone(), *port),
     }
 }
 

@@ -20,10 +20,11 @@ use tokio::{
 };
 
 use super::{
-    Authority, Config, Stream, StreamError,
+    Config, Stream, StreamError,
     connection::{ConnectionState, Keepalive, Metered, StreamGuard, window_for},
 };
 use crate::tls::{HandshakeError, PeerIdentity};
+use mesh::authority::Authority;
 
 /// What a CONNECT says.
 #[derive(Clone, Debug)]
@@ -88,6 +89,9 @@ pub enum DialError {
 /// Why a CONNECT opened no stream.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ConnectError {
+    /// The destination's host name cannot stand in a request.
+    #[error("{0} cannot be asked for")]
+    Authority(Authority),
     /// There is no connection to the peer.
     #[error("no connection to the peer")]
     Dial(#[source] Arc<DialError>),
@@ -224,7 +228,7 @@ impl Client {
             .await
             .map_err(failed)?;
         let (response, send) = requests
-            .send_request(request(head), false)
+            .send_request(request(head)?, false)
             .map_err(failed)?;
         let response = response.await.map_err(failed)?;
         let peer = Arc::clone(&self.peer);
@@ -267,14 +271,15 @@ impl Client {
     }
 }
 
-fn request(head: ConnectHead) -> Request<()> {
-    let authority = head.authority.to_string();
-    let authority = http::uri::Authority::try_from(authority).expect("host and port make one");
+fn request(head: ConnectHead) -> Result<Request<()>, ConnectError> {
+    let text = head.authority.to_string();
+    let authority = http::uri::Authority::try_from(text)
+        .map_err(|_| ConnectError::Authority(head.authority))?;
     let mut request = Request::new(());
     *request.method_mut() = Method::CONNECT;
     *request.uri_mut() = Uri::from(authority);
     *request.headers_mut() = head.headers;
-    request
+    Ok(request)
 }
 
 fn builder(config: &Config) -> h2::client::Builder {

@@ -4,7 +4,6 @@
 //! and yields [`Stream`]s; [`Client`] is one connection without a pool, for a tunnel inside a tunnel. No type of the
 //! HTTP/2 library is public, so the framing can be replaced.
 
-mod authority;
 mod client;
 mod connection;
 mod pool;
@@ -13,7 +12,6 @@ mod stream;
 
 use std::time::Duration;
 
-pub use authority::{Authority, ParseAuthorityError};
 pub use client::{Client, ConnectError, ConnectHead, DialError, Driver, Tunnel};
 pub use pool::{Dialer, Pool, PoolConfig, PoolStats, Target};
 pub use server::{ConnectRequest, ServeEnd, ServeError, serve};

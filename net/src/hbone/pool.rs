@@ -244,8 +244,11 @@ impl Shared {
         let mut entries = self.entries.lock();
         let entry = entries.entry(key.clone()).or_default();
         entry.connections.retain_mut(Client::is_usable);
+        // A dial whose task failed has nobody left to report.
+        entry.dials.retain(|dial| dial.result.has_changed().is_ok());
         let total = entry.connections.len() + entry.dials.len();
-        let has_room = |c: &&Client| c.state().streams() < config.max_streams.min(c.peer_limit());
+        let has_room =
+            |c: &&Client| c.state().streams() < config.max_streams.min(c.peer_limit().max(1));
         let least = entry.connections.iter().filter(has_room);
         if let Some(client) = least.min_by_key(|c| c.state().streams()).cloned() {
             let guard = client.state().open();
@@ -272,16 +275,9 @@ impl Shared {
         let (report, result) = watch::channel(None);
         let shared = Arc::downgrade(self);
         let closed = self.closed.clone();
-        let dialing = Dialing {
-            tcp: self.dialer.dial(target.destination),
-            target: target.clone(),
-            config: self.config.clone(),
-        };
-        tokio::spawn(async move {
-            let _ = closed
-                .run_until_cancelled_owned(carry(shared, key, dialing, report))
-                .await;
-        });
+        let target = target.clone();
+        let life = async move { carry(shared, key, target, report).await };
+        tokio::spawn(async move { closed.run_until_cancelled(life).await });
         Dial { result, waiting: 0 }
     }
 
@@ -321,20 +317,11 @@ impl Shared {
     }
 }
 
-struct Dialing {
-    tcp: Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>,
-    target: Target,
-    config: PoolConfig,
-}
-
-impl Dialing {
-    async fn run(self) -> Result<(Client, Driver), DialError> {
-        let Self {
-            tcp,
-            target,
-            config,
-        } = self;
+impl Shared {
+    async fn dial(&self, target: Target) -> Result<(Client, Driver), DialError> {
+        let config = &self.config;
         let destination = target.destination;
+        let tcp = self.dialer.dial(destination);
         let tcp = timeout(config.tcp_deadline, tcp)
             .await
             .map_err(|_| DialError::TcpTimeout {
@@ -363,16 +350,10 @@ impl Dialing {
 }
 
 /// The life of one connection: dialled, entered in the pool, driven to its end, taken out.
-async fn carry(
-    shared: Weak<Shared>,
-    key: Key,
-    dialing: Dialing,
-    report: watch::Sender<DialResult>,
-) {
-    let release = dialing.config.unused_release;
-    let dialed = dialing.run().await;
+async fn carry(shared: Weak<Shared>, key: Key, target: Target, report: watch::Sender<DialResult>) {
     let Some(pool) = shared.upgrade() else { return };
-    let (client, mut driver) = match dialed {
+    let release = pool.config.unused_release;
+    let (client, mut driver) = match pool.dial(target).await {
         Ok(dialed) => dialed,
         Err(error) => return pool.dialed(&key, &report, Err(error)),
     };

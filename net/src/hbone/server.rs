@@ -18,10 +18,11 @@ use tokio::{
 };
 
 use super::{
-    Authority, Config, ResetCode, Stream, StreamError,
+    Config, ResetCode, Stream, StreamError,
     connection::{ConnectionState, Keepalive, Metered, StreamGuard, window_for},
 };
 use crate::tls::PeerIdentity;
+use mesh::authority::Authority;
 
 /// How many requests a client may take back before they are answered: at once, and then per second (CVE-2023-44487).
 const ABANDONED_BURST: u64 = 500;

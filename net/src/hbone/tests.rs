@@ -790,26 +790,18 @@ async fn a_handler_that_fails_ends_its_stream_alone() {
     assert_eq!(fine.unwrap(), StatusCode::OK);
 }
 
-#[test]
-fn authorities_are_an_address_or_a_host_and_always_a_port() {
-    let table = [
-        ("10.0.0.1:80", Some("10.0.0.1:80")),
-        ("[fd00::1]:80", Some("[fd00::1]:80")),
-        ("[::ffff:10.0.0.1]:80", Some("10.0.0.1:80")),
-        ("Web.B.svc.:8080", Some("web.b.svc:8080")),
-        ("fd00::1:80", None),
-        ("10.0.0.1", None),
-        ("web:", None),
-        (":80", None),
-        ("web:+80", None),
-        ("web:65536", None),
-        ("we b:80", None),
-        ("", None),
-    ];
-    for (text, expected) in table {
-        let parsed = text.parse::<Authority>().ok().map(|a| a.to_string());
-        assert_eq!(parsed.as_deref(), expected, "{text:?}");
-    }
+#[tokio::test]
+async fn a_host_name_that_no_request_can_carry_is_refused_here() {
+    let mesh = Mesh::new();
+    let server = mesh.echo().await;
+    let pool = pool(PoolConfig::default());
+    let mut head = head();
+    head.authority = mesh::authority::Authority::Hostname("we b\r\n".into(), 80);
+    let error = soon(pool.connect(&mesh.target(server.address), head)).await;
+    assert!(
+        matches!(error, Err(ConnectError::Authority(_))),
+        "{error:?}"
+    );
 }
 
 #[test]
