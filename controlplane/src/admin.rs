@@ -2,6 +2,9 @@
 //!
 //! No authentication, so it listens on loopback unless told otherwise; it never shows a key or a token.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::HashMap,
     sync::{

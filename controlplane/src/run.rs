@@ -4,6 +4,9 @@
 //! (whole, so that a proxy that comes back is never told that everything is gone), then service. The end is the other
 //! way round: not ready, no new connections, streams told to go elsewhere, then nothing.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     future::Future,
     io,

@@ -8,7 +8,7 @@ pub mod authority;
 pub mod csr;
 pub mod disk;
 pub mod impersonate;
-mod pem;
+pub(crate) mod pem;
 pub mod plug_in;
 pub mod service;
 pub mod serving;

@@ -24,7 +24,7 @@ pub(super) fn bundle(certificates: &[CertificateDer<'_>]) -> String {
 }
 
 /// Every `CERTIFICATE` block of a text, in order. `Err` if one does not parse.
-pub(super) fn certificates(
+pub(crate) fn certificates(
     text: &[u8],
 ) -> Result<Vec<CertificateDer<'static>>, rustls_pki_types::pem::Error> {
     CertificateDer::pem_slice_iter(text).collect()

@@ -36,6 +36,13 @@ const CERT_MANAGER: Layout = Layout {
     chain: None,
 };
 
+impl Layout {
+    fn files(&self) -> impl Iterator<Item = &'static str> + use<> {
+        let files = [self.certificate, self.key, self.roots];
+        files.into_iter().chain(self.chain)
+    }
+}
+
 /// Why the files are no certificate authority.
 #[derive(Debug, thiserror::Error)]
 pub enum PlugInError {
@@ -71,8 +78,10 @@ pub fn load(dir: &Path) -> Result<Authority, PlugInError> {
     let layout = match (missing(dir, &ISTIO), missing(dir, &CERT_MANAGER)) {
         (none, _) if none.is_empty() => ISTIO,
         (_, none) if none.is_empty() => CERT_MANAGER,
-        // The layout that is nearer to being whole is the one that was meant.
-        (istio, other) if istio.len() <= other.len() => return Err(PlugInError::Incomplete(istio)),
+        // What is there tells which layout was meant.
+        (istio, other) if other.len() == CERT_MANAGER.files().count() => {
+            return Err(PlugInError::Incomplete(istio));
+        }
         (_, other) => return Err(PlugInError::Incomplete(other)),
     };
     let key_text = read(dir, layout.key)?;
@@ -96,8 +105,7 @@ pub fn load(dir: &Path) -> Result<Authority, PlugInError> {
 }
 
 fn missing(dir: &Path, layout: &Layout) -> Vec<&'static str> {
-    let files = [layout.certificate, layout.key, layout.roots];
-    let files = files.into_iter().chain(layout.chain);
+    let files = layout.files();
     files.filter(|file| !dir.join(file).exists()).collect()
 }
 

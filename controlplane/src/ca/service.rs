@@ -56,7 +56,7 @@ pub enum CreateError {
         /// What for.
         requested: String,
         /// Why not.
-        source: Refusal,
+        source: Box<Refusal>,
     },
     /// Its own name is not one.
     #[error("the caller's account {0} makes no identity")]
@@ -152,7 +152,7 @@ impl CertificateService {
         impersonated.map_err(|source| CreateError::Impersonate {
             caller: account.to_string(),
             requested: requested.chars().take(512).collect(),
-            source,
+            source: Box::new(source),
         })
     }
 }

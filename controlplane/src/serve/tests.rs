@@ -1,3 +1,4 @@
+mod peers;
 mod scale;
 mod wire;
 
@@ -228,7 +229,7 @@ fn a_proxy_that_comes_back_gets_the_difference_only() {
 #[test]
 fn a_proxy_that_has_everything_gets_an_answer_with_nothing() {
     let one = pod(1, "a", &[], "x");
-    let mut bench = Bench::new(&[one.clone()]);
+    let mut bench = Bench::new(std::slice::from_ref(&one));
     bench.come_back(ADDRESS, &[(POD_1, &one.version)]);
     assert_told(&bench.exchange(), &[("Address", &[], &[])]);
 }
