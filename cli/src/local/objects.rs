@@ -2,22 +2,24 @@
 //! Everything else in the user's folder is the control plane's business.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    fs, io,
-    path::{Path, PathBuf},
-    time::SystemTime,
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
 };
 
+use controlplane::source::{
+    files::Content,
+    read::read,
+    tree::{self, Node},
+    watch::Change,
+};
 use k8s_openapi::{
     api::{
         apps::v1::Deployment,
-        core::v1::{Namespace, Node, Pod, Service},
+        core::v1::{Namespace, Node as ApiNode, Pod, Service},
         discovery::v1::EndpointSlice,
     },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::Value;
 
 /// Labels, annotations, selectors.
 pub type Labels = BTreeMap<String, String>;
@@ -35,12 +37,6 @@ impl Key {
     /// A key from its two halves.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
-    }
-
-    /// The key in an object's metadata; `None` where it has no name.
-    pub fn of(metadata: &ObjectMeta) -> Option<Self> {
-        let namespace = metadata.namespace.clone().unwrap_or_else(|| "default".to_owned());
-        Some(Self { namespace, name: metadata.name.clone().filter(|name| !name.is_empty())? })
     }
 }
 
@@ -71,188 +67,172 @@ pub struct Objects {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Problem {
     /// The file.
-    pub file: PathBuf,
-    /// What is wrong with it, with the line where it is known.
+    pub file: String,
+    /// The line, from 1; 0 where the file as a whole is meant.
+    pub line: u32,
+    /// What is wrong.
     pub message: String,
 }
 
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.file.display(), self.message)
+        match self.line {
+            0 => write!(f, "{}: {}", self.file, self.message),
+            line => write!(f, "{}:{line}: {}", self.file, self.message),
+        }
     }
 }
 
-/// The user's folder as last read. A file that cannot be used keeps its last good content in force.
-#[derive(Debug)]
+/// The user's folder as last read. What cannot be used keeps its last good content in force.
+#[derive(Debug, Default)]
 pub struct Folder {
-    path: PathBuf,
-    files: HashMap<PathBuf, Content>,
+    files: BTreeMap<String, File>,
+    good: HashMap<(String, Key), Arc<Node>>,
 }
 
 #[derive(Debug, Default)]
-struct Content {
-    stamp: Option<(SystemTime, u64)>,
-    documents: Vec<Value>,
-    problem: Option<String>,
+struct File {
+    documents: Vec<Arc<Node>>,
+    problem: Option<Problem>,
 }
 
 impl Folder {
-    /// A folder, not read yet.
-    pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), files: HashMap::new() }
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Reads what has changed since the last time, and answers with everything.
-    pub fn read(&mut self) -> io::Result<(Objects, Vec<Problem>)> {
-        let mut paths = BTreeSet::new();
-        yaml_files(&self.path, &mut paths)?;
-        self.files.retain(|path, _| paths.contains(path));
-        for path in &paths {
-            self.files.entry(path.clone()).or_default().refresh(path);
-        }
-        let mut objects = Objects::default();
-        let mut problems = Vec::new();
-        for path in &paths {
-            let content = &self.files[path];
-            let mut problem = |message: String| problems.push(Problem { file: path.clone(), message });
-            content.problem.iter().cloned().for_each(&mut problem);
-            for document in &content.documents {
-                objects.add(document).unwrap_or_else(&mut problem);
+    /// Takes changed files in.
+    pub fn apply(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            let path = change.file.path.to_string();
+            match change.content {
+                Content::Gone => {
+                    self.files.remove(&path);
+                }
+                Content::Text(text) => self.files.entry(path.clone()).or_default().read(&path, &text),
+                Content::Unreadable(message) => {
+                    let problem = Problem { file: path.clone(), line: 0, message };
+                    self.files.entry(path).or_default().problem = Some(problem);
+                }
             }
         }
-        Ok((objects, problems))
+    }
+
+    /// Everything that is in force, and what is wrong.
+    pub fn objects(&mut self) -> (Objects, Vec<Problem>) {
+        let mut reading = Reading { good: &mut self.good, objects: Objects::default(), problems: Vec::new(), seen: HashSet::new() };
+        for (path, file) in &self.files {
+            reading.problems.extend(file.problem.clone());
+            for document in &file.documents {
+                reading.document(path, document);
+            }
+        }
+        let Reading { objects, problems, seen, .. } = reading;
+        self.good.retain(|known, _| seen.contains(known));
+        (objects, problems)
     }
 }
 
-impl Content {
-    fn refresh(&mut self, path: &Path) {
-        let stamp = fs::metadata(path).and_then(|meta| Ok((meta.modified()?, meta.len()))).ok();
-        if stamp.is_some() && stamp == self.stamp {
+impl File {
+    fn read(&mut self, path: &str, text: &str) {
+        match tree::parse(text) {
+            Ok(documents) => (self.documents, self.problem) = (documents, None),
+            Err(error) => {
+                self.problem =
+                    Some(Problem { file: path.to_owned(), line: error.place.line, message: error.to_string() });
+            }
+        }
+    }
+}
+
+struct Reading<'a> {
+    good: &'a mut HashMap<(String, Key), Arc<Node>>,
+    objects: Objects,
+    problems: Vec<Problem>,
+    seen: HashSet<(String, Key)>,
+}
+
+impl Reading<'_> {
+    /// Takes one document in. Kinds that the supervisor does not act on only make their namespace known.
+    fn document(&mut self, path: &str, node: &Arc<Node>) {
+        let text = |node: &Node, key: &str| node.field(key).and_then(|field| field.text()).map(str::to_owned);
+        let kind = text(node, "kind").unwrap_or_default();
+        if kind.ends_with("List")
+            && let Some(items) = node.field("items")
+            && let tree::Value::Sequence(items) = &items.value
+        {
+            items.iter().for_each(|item| self.document(path, item));
             return;
         }
-        self.stamp = stamp;
-        let parsed = fs::read_to_string(path).map_err(|error| error.to_string()).and_then(|text| documents(&text));
-        match parsed {
-            Ok(documents) => (self.documents, self.problem) = (documents, None),
-            Err(problem) => self.problem = Some(problem),
+        let metadata = node.field("metadata");
+        let namespace = metadata.and_then(|metadata| text(metadata, "namespace"));
+        let name = metadata.and_then(|metadata| text(metadata, "name"));
+        let acted_on = ["Namespace", "Node", "Pod", "Deployment", "Service", "EndpointSlice"].contains(&kind.as_str());
+        if !matches!(kind.as_str(), "Namespace" | "Node") && (acted_on || namespace.is_some()) {
+            let namespace = namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+            self.objects.namespaces.entry(namespace).or_default();
+        }
+        if acted_on && let Some(name) = name {
+            let key = Key::new(namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()), name);
+            self.object(path, &kind, key, node);
         }
     }
-}
 
-fn yaml_files(folder: &Path, found: &mut BTreeSet<PathBuf>) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        if hidden {
-            continue;
-        }
-        if path.is_dir() {
-            // A folder that vanishes or may not be entered takes only its own files away.
-            let _ = yaml_files(&path, found);
-        } else if path.extension().is_some_and(|ending| ["yaml", "yml", "json"].iter().any(|known| ending == *known)) {
-            found.insert(path);
-        }
-    }
-    Ok(())
-}
-
-/// The YAML documents of a text, empty ones left out.
-pub fn documents(text: &str) -> Result<Vec<Value>, String> {
-    use saphyr::LoadableYamlNode;
-    let parsed = saphyr::Yaml::load_from_str(text).map_err(|error| {
-        let place = error.marker();
-        format!("line {}, column {}: {}", place.line(), place.col() + 1, error.info())
-    })?;
-    Ok(parsed.iter().map(value).filter(|value| !value.is_null()).collect())
-}
-
-fn value(node: &saphyr::Yaml<'_>) -> Value {
-    use saphyr::{Scalar, Yaml};
-    match node {
-        Yaml::Value(Scalar::Boolean(truth)) => (*truth).into(),
-        Yaml::Value(Scalar::Integer(number)) => (*number).into(),
-        Yaml::Value(Scalar::FloatingPoint(number)) => number.into_inner().into(),
-        Yaml::Value(Scalar::String(text)) => text.as_ref().into(),
-        Yaml::Sequence(items) => items.iter().map(value).collect(),
-        Yaml::Mapping(pairs) => {
-            let pairs = pairs.iter().map(|(key, item)| (name_of(key), value(item)));
-            Value::Object(pairs.collect())
-        }
-        Yaml::Tagged(_, inner) => value(inner),
-        _ => Value::Null,
-    }
-}
-
-fn name_of(key: &saphyr::Yaml<'_>) -> String {
-    match value(key) {
-        Value::String(text) => text,
-        other => other.to_string(),
-    }
-}
-
-impl Objects {
-    /// Takes one document in. Kinds that the supervisor does not act on only make their namespace known.
-    fn add(&mut self, document: &Value) -> Result<(), String> {
-        let kind = document["kind"].as_str().unwrap_or_default();
-        if kind.ends_with("List")
-            && let Some(items) = document["items"].as_array()
-        {
-            return items.iter().try_for_each(|item| self.add(item));
-        }
+    fn object(&mut self, path: &str, kind: &str, key: Key, node: &Arc<Node>) {
         match kind {
             "Namespace" => {
-                let namespace: Namespace = typed(document)?;
-                let name = namespace.metadata.name.ok_or("a Namespace has no metadata.name")?;
-                self.namespaces.insert(name, namespace.metadata.labels.unwrap_or_default());
-                return Ok(());
+                if let Some(object) = self.typed::<Namespace>(path, kind, &key, node) {
+                    self.objects.namespaces.insert(key.name, object.metadata.labels.unwrap_or_default());
+                }
             }
             "Node" => {
-                let node: Node = typed(document)?;
-                let name = node.metadata.name.ok_or("a Node has no metadata.name")?;
-                self.nodes.insert(name, node.metadata.labels.unwrap_or_default());
-                return Ok(());
+                if let Some(object) = self.typed::<ApiNode>(path, kind, &key, node) {
+                    self.objects.nodes.insert(key.name, object.metadata.labels.unwrap_or_default());
+                }
             }
-            "Pod" => insert(&mut self.pods, document, |pod: &Pod| &pod.metadata)?,
-            "Deployment" => insert(&mut self.deployments, document, |object: &Deployment| &object.metadata)?,
-            "Service" => insert(&mut self.services, document, |object: &Service| &object.metadata)?,
-            "EndpointSlice" => insert(&mut self.slices, document, |object: &EndpointSlice| &object.metadata)?,
-            _ => {}
+            "Pod" => {
+                let object = self.typed(path, kind, &key, node);
+                self.objects.pods.extend(object.map(|object| (key, object)));
+            }
+            "Deployment" => {
+                let object = self.typed(path, kind, &key, node);
+                self.objects.deployments.extend(object.map(|object| (key, object)));
+            }
+            "Service" => {
+                let object = self.typed(path, kind, &key, node);
+                self.objects.services.extend(object.map(|object| (key, object)));
+            }
+            _ => {
+                let object = self.typed(path, kind, &key, node);
+                self.objects.slices.extend(object.map(|object| (key, object)));
+            }
         }
-        if let Some(namespace) = document["metadata"]["namespace"].as_str() {
-            self.namespaces.entry(namespace.to_owned()).or_default();
-        } else if matches!(kind, "Pod" | "Deployment" | "Service") {
-            self.namespaces.entry("default".to_owned()).or_default();
-        }
-        Ok(())
     }
 
+    /// The object, or, where it has mistakes, what it was before; `None` where it never was without.
+    fn typed<T: DeserializeOwned>(&mut self, path: &str, kind: &str, key: &Key, node: &Arc<Node>) -> Option<T> {
+        let known = (kind.to_owned(), key.clone());
+        self.seen.insert(known.clone());
+        let (object, faults) = read::<T>(node);
+        if faults.is_empty() {
+            self.good.insert(known, node.clone());
+            return object;
+        }
+        let before = self.good.get(&known).and_then(|node| read::<T>(node).0);
+        let now = if before.is_some() { "its last good state stays in force" } else { "it is left out" };
+        self.problems.extend(faults.into_iter().map(|fault| Problem {
+            file: path.to_owned(),
+            line: fault.place.line,
+            message: format!("{kind} {key}: {fault} ({now})"),
+        }));
+        before
+    }
+}
+
+/// Where an object stands that names no namespace.
+const DEFAULT_NAMESPACE: &str = "default";
+
+impl Objects {
     /// The labels of a namespace, none for one that is not declared.
     pub fn namespace_labels(&self, namespace: &str) -> Labels {
         self.namespaces.get(namespace).cloned().unwrap_or_default()
     }
-}
-
-fn insert<T: DeserializeOwned>(
-    into: &mut BTreeMap<Key, T>,
-    document: &Value,
-    metadata: impl Fn(&T) -> &ObjectMeta,
-) -> Result<(), String> {
-    let object: T = typed(document)?;
-    let key = Key::of(metadata(&object)).ok_or_else(|| format!("a {} has no metadata.name", document["kind"]))?;
-    into.insert(key, object);
-    Ok(())
-}
-
-fn typed<T: DeserializeOwned>(document: &Value) -> Result<T, String> {
-    T::deserialize(document).map_err(|error| {
-        let (kind, name) = (&document["kind"], &document["metadata"]["name"]);
-        format!("{} {}: {error}", kind.as_str().unwrap_or("?"), name.as_str().unwrap_or("?"))
-    })
 }
 
 /// Label edits made by `leyline local label`, laid over the folder's objects. `None` takes a label away.
@@ -291,23 +271,43 @@ fn edit(labels: &mut Labels, edits: &BTreeMap<String, Option<String>>) {
 
 #[cfg(test)]
 mod tests {
+    use controlplane::source::files::FileId;
+
     use super::*;
+
+    fn write(folder: &mut Folder, text: &str) -> (Objects, Vec<Problem>) {
+        let file = FileId { folder: 0, path: "a.yaml".into() };
+        folder.apply(vec![Change { file, content: Content::Text(text.to_owned()), changed: None }]);
+        folder.objects()
+    }
 
     #[test]
     fn a_broken_file_keeps_its_last_good_content_and_names_the_line() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("a.yaml");
-        fs::write(&file, "kind: Namespace\nmetadata: {name: a, labels: {x: \"1\"}}\n---\n---\nkind: Gateway\n").unwrap();
-        let mut watched = Folder::new(folder.path());
-        let (objects, problems) = watched.read().unwrap();
+        let mut folder = Folder::default();
+        let good = "kind: Namespace\nmetadata: {name: a, labels: {x: \"1\"}}\n---\nkind: Gateway\n";
+        let (objects, problems) = write(&mut folder, good);
         assert_eq!(objects.namespaces["a"]["x"], "1");
         assert_eq!(problems, []);
-        fs::write(&file, "kind: Namespace\nmetadata: {name: a, labels: [\n").unwrap();
-        let (objects, problems) = watched.read().unwrap();
+        let (objects, problems) = write(&mut folder, "kind: Namespace\nmetadata: {name: a, labels: [\n");
         assert_eq!(objects.namespaces["a"]["x"], "1");
-        assert!(problems[0].message.starts_with("line "), "{problems:?}");
-        fs::remove_file(&file).unwrap();
-        assert!(watched.read().unwrap().0.namespaces.is_empty());
+        assert!(problems[0].line > 1, "{problems:?}");
+        assert!(write(&mut folder, "").0.namespaces.is_empty());
+    }
+
+    #[test]
+    fn an_unknown_field_leaves_the_object_as_it_was() {
+        let mut folder = Folder::default();
+        let pod = |extra: &str| {
+            format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p, namespace: a}}\nspec:\n  hostname: one\n  containers: []\n{extra}")
+        };
+        let (objects, problems) = write(&mut folder, &pod("  hostnam: two\n"));
+        assert!(objects.pods.is_empty());
+        assert_eq!(problems[0].line, 7, "{problems:?}");
+        write(&mut folder, &pod(""));
+        let (objects, problems) = write(&mut folder, &pod("  hostnam: two\n"));
+        let pod = &objects.pods[&Key::new("a", "p")];
+        assert_eq!(pod.spec.as_ref().unwrap().hostname.as_deref(), Some("one"));
+        assert!(problems[0].to_string().starts_with("a.yaml:7: Pod a/p: "), "{problems:?}");
     }
 
     #[test]

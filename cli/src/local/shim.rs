@@ -80,6 +80,8 @@ pub struct User {
     pub nested: bool,
 }
 
+/// This very program, whatever became of its file since it was started.
+pub const OWN_PROGRAM: &str = "/proc/self/exe";
 /// Exit code for what could not be executed, as shells use it.
 const CANNOT_EXECUTE: u8 = 126;
 /// Exit code for a program that does not exist, as shells use it.
@@ -280,7 +282,8 @@ fn drop_bounding_set() -> Result<()> {
 fn replace(task: &Task) -> Result<u8> {
     let text = |text: &str| CString::new(text).with_context(|| format!("{text:?} holds a zero byte"));
     let name = task.command.first().context("the command is empty")?;
-    let arguments = task.command.iter().map(|word| text(word)).collect::<Result<Vec<_>>>()?;
+    let shown = |word: &String| text(if word == OWN_PROGRAM { "leyline" } else { word });
+    let arguments = task.command.iter().map(shown).collect::<Result<Vec<_>>>()?;
     let pairs = task.environment.iter().map(|(key, value)| text(&format!("{key}={value}")));
     let environment = pairs.collect::<Result<Vec<_>>>()?;
     let mut refused = None;
