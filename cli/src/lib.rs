@@ -1,4 +1,28 @@
 //! The `leyline` command: one program that is every part of the mesh, and `leyline local`, which runs them all on one
 //! machine.
 
+mod args;
+mod commands;
 pub mod local;
+mod roles;
+mod screen;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// The program's entry: picks the role by the first argument, before any thread exists.
+pub fn main() -> ExitCode {
+    if let Some(role) = std::env::args().nth(1)
+        && let Some(code) = roles::run(&role)
+    {
+        return code;
+    }
+    match commands::run(args::Args::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{} {error:#}", screen::errors().bad("error:"));
+            ExitCode::FAILURE
+        }
+    }
+}

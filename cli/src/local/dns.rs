@@ -34,7 +34,7 @@ const PLAIN_DATAGRAM: usize = 512;
 pub type Zone = Arc<RwLock<Arc<BTreeMap<Key, ServiceView>>>>;
 
 /// Serves on the control plane's namespace until the process ends.
-pub fn serve(runtime: &Handle, zone: &Zone) -> io::Result<()> {
+pub fn serve(runtime: &Handle, zone: &Zone) {
     for ip in address::CONTROL.both() {
         let address = SocketAddr::new(ip, 53);
         let (udp, tcp) = (zone.clone(), zone.clone());
@@ -49,7 +49,6 @@ pub fn serve(runtime: &Handle, zone: &Zone) -> io::Result<()> {
             }
         });
     }
-    Ok(())
 }
 
 async fn serve_udp(address: SocketAddr, zone: Zone) -> io::Result<()> {
@@ -267,6 +266,7 @@ mod tests {
         headless.hosts = vec![(ip("10.244.1.2"), Some("db-0".to_owned())), (ip("10.244.2.2"), None)];
         let mut elsewhere = web.clone();
         elsewhere.key = Key::new("a", "else");
+        elsewhere.addresses.clear();
         elsewhere.external_name = Some("example.org".to_owned());
         [dns_service(), web, headless, elsewhere].map(|service| (service.key.clone(), service)).into()
     }

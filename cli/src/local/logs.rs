@@ -81,9 +81,14 @@ pub fn tail(path: &Path, lines: Option<usize>) -> io::Result<String> {
     Ok(text.lines().skip(from).flat_map(|line| [line, "\n"]).collect())
 }
 
-/// Prints the log and what is added to it, until `until` says that nothing more will come.
-pub fn follow(path: &Path, mut output: impl Write, until: impl Fn() -> bool) -> io::Result<()> {
+/// Prints the last `lines` lines of the log (all when `None`) and what is added to it, until `until` says that nothing more
+/// will come.
+pub fn follow(path: &Path, lines: Option<usize>, mut output: impl Write, until: impl Fn() -> bool) -> io::Result<()> {
     let mut file = File::open(path)?;
+    if lines.is_some() {
+        output.write_all(tail(path, lines)?.as_bytes())?;
+        file.seek(SeekFrom::End(0))?;
+    }
     loop {
         io::copy(&mut file, &mut output)?;
         output.flush()?;

@@ -23,7 +23,7 @@ use super::{
     logs::Log,
     netns::Netns,
     probe,
-    process::Running,
+    process::{Running, stopped},
     runtime::Runtime,
     shim::{self, Task, World},
 };
@@ -170,7 +170,7 @@ impl Keeper {
                     loop {
                         tokio::select! {
                             action = asked.recv() => if action == Some(Action::Restart) { break },
-                            _ = stop.wait_for(|stop| *stop) => return,
+                            () = stopped(&mut stop) => return,
                         }
                     }
                     self.held = false;
@@ -185,7 +185,7 @@ impl Keeper {
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                _ = stop.wait_for(|stop| *stop) => return,
+                () = stopped(&mut stop) => return,
             }
             pause = (pause * 2).min(LONGEST);
             self.change(|state| state.restarts += 1);
@@ -213,7 +213,7 @@ impl Keeper {
                 self.change(|state| state.reason = Some(format!("ended with {code}")));
                 Next::Start
             }
-            _ = stop.wait_for(|stop| *stop) => {
+            () = stopped(stop) => {
                 running.stop(GRACE).await;
                 Next::Stop
             }

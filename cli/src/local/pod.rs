@@ -19,7 +19,7 @@ use super::{
     logs::Log,
     plan::{ContainerPlan, Place, PodPlan},
     probe::{self, Rhythm},
-    process::{ExitCode, Running},
+    process::{ExitCode, Running, stopped},
     runtime::Runtime,
     shim::{Task, User, World},
 };
@@ -170,11 +170,6 @@ impl Report {
 }
 
 type Stop = watch::Receiver<bool>;
-
-async fn stopped(stop: &mut Stop) {
-    // An error means that the supervisor dropped its end, which also means stop.
-    let _ = stop.wait_for(|stop| *stop).await;
-}
 
 async fn run(sandbox: Arc<Sandbox>, containers: Containers, report: Report, mut stop: Stop) {
     match containers {

@@ -11,7 +11,10 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tokio::process::{Child, Command};
+use tokio::{
+    process::{Child, Command},
+    sync::watch,
+};
 
 use super::{
     logs::Log,
@@ -90,6 +93,11 @@ impl Running {
             let _ = kill(Pid::from_raw(self.shim), signal);
         }
     }
+}
+
+/// Completes when `stop` says so, or when whoever could say so is gone.
+pub async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 fn command(task: &Task) -> io::Result<Command> {

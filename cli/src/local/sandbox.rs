@@ -21,10 +21,14 @@ use nix::{
 pub struct Start {
     /// Arguments of the new process, its own name first.
     pub arguments: Vec<CString>,
+    /// Its environment, `NAME=value` each.
+    pub environment: Vec<CString>,
     /// Whether it dies with its parent (`up` in the foreground) or outlives it (`--detach`).
     pub die_with_parent: bool,
     /// Where the child says what failed before it could execute: one line of text.
     pub report: OwnedFd,
+    /// Its standard output and error. Its standard input is empty.
+    pub output: OwnedFd,
 }
 
 /// Why this system refuses the namespaces, with the remedy.
@@ -110,7 +114,11 @@ fn prepare_and_execute(start: &Start, rootless: Option<(Uid, Gid)>) -> io::Resul
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     }
     keep_across_exec(&start.report)?;
-    Ok(nix::unistd::execv(c"/proc/self/exe", &start.arguments)?)
+    nix::unistd::dup2_stdin(fs::File::open("/dev/null")?)?;
+    nix::unistd::dup2_stdout(&start.output)?;
+    nix::unistd::dup2_stderr(&start.output)?;
+    std::env::set_current_dir("/")?;
+    Ok(nix::unistd::execve(c"/proc/self/exe", &start.arguments, &start.environment)?)
 }
 
 /// Maps one user and one group: `uid` and `gid` outside are `inside` within. Needs no privilege.

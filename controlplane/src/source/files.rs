@@ -315,9 +315,11 @@ fn merged(claims: &[Claim]) -> (&Claim, Arc<Node>) {
 }
 
 /// The fields that servers own in an object that the user wrote.
-const SERVERS_FIELDS: [&[&str]; 6] = [
+const SERVERS_FIELDS: [&[&str]; 7] = [
     &["status"],
     &["metadata", "uid"],
+    // Written only where `leyline local label` changed them: then all of them.
+    &["metadata", "labels"],
     &["metadata", "annotations", "ambient.istio.io/redirection"],
     &["spec", "clusterIP"],
     &["spec", "clusterIPs"],

@@ -1,0 +1,41 @@
+//! What each command does.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::{
+    args::{Args, Command, Local},
+    local::{client, up},
+};
+
+/// Runs a command; its exit code.
+pub fn run(args: Args) -> Result<ExitCode> {
+    match args.command {
+        Command::Version => {
+            println!("leyline {}", env!("CARGO_PKG_VERSION"));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Local(command) => local(command),
+    }
+}
+
+fn local(command: Local) -> Result<ExitCode> {
+    match command {
+        Local::Up(options) => up::run(&options),
+        Local::Down { mesh } => client::Client::named(&mesh.name)?.down(),
+        Local::Status { mesh, output } => client::status(&client::Client::named(&mesh.name)?, output),
+        Local::Label { mesh, target, labels } => client::label(&client::Client::named(&mesh.name)?, &target, &labels),
+        Local::Exec { mesh, target, container, command } => {
+            client::exec(&client::Client::named(&mesh.name)?, target, container, command)
+        }
+        Local::Logs { mesh, target, container, follow, tail } => {
+            client::logs(&client::Client::named(&mesh.name)?, &target, container.as_deref(), follow, tail)
+        }
+        Local::Kill { mesh, part, hold } => client::kill(&client::Client::named(&mesh.name)?, &part, hold),
+        Local::Restart { mesh, part } => client::restart(&client::Client::named(&mesh.name)?, &part),
+        Local::Admin { mesh, part, path, post } => {
+            client::admin(&client::Client::named(&mesh.name)?, &part, &path, post)
+        }
+    }
+}

@@ -1,0 +1,461 @@
+//! The supervisor: PID 1's child in the mesh's own namespaces. It makes the network, starts the parts, keeps the world as
+//! the folder says and answers requests. When it ends, for whatever reason, the kernel ends everything with it.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    os::fd::{FromRawFd, OwnedFd, RawFd},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, bail};
+use controlplane::source::watch::{Change, Watcher};
+use futures_util::StreamExt;
+use inotify::{Inotify, WatchMask};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use super::{
+    address,
+    control::{self, Asked},
+    dns,
+    fabric::{self, Station},
+    logs::Log,
+    netns::Netns,
+    observe,
+    parts::{self, CONTROL_PLANE, PartHandle, Settings},
+    pod::PodNews,
+    runtime::{self, Runtime, write_atomically},
+    shim,
+    tokens::{Bearer, LIFETIME_SECONDS, Minter},
+    world::{self, Node, World},
+};
+
+/// The first argument that selects this role.
+pub const ROLE: &str = "leyline-supervisor";
+/// The variable that holds the [`Plan`] as JSON.
+pub const VARIABLE: &str = "LEYLINE_SUPERVISOR";
+
+/// What mesh to run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    /// Its name.
+    pub name: String,
+    /// Its runtime folder.
+    pub root: PathBuf,
+    /// The user's folder, absolute.
+    pub folder: PathBuf,
+    /// How many nodes.
+    pub nodes: u8,
+    /// Programs to run as a node's tunnel instead of our own, by node.
+    pub tunnels: BTreeMap<String, PathBuf>,
+    /// Whether it runs in a user namespace.
+    pub rootless: bool,
+    /// Where to tell how it goes: a [`News`] in each line.
+    pub report: RawFd,
+}
+
+/// What the supervisor tells whoever started it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum News {
+    /// A step of starting was taken.
+    Step(String),
+    /// Everything runs.
+    Ready,
+    /// Something that the user should know.
+    Note(String),
+    /// It cannot go on.
+    Failed(String),
+}
+
+/// Tells [`News`].
+#[derive(Clone, Debug)]
+pub struct Teller {
+    pipe: Arc<Mutex<Option<fs::File>>>,
+}
+
+impl Teller {
+    fn tell(&self, news: &News) {
+        tracing::info!(?news, "told");
+        let mut pipe = self.pipe.lock();
+        let line = serde_json::to_string(news).unwrap_or_default();
+        // Once nobody listens (`up --detach` has returned), nobody is told.
+        if pipe.as_mut().is_some_and(|pipe| writeln!(pipe, "{line}").is_err()) {
+            *pipe = None;
+        }
+    }
+}
+
+/// The role's entry.
+pub fn main() -> ExitCode {
+    let Ok(plan) = std::env::var(VARIABLE).map_err(drop).and_then(|text| serde_json::from_str::<Plan>(&text).map_err(drop)) else {
+        eprintln!("leyline: this role is for leyline itself");
+        return ExitCode::FAILURE;
+    };
+    let teller = Teller { pipe: Arc::new(Mutex::new(Some(report_pipe(plan.report)))) };
+    match start(&plan, &teller) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            teller.tell(&News::Failed(format!("{error:#}")));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[allow(unsafe_code, reason = "the descriptor was handed over as a number")]
+fn report_pipe(fd: RawFd) -> fs::File {
+    // SAFETY: whoever started this role opened the descriptor for it and owns it no more.
+    unsafe { OwnedFd::from_raw_fd(fd) }.into()
+}
+
+fn start(plan: &Plan, teller: &Teller) -> Result<()> {
+    let mut keep = vec![plan.root.clone(), plan.folder.clone()];
+    keep.extend(plan.tunnels.values().filter_map(|path| Some(path.parent()?.to_owned())));
+    shim::private_world(&keep)?;
+    offer_this_program().context("offer leyline to pods")?;
+    let code = shim::supervise(|| {
+        let result = serve(plan, teller);
+        if let Err(error) = &result {
+            teller.tell(&News::Failed(format!("{error:#}")));
+        }
+        Ok(u8::from(result.is_err()))
+    })?;
+    if code != 0 {
+        bail!("the supervisor ended with {code}");
+    }
+    Ok(())
+}
+
+/// Pods find this program as `leyline`, wherever it lies and whoever may enter that folder.
+fn offer_this_program() -> Result<()> {
+    let folder = Path::new("/run/leyline/bin");
+    fs::create_dir_all(folder)?;
+    let target = folder.join("leyline");
+    fs::write(&target, "")?;
+    let flags = nix::mount::MsFlags::MS_BIND;
+    nix::mount::mount(Some(shim::OWN_PROGRAM), &target, None::<&str>, flags, None::<&str>)?;
+    Ok(())
+}
+
+fn serve(plan: &Plan, teller: &Teller) -> Result<()> {
+    let executor = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    executor.block_on(async {
+        let log = net::log::init(&net::log::Options::default()).context("start logging")?;
+        let result = run(plan, teller).await;
+        log.flush();
+        result
+    })
+}
+
+/// Something happened.
+enum Event {
+    Folder(Vec<Change>),
+    Pod(PodNews),
+    Enrolment(String),
+    Asked(Asked),
+}
+
+async fn run(plan: &Plan, teller: &Teller) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (events, mut happened) = mpsc::unbounded_channel();
+    let mut mesh = Mesh::build(plan, teller, &events).await?;
+    control::listen(&mesh.runtime.control_socket(), asked_into(&events)).context("open the control socket")?;
+    mesh.start_parts(plan, teller).await?;
+    watch_folder(&plan.folder, &events).context("watch the folder")?;
+    watch_enrolments(&mesh.world, &events).context("watch the agents' folders")?;
+    mesh.first_round(&mut happened, teller).await?;
+    teller.tell(&News::Ready);
+    let mut refresh = tokio::time::interval(Duration::from_secs(LIFETIME_SECONDS / 4));
+    loop {
+        let mut changed = false;
+        tokio::select! {
+            event = happened.recv() => match event {
+                Some(event) => changed |= mesh.take(event, teller),
+                None => break,
+            },
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = refresh.tick() => mesh.write_tokens()?,
+        }
+        while let Ok(event) = happened.try_recv() {
+            changed |= mesh.take(event, teller);
+        }
+        if changed {
+            mesh.reconcile(teller);
+        }
+        if mesh.down {
+            break;
+        }
+    }
+    mesh.stop(&mut happened).await;
+    Ok(())
+}
+
+fn asked_into(events: &mpsc::UnboundedSender<Event>) -> impl Fn(Asked) + Send + Sync + Clone + 'static {
+    let events = events.clone();
+    move |asked| drop(events.send(Event::Asked(asked)))
+}
+
+fn watch_folder(folder: &Path, events: &mpsc::UnboundedSender<Event>) -> Result<()> {
+    let mut watcher = Watcher::new(&[folder.to_owned()])?;
+    let first = watcher.rescan()?;
+    let _ = events.send(Event::Folder(first));
+    let events = events.clone();
+    std::thread::Builder::new().name("folder".to_owned()).spawn(move || {
+        // Never readable: this thread ends with the process. (A closed pipe's end would wake it at once.)
+        let Ok((wake, _held)) = nix::unistd::pipe() else { return };
+        while let Ok(changes) = watcher.next(&wake) {
+            if !changes.is_empty() && events.send(Event::Folder(changes)).is_err() {
+                return;
+            }
+        }
+        tracing::error!("the folder is no longer watched");
+    })?;
+    Ok(())
+}
+
+fn watch_enrolments(world: &World, events: &mpsc::UnboundedSender<Event>) -> Result<()> {
+    let inotify = Inotify::init()?;
+    let mut nodes = BTreeMap::new();
+    for node in world.nodes.keys() {
+        let folder = cni::local::enrolments_folder(&world.runtime.node(node));
+        let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::DELETE;
+        let watch = inotify.watches().add(folder, mask)?;
+        nodes.insert(watch.get_watch_descriptor_id(), node.clone());
+    }
+    let mut stream = inotify.into_event_stream(vec![0; 16 << 10])?;
+    let events = events.clone();
+    tokio::spawn(async move {
+        while let Some(Ok(event)) = stream.next().await {
+            let node = nodes.get(&event.wd.get_watch_descriptor_id());
+            // An overflow names no folder: then all are read.
+            let read = node.map_or_else(|| nodes.values().cloned().collect(), |node| vec![node.clone()]);
+            for node in read {
+                let _ = events.send(Event::Enrolment(node));
+            }
+        }
+    });
+    Ok(())
+}
+
+/// The running mesh.
+pub struct Mesh {
+    /// Its folder.
+    pub runtime: Runtime,
+    /// What runs on it.
+    pub world: World,
+    /// Its own processes.
+    pub parts: BTreeMap<String, PartHandle>,
+    /// How it was asked for.
+    pub plan: Plan,
+    /// The control plane's namespace.
+    pub control: Netns,
+    minter: Minter,
+    control_handle: tokio::runtime::Handle,
+    down: bool,
+}
+
+impl Mesh {
+    async fn build(plan: &Plan, teller: &Teller, events: &mpsc::UnboundedSender<Event>) -> Result<Self> {
+        let runtime = Runtime::at(plan.root.clone());
+        let control = Netns::create("control").context("create a network namespace")?;
+        let mut nodes = Vec::new();
+        for number in 1..=plan.nodes {
+            let netns = Netns::create(&world::name(number)).context("create a network namespace")?;
+            for folder in [runtime.node(&world::name(number))] {
+                runtime::private_folder(&folder)?;
+                runtime::private_folder(&cni::local::pods_folder(&folder))?;
+                runtime::private_folder(&cni::local::enrolments_folder(&folder))?;
+            }
+            let handle = netns.runtime().context("enter a network namespace")?;
+            nodes.push(Node::new(number, netns, handle));
+        }
+        lay_link(&control, &nodes).await.context("lay the link between the nodes")?;
+        let names: Vec<String> = nodes.iter().map(|node| node.name.clone()).collect();
+        parts::prepare(&names)?;
+        teller.tell(&News::Step(format!("network: {} and the link between them", names.join(", "))));
+        let zone = dns::Zone::default();
+        let control_handle = control.runtime().context("enter a network namespace")?;
+        dns::serve(&control_handle, &zone);
+        let minter = Minter::new()?;
+        write_atomically(&runtime.key_set(), minter.key_set().to_string().as_bytes())?;
+        let (news, mut told) = mpsc::unbounded_channel();
+        let events = events.clone();
+        tokio::spawn(async move {
+            while let Some(news) = told.recv().await {
+                let _ = events.send(Event::Pod(news));
+            }
+        });
+        let world = World::new(runtime.clone(), nodes, zone, news, plan.rootless);
+        let mesh = Self { runtime, world, parts: BTreeMap::new(), plan: plan.clone(), control, minter, control_handle, down: false };
+        mesh.write_tokens()?;
+        Ok(mesh)
+    }
+
+    /// A token for every tunnel, replaced well before it runs out.
+    fn write_tokens(&self) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+        for node in self.world.nodes.keys() {
+            let bearer = Bearer {
+                namespace: "istio-system".to_owned(),
+                service_account: "ztunnel".to_owned(),
+                pod: parts::tunnel(node),
+                pod_uid: observe::tunnel_uid(node),
+                node: node.clone(),
+            };
+            let token = self.minter.mint(&bearer, now)?;
+            write_atomically(&self.runtime.node(node).join("token"), token.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    async fn start_parts(&mut self, plan: &Plan, teller: &Teller) -> Result<()> {
+        // The control plane reads who may ask for what: that must be there first.
+        self.world.reconcile();
+        let resolver = self.runtime.etc().join("parts.resolv.conf");
+        fs::write(&resolver, observe::parts_resolv_conf())?;
+        let files = vec![(resolver, PathBuf::from("/etc/resolv.conf"))];
+        let runtime = self.runtime.clone();
+        let settings = Settings { runtime: &runtime, folder: &plan.folder, files };
+        let part = settings.control_plane(&self.control, self.control_handle.clone());
+        self.start_part(part)?;
+        self.await_ready(CONTROL_PLANE).await?;
+        teller.tell(&News::Step("control plane".to_owned()));
+        let mut names = Vec::new();
+        for node in self.world.nodes.values() {
+            let program = plan.tunnels.get(&node.name).map(PathBuf::as_path);
+            names.push(settings.agent(&node.name, &node.netns, node.handle.clone()));
+            names.push(settings.tunnel(&node.name, node.number, &node.netns, node.handle.clone(), program));
+        }
+        let started: Vec<String> = names.iter().map(|part| part.name.clone()).collect();
+        names.into_iter().try_for_each(|part| self.start_part(part))?;
+        for name in started {
+            self.await_ready(&name).await?;
+        }
+        teller.tell(&News::Step("agents and tunnels".to_owned()));
+        Ok(())
+    }
+
+    fn start_part(&mut self, part: parts::Part) -> Result<()> {
+        let log = Log::open(self.runtime.part_log(&part.name)).context("open a log")?;
+        self.parts.insert(part.name.clone(), PartHandle::start(part, log));
+        Ok(())
+    }
+
+    async fn await_ready(&self, name: &str) -> Result<()> {
+        const LIMIT: Duration = Duration::from_secs(20);
+        let started = Instant::now();
+        let part = self.parts.get(name).context("a part that was just started is known")?;
+        loop {
+            let state = part.state();
+            if state.ready {
+                return Ok(());
+            }
+            if started.elapsed() > LIMIT {
+                let log = super::logs::tail(&self.runtime.part_log(name), Some(15)).unwrap_or_default();
+                bail!("{name} is not ready after {LIMIT:?}: {}\n{log}", state.reason.unwrap_or_default());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Until the pods that the folder asks for run, or it is clear which do not.
+    async fn first_round(&mut self, happened: &mut mpsc::UnboundedReceiver<Event>, teller: &Teller) -> Result<()> {
+        const LIMIT: Duration = Duration::from_secs(15);
+        let deadline = tokio::time::Instant::now() + LIMIT;
+        loop {
+            let event = tokio::time::timeout_at(deadline, happened.recv()).await;
+            let Ok(Some(event)) = event else { break };
+            if self.take(event, teller) {
+                self.reconcile(teller);
+            }
+            let pods = &self.world.pods;
+            if self.down || pods.values().all(|pod| pod.state().ready || pod.state().message.is_some() && pod.handle.is_some()) {
+                break;
+            }
+        }
+        let (ready, all) = (self.world.pods.values().filter(|pod| pod.state().ready).count(), self.world.pods.len());
+        teller.tell(&News::Step(format!("pods: {ready} of {all} ready")));
+        Ok(())
+    }
+
+    /// Takes an event in. Whether the world must be looked at again.
+    fn take(&mut self, event: Event, teller: &Teller) -> bool {
+        match event {
+            Event::Folder(changes) => {
+                self.world.folder.apply(changes);
+                self.reread(teller);
+                true
+            }
+            Event::Pod(PodNews { uid, ended }) => {
+                if ended {
+                    self.world.remove(&uid);
+                }
+                true
+            }
+            Event::Enrolment(node) => self.world.read_enrolments(&node),
+            Event::Asked(asked) => {
+                let (changed, down) = control::answer(self, asked);
+                self.down |= down;
+                if changed {
+                    self.reread(teller);
+                }
+                changed
+            }
+        }
+    }
+
+    fn reread(&mut self, teller: &Teller) {
+        for note in self.world.read() {
+            teller.tell(&News::Note(note));
+        }
+    }
+
+    fn reconcile(&mut self, teller: &Teller) {
+        for note in tokio::task::block_in_place(|| self.world.reconcile()) {
+            teller.tell(&News::Note(note));
+        }
+    }
+
+    /// Stops pods, then parts. Bounded in time: what does not end by itself ends with the namespaces.
+    async fn stop(&mut self, happened: &mut mpsc::UnboundedReceiver<Event>) {
+        const LIMIT: Duration = Duration::from_secs(5);
+        self.world.stop_pods();
+        let gone = async {
+            while !self.world.pods.is_empty() {
+                if let Some(Event::Pod(PodNews { uid, ended: true })) = happened.recv().await {
+                    self.world.pods.remove(&uid);
+                }
+            }
+        };
+        let _ = tokio::time::timeout(LIMIT, gone).await;
+        let parts = self.parts.values().map(PartHandle::stop);
+        let _ = tokio::time::timeout(LIMIT, futures_util::future::join_all(parts)).await;
+    }
+
+    /// The mesh's name and folders, for status.
+    pub fn describe(&self) -> serde_json::Value {
+        json!({"name": self.plan.name, "folder": self.plan.folder, "rootless": self.plan.rootless})
+    }
+}
+
+async fn lay_link(control: &Netns, nodes: &[Node]) -> std::io::Result<()> {
+    let mut stations = vec![Station { netns: control, address: address::CONTROL, node: None }];
+    stations.extend(nodes.iter().map(|node| Station {
+        netns: &node.netns,
+        address: address::node(node.number),
+        node: Some(node.number),
+    }));
+    fabric::lay(&stations).await
+}
