@@ -276,6 +276,7 @@ impl Settings<'_> {
             netns: Some(netns.path().to_owned()),
             world: World::Part,
             files: self.files.clone(),
+            hide: Vec::new(),
             hostname: None,
             user: None,
             directory: "/".into(),

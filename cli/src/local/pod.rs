@@ -43,6 +43,15 @@ pub struct Sandbox {
     pub rootless: bool,
 }
 
+impl Sandbox {
+    /// The machine's `/run` and the mesh's own folder.
+    fn hidden(&self) -> Vec<PathBuf> {
+        let own = self.runtime.root().parent().unwrap_or(self.runtime.root()).to_owned();
+        let run = PathBuf::from("/run");
+        if own.starts_with(&run) { vec![run] } else { vec![run, own] }
+    }
+}
+
 /// How far a container is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ContainerState {
@@ -319,6 +328,7 @@ pub fn task(sandbox: &Sandbox, container: &ContainerPlan, inside: Option<(i32, V
         netns: Some(sandbox.netns.clone()),
         world,
         files: sandbox.files.clone(),
+        hide: sandbox.hidden(),
         hostname: Some(super::plan::hostname(&sandbox.plan)),
         user: Some(User { uid: container.uid, gid: container.gid, nested: sandbox.rootless }),
         directory: container.directory.clone().into(),

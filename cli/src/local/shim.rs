@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     ffi::CString,
     fs::{self, File},
-    os::fd::AsFd,
+    os::fd::AsRawFd,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -44,6 +44,8 @@ pub struct Task {
     pub world: World,
     /// Files mounted over others, `(from, to)`, seen by this process and its children only.
     pub files: Vec<(PathBuf, PathBuf)>,
+    /// Folders that appear empty, to this process and its children only.
+    pub hide: Vec<PathBuf>,
     /// Host name inside; the machine's when absent.
     pub hostname: Option<String>,
     /// User and group to become, without any capability; absent for the mesh's own parts.
@@ -82,6 +84,8 @@ pub struct User {
 
 /// This very program, whatever became of its file since it was started.
 pub const OWN_PROGRAM: &str = "/proc/self/exe";
+/// The same where pods find it, whoever may enter the folder that it lies in.
+pub const SHARED_PROGRAM: &str = "/run/leyline/bin/leyline";
 /// Exit code for what could not be executed, as shells use it.
 const CANNOT_EXECUTE: u8 = 126;
 /// Exit code for a program that does not exist, as shells use it.
@@ -133,11 +137,24 @@ fn enter_netns(task: &Task) -> Result<()> {
     setns(namespace, CloneFlags::CLONE_NEWNET).with_context(|| format!("enter {}", path.display()))
 }
 
+/// Own mounts. A part goes on seeing namespaces that the supervisor names later; a pod sees nothing of the mesh's own
+/// files, which in a user namespace belong to the very user that the pod runs as.
 fn private_mounts(task: &Task) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).context("create a mount namespace")?;
-    for (from, to) in &task.files {
-        mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-            .with_context(|| format!("mount {} on {}", from.display(), to.display()))?;
+    let propagation = if matches!(task.world, World::Part) { MsFlags::MS_SLAVE } else { MsFlags::MS_PRIVATE };
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | propagation, None::<&str>).context("separate the mounts")?;
+    let open = |path: &PathBuf| File::open(path).with_context(|| format!("open {}", path.display()));
+    let files = task.files.iter().map(|(from, to)| Ok((open(from)?, to))).collect::<Result<Vec<_>>>()?;
+    for path in &task.hide {
+        let options = Some("mode=1777,size=64m");
+        mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, options)
+            .with_context(|| format!("hide {}", path.display()))?;
+    }
+    for (from, to) in &files {
+        mountable(to);
+        let from = format!("/proc/self/fd/{}", from.as_raw_fd());
+        mount(Some(from.as_str()), *to, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .with_context(|| format!("mount on {}", to.display()))?;
     }
     Ok(())
 }
@@ -336,9 +353,11 @@ pub fn private_world(keep: &[PathBuf]) -> Result<()> {
     let held = keep.iter().filter(|path| path.starts_with("/run") || path.starts_with("/var/run"));
     let held = held.map(|path| Ok((path, File::open(path)?))).collect::<std::io::Result<Vec<_>>>()?;
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=755")).context("mount a private /run")?;
+    // Names made in it later are seen by the parts too.
+    mount(None::<&str>, "/run", None::<&str>, MsFlags::MS_SHARED, None::<&str>).context("share /run with the parts")?;
     for (path, file) in held {
         fs::create_dir_all(path)?;
-        let from = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file.as_fd()));
+        let from = format!("/proc/self/fd/{}", file.as_raw_fd());
         mount(Some(from.as_str()), path, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
             .with_context(|| format!("keep {}", path.display()))?;
     }
@@ -350,13 +369,13 @@ pub fn private_world(keep: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// `/etc/resolv.conf` is often a link into `/run`, which is empty now: give it something to be mounted on.
+/// Makes something to be mounted on where there is nothing: in `/run`, which is empty, and where `/etc/resolv.conf` often
+/// leads. Elsewhere it would be the machine's own folder, which stays as it is.
 fn mountable(path: &Path) {
-    let target = fs::read_link(path).map(|link| Path::new("/etc").join(link));
-    if let Ok(target) = target
-        && !target.exists()
-        && target.components().any(|part| part.as_os_str() == "run")
-    {
+    let target = fs::read_link(path).map_or_else(|_| path.to_owned(), |link| path.parent().unwrap_or(path).join(link));
+    let in_run = target.components().any(|part| part.as_os_str() == "run");
+    if in_run && !target.exists() {
+        // What fails here is told by the mount that follows.
         let _ = target.parent().map(fs::create_dir_all);
         let _ = File::create(&target);
     }

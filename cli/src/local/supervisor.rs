@@ -138,12 +138,16 @@ fn start(plan: &Plan, teller: &Teller) -> Result<()> {
 
 /// Pods find this program as `leyline`, wherever it lies and whoever may enter that folder.
 fn offer_this_program() -> Result<()> {
-    let folder = Path::new("/run/leyline/bin");
-    fs::create_dir_all(folder)?;
-    let target = folder.join("leyline");
-    fs::write(&target, "")?;
+    let target = Path::new(shim::SHARED_PROGRAM);
+    target.parent().map(fs::create_dir_all).transpose()?;
+    fs::write(target, "")?;
+    // By its path: the link itself leads into the mount namespace that this process was started from.
+    let own = fs::read_link(shim::OWN_PROGRAM)?;
     let flags = nix::mount::MsFlags::MS_BIND;
-    nix::mount::mount(Some(shim::OWN_PROGRAM), &target, None::<&str>, flags, None::<&str>)?;
+    if nix::mount::mount(Some(&own), target, None::<&str>, flags, None::<&str>).is_err() {
+        // Its file was replaced since (a new build): what runs is still there to be copied.
+        fs::copy(shim::OWN_PROGRAM, target)?;
+    }
     Ok(())
 }
 

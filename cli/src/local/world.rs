@@ -25,6 +25,7 @@ use super::{
     probe,
     runtime::{Runtime, StateFolder, write_atomically},
     services::{self, Member, ServiceView},
+    shim,
     vip,
 };
 
@@ -274,7 +275,8 @@ impl World {
         };
         let resolver = write("resolv.conf", observe::resolv_conf(plan))?;
         let hosts = write("hosts", observe::hosts(plan, place))?;
-        Ok(vec![(resolver, "/etc/resolv.conf".into()), (hosts, "/etc/hosts".into())])
+        let own = PathBuf::from(shim::SHARED_PROGRAM);
+        Ok(vec![(resolver, "/etc/resolv.conf".into()), (hosts, "/etc/hosts".into()), (own.clone(), own)])
     }
 
     /// Lets those pods' processes start that need not wait for the mesh, or need not wait any more: a pod of the mesh
@@ -321,7 +323,7 @@ impl World {
             node.pool.release(pod.place.address);
         }
         pod.netns.remove();
-        for (file, _) in &pod.files {
+        for (file, _) in pod.files.iter().filter(|(file, _)| file.starts_with(self.runtime.etc())) {
             let _ = std::fs::remove_file(file);
         }
     }
