@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::{io::Interest, net::TcpStream};
+use tokio::{io::Interest, net::TcpStream, task::coop};
 
 use super::{Fault, Sink, Source, Watch};
 use crate::hbone::{RecvHalf, ResetCode, SendHalf, StreamError};
@@ -240,8 +240,11 @@ impl Backlog {
                     None => return Poll::Ready(Ok(())),
                 };
             }
+            // A flow that is always ready must not keep the others of its thread waiting.
+            let budget = ready!(coop::poll_proceed(cx));
             match to.try_write(&self.current) {
                 Ok(written) => {
+                    budget.made_progress();
                     self.current.advance(written);
                     from.credit(written);
                     count(counter, written);
@@ -298,6 +301,7 @@ impl Backlog {
 async fn tcp_to_tcp(from: &TcpStream, to: &TcpStream, counter: &AtomicU64) -> Result<(), Fault> {
     let mut reader = Reader::new();
     loop {
+        coop::consume_budget().await;
         let read = poll_fn(|cx| reader.poll_read(from, cx, MAX_BUFFER)).await;
         let mut data = match read.map_err(Fault::Source)? {
             Read::Data(data) => data,
@@ -324,6 +328,7 @@ async fn tunnel_to_tunnel(
     counter: &AtomicU64,
 ) -> Result<(), Fault> {
     loop {
+        coop::consume_budget().await;
         let next = poll_fn(|cx| match to.poll_reset(cx) {
             Poll::Ready(error) => Poll::Ready(Err(sink_error(error))),
             Poll::Pending => from.poll_uncredited(cx).map(Ok),

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use futures_util::task::noop_waker_ref;
 use h2::client::{Connection, SendRequest};
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
+use mesh::authority::Authority;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::timeout,
@@ -24,7 +25,6 @@ use super::{
     connection::{ConnectionState, Keepalive, Metered, StreamGuard, window_for},
 };
 use crate::tls::{HandshakeError, PeerIdentity};
-use mesh::authority::Authority;
 
 /// What a CONNECT says.
 #[derive(Clone, Debug)]

@@ -281,43 +281,7 @@ impl Shared {
         Dial { result, waiting: 0 }
     }
 
-    /// Enters the outcome of the dial that `report` belongs to, then wakes who waits for it.
-    fn dialed(
-        &self,
-        key: &Key,
-        report: &watch::Sender<DialResult>,
-        outcome: Result<Client, DialError>,
-    ) {
-        let mut entries = self.entries.lock();
-        let entry = entries.entry(key.clone()).or_default();
-        let mine = report.subscribe();
-        entry.dials.retain(|dial| !dial.result.same_channel(&mine));
-        let outcome = outcome.map(|client| entry.connections.push(client));
-        if entry.connections.is_empty() && entry.dials.is_empty() {
-            entries.remove(key);
-        }
-        drop(entries);
-        report.send_replace(Some(outcome.map_err(Arc::new)));
-    }
-
-    /// Takes a connection out, if it is `unless_used` and has no stream; always, when that is not asked.
-    fn remove(&self, key: &Key, client: &Client, only_unused: bool) -> bool {
-        let mut entries = self.entries.lock();
-        if only_unused && client.state().streams() > 0 {
-            return false;
-        }
-        if let Some(entry) = entries.get_mut(key) {
-            let same = |c: &Client| Arc::ptr_eq(c.state(), client.state());
-            entry.connections.retain(|c| !same(c));
-            if entry.connections.is_empty() && entry.dials.is_empty() {
-                entries.remove(key);
-            }
-        }
-        true
-    }
-}
-
-impl Shared {
+    /// TCP, TLS, HTTP/2, each with its deadline.
     async fn dial(&self, target: Target) -> Result<(Client, Driver), DialError> {
         let config = &self.config;
         let destination = target.destination;
@@ -346,6 +310,41 @@ impl Shared {
                 destination,
                 source,
             })
+    }
+
+    /// Enters the outcome of the dial that `report` belongs to, then wakes who waits for it.
+    fn dialed(
+        &self,
+        key: &Key,
+        report: &watch::Sender<DialResult>,
+        outcome: Result<Client, DialError>,
+    ) {
+        let mut entries = self.entries.lock();
+        let entry = entries.entry(key.clone()).or_default();
+        let mine = report.subscribe();
+        entry.dials.retain(|dial| !dial.result.same_channel(&mine));
+        let outcome = outcome.map(|client| entry.connections.push(client));
+        if entry.connections.is_empty() && entry.dials.is_empty() {
+            entries.remove(key);
+        }
+        drop(entries);
+        report.send_replace(Some(outcome.map_err(Arc::new)));
+    }
+
+    /// Takes a connection out; where `only_unused` is set, not if it has a stream. Says whether it did.
+    fn remove(&self, key: &Key, client: &Client, only_unused: bool) -> bool {
+        let mut entries = self.entries.lock();
+        if only_unused && client.state().streams() > 0 {
+            return false;
+        }
+        if let Some(entry) = entries.get_mut(key) {
+            let same = |c: &Client| Arc::ptr_eq(c.state(), client.state());
+            entry.connections.retain(|c| !same(c));
+            if entry.connections.is_empty() && entry.dials.is_empty() {
+                entries.remove(key);
+            }
+        }
+        true
     }
 }
 

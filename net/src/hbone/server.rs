@@ -11,6 +11,7 @@ use std::{
 use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
+use mesh::authority::Authority;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::JoinSet,
@@ -22,7 +23,6 @@ use super::{
     connection::{ConnectionState, Keepalive, Metered, StreamGuard, window_for},
 };
 use crate::tls::PeerIdentity;
-use mesh::authority::Authority;
 
 /// How many requests a client may take back before they are answered: at once, and then per second (CVE-2023-44487).
 const ABANDONED_BURST: u64 = 500;

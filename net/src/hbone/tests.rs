@@ -762,6 +762,29 @@ async fn a_silent_peer_is_dropped_after_its_ping() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_peer_that_is_heard_is_not_pinged() {
+    const PING: u8 = 6;
+    const WINDOW_UPDATE: u8 = 8;
+    let (mut io, serving) = on_pipe(Config::default(), never);
+    preface(&mut io).await;
+    for _ in 0..12 {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let life = frame(WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes());
+        io.write_all(&life).await.unwrap();
+    }
+    serving.abort();
+    let mut heard = Vec::new();
+    io.read_to_end(&mut heard).await.unwrap();
+    let mut rest = &heard[..];
+    while let [a, b, c, kind, ..] = *rest {
+        assert_ne!(kind, PING);
+        let length = u32::from_be_bytes([0, a, b, c]);
+        rest = &rest[9 + usize::try_from(length).unwrap()..];
+    }
+    assert!(!heard.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_peer_that_answers_pings_stays_until_it_is_unused_too_long() {
     let (io, serving) = on_pipe(Config::default(), never);
     let _requests = raw_client(io).await;
