@@ -88,6 +88,14 @@ pub async fn install(
     ))
 }
 
+/// Removes the node's rules and sets: for when the mesh leaves the node. An agent that merely stops leaves them.
+///
+/// # Errors
+/// [`ApplyError`].
+pub async fn uninstall(nft: &Nft, netns: Option<&Netns>) -> Result<(), ApplyError> {
+    nft.run_text(netns, &host::remove()).await
+}
+
 impl ProbeSets {
     /// Makes `entries` all that the sets hold for the pod. An address that another pod has taken over meanwhile stays
     /// that pod's.

@@ -9,6 +9,7 @@ pub mod apply;
 mod enrol;
 pub mod facts;
 pub mod host;
+pub mod kubelet;
 pub mod local;
 mod netlink;
 pub mod rules;

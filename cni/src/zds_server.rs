@@ -443,15 +443,20 @@ struct Leave {
 impl Drop for Leave {
     fn drop(&mut self) {
         self.shared.state.lock().leave(self.id);
-        self.shared.count();
+        if self.shared.count() == 0 {
+            tracing::warn!(
+                "no node tunnel is connected: new connections of enrolled pods are refused"
+            );
+        }
     }
 }
 
 impl Shared {
-    fn count(&self) {
+    fn count(&self) -> usize {
         let now = self.state.lock().tunnels.len();
         // Waiters care that something changed, also where the number is the same again.
         self.connected.send_modify(|count| *count = now);
+        now
     }
 }
 

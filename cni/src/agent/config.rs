@@ -20,8 +20,11 @@ pub struct Config {
     pub zds_socket: PathBuf,
     /// Which pods take part, and how.
     pub policy: Policy,
-    /// How the node's probes are recognised (`LEYLINE_PROBE_SOURCE`: `mark:0x2000`, `uid:0`, `cgroup:kubelet.slice`).
-    pub probe_source: ProbeSource,
+    /// How the node's probes are recognised (`LEYLINE_PROBE_SOURCE`: `mark:0x2000`, `uid:0`, `cgroup:kubelet.slice`);
+    /// `None`: the kubelet is looked for.
+    pub probe_source: Option<ProbeSource>,
+    /// The host's `/proc`, to look for the kubelet in (`LEYLINE_HOST_PROC`).
+    pub host_proc: PathBuf,
     /// The node's network namespace; `None`: the agent's own (`LEYLINE_HOST_NETNS`).
     pub host_netns: Option<PathBuf>,
     /// Where health and metrics are served (`LEYLINE_CNI_ADMIN_ADDRESS`); `None`: nowhere.
@@ -67,7 +70,8 @@ impl Default for Config {
         Config {
             zds_socket: net::zds::SOCKET_PATH.into(),
             policy: Policy::default(),
-            probe_source: ProbeSource::Uid(0),
+            probe_source: None,
+            host_proc: "/proc".into(),
             host_netns: None,
             admin: None,
             local_folder: None,
@@ -113,7 +117,8 @@ impl Config {
                     v6: read.or::<Ipv6Addr>("HOST_PROBE_SNAT_IPV6", rules::PROBE_SOURCE_V6),
                 },
             },
-            probe_source: read.or("LEYLINE_PROBE_SOURCE", base.probe_source),
+            probe_source: read.parse("LEYLINE_PROBE_SOURCE"),
+            host_proc: read.or("LEYLINE_HOST_PROC", base.host_proc),
             host_netns: read.parse("LEYLINE_HOST_NETNS"),
             admin: read.parse("LEYLINE_CNI_ADMIN_ADDRESS"),
             local_folder: read.parse("LEYLINE_LOCAL_FOLDER"),
@@ -205,7 +210,7 @@ mod tests {
             config.zds_socket,
             PathBuf::from("/var/run/ztunnel/ztunnel.sock")
         );
-        assert_eq!(config.probe_source, ProbeSource::Uid(0));
+        assert_eq!(config.probe_source, None);
     }
 
     #[test]

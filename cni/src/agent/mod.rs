@@ -26,7 +26,8 @@ use crate::{
     apply::{ApplyError, MissingTool, Nft},
     enrol::Shared,
     facts::PodEvent,
-    host,
+    host, kubelet,
+    rules::host::ProbeSource,
     telemetry::Telemetry,
     zds_server::{self, Refusal, Tunnels, chain},
 };
@@ -35,6 +36,8 @@ use pods::Pods;
 /// Tries of the node's rules, a second apart: at boot the kubelet's cgroup may come later than the agent.
 const HOST_TRIES: usize = 20;
 const HOST_PAUSE: Duration = Duration::from_secs(1);
+/// Where `nft` looks cgroups up.
+const CGROUPS: &str = "/sys/fs/cgroup";
 /// How many `nft` processes may run in pods' namespaces at once.
 const WRITERS: usize = 8;
 
@@ -104,6 +107,11 @@ pub enum RunError {
     /// The node's namespace cannot be opened.
     #[error("open the node's network namespace")]
     HostNetns(#[source] NetnsError),
+    /// Nobody's probes to let pass.
+    #[error(
+        "no kubelet is running, and LEYLINE_PROBE_SOURCE does not say how probes are recognised"
+    )]
+    NoKubelet,
     /// The node's rules cannot be written.
     #[error("write the node's rules")]
     HostRules(#[source] ApplyError),
@@ -186,6 +194,10 @@ async fn work<S: PodSource, K: EnrolmentSink>(
     gates: Gates,
     background: &mut JoinSet<()>,
 ) -> Result<(), RunError> {
+    // A descriptor for each pod, and some for each run of nft.
+    if let Err(error) = net::socket::raise_open_files_limit() {
+        tracing::warn!(%error, "raise the limit of open files");
+    }
     let nft = Nft::find()?;
     gates.tool.open();
     let host_netns = match &config.host_netns {
@@ -229,28 +241,42 @@ async fn install_host(
 ) -> Result<host::ProbeSets, RunError> {
     let mut tries = 0;
     loop {
-        let netns = Some(netns.clone());
-        let installed = host::install(
-            nft.clone(),
-            netns,
-            &config.probe_source,
-            &config.policy.probes,
-        )
-        .await;
-        match installed {
+        tries += 1;
+        match try_install_host(config, nft, netns).await {
             Ok((probes, keeper)) => {
                 background.spawn(keeper.run());
                 return Ok(probes);
             }
-            Err(error) if tries + 1 == HOST_TRIES => return Err(RunError::HostRules(error)),
-            Err(error) => tracing::warn!(
-                error = chain(&error),
-                "write the node's rules, will be retried"
-            ),
+            Err(error) if tries == HOST_TRIES => return Err(error),
+            Err(error) => tracing::warn!(error = chain(&error), "will be retried"),
         }
-        tries += 1;
         tokio::time::sleep(HOST_PAUSE).await;
     }
+}
+
+async fn try_install_host(
+    config: &Config,
+    nft: &Nft,
+    netns: &Netns,
+) -> Result<(host::ProbeSets, host::Keeper), RunError> {
+    let source = match &config.probe_source {
+        Some(source) => source.clone(),
+        None => kubelet::find(&config.host_proc, CGROUPS.as_ref()).ok_or(RunError::NoKubelet)?,
+    };
+    if let ProbeSource::Uid(uid) = source {
+        tracing::warn!(
+            uid,
+            "probes are recognised by user: every process of that user on this node passes to pods"
+        );
+    }
+    let installed = host::install(
+        nft.clone(),
+        Some(netns.clone()),
+        &source,
+        &config.policy.probes,
+    )
+    .await;
+    installed.map_err(RunError::HostRules)
 }
 
 async fn follow<S: PodSource, K: EnrolmentSink>(

@@ -100,12 +100,11 @@ impl<K: EnrolmentSink> Pods<K> {
 
     /// The next owner that has nothing left to do; `None` at once where nobody is followed. Cancel-safe.
     pub(super) async fn ended(&mut self) -> Option<String> {
-        match self.owners.join_next().await? {
-            Ok(uid) => Some(uid),
-            Err(error) => {
+        loop {
+            match self.owners.join_next().await? {
+                Ok(uid) => return Some(uid),
                 // Its pod keeps the rules it has; the next event about it starts a new owner.
-                tracing::error!(%error, "the owner of a pod died");
-                Some(String::new())
+                Err(error) => tracing::error!(%error, "the owner of a pod died"),
             }
         }
     }

@@ -111,6 +111,12 @@ pub fn install(source: &ProbeSource, addresses: &ProbeAddresses) -> String {
     text
 }
 
+/// Removes rules and sets. Probes of pods that insist on the mesh fail from then on.
+pub fn remove() -> String {
+    let table = Table::Nat.nft_name();
+    format!("add table inet {table}\ndelete table inet {table}\n")
+}
+
 /// The changes that turn `now` into `wanted`: additions first, then deletions, never a flush. An entry that changes
 /// hands is deleted and added in the same transaction, since adding alone would keep the old pod's comment.
 pub fn change(now: &ProbeEntries, wanted: &ProbeEntries) -> Option<String> {

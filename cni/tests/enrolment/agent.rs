@@ -2,9 +2,10 @@
 
 use std::{
     fs,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicUsize},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cni::{
@@ -13,14 +14,19 @@ use cni::{
     local::{EnrolmentFile, enrolments_folder, pods_folder, write_atomically},
     rules::host::ProbeSource,
 };
-use net::zds::Version;
-use tokio::{sync::oneshot, task::JoinHandle};
+use net::{netns::Netns, socket::Factory, zds::Version};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UdpSocket,
+    sync::oneshot,
+    task::{JoinHandle, JoinSet},
+};
 
 use crate::{
     flows::{Held, Load, echoes},
     rig::{
-        NODE_V4, PATIENCE, POD_V4, POD_V6, Rig, dial, eventually, ip, path, picture, run, scratch,
-        v4,
+        NODE_V4, PATIENCE, POD_V4, POD_V6, Rig, bare_namespace, dial, eventually, ip, path,
+        picture, run, scratch, v4,
     },
     tunnel::{Manners, Told, Tunnel},
 };
@@ -36,7 +42,7 @@ impl Agent {
     fn start(rig: &Rig, folder: &Path) -> Agent {
         let config = Config {
             zds_socket: socket(folder),
-            probe_source: ProbeSource::Mark(0x2000),
+            probe_source: Some(ProbeSource::Mark(0x2000)),
             host_netns: Some(path(&rig.node)),
             local_folder: Some(folder.to_owned()),
             timing: Timing {
@@ -132,6 +138,9 @@ on_a_rig! {
     probes_pass_the_tunnel_and_the_set_follows_the_pods => probes,
     a_terminating_pod_is_drained_where_the_tunnel_knows_the_word => terminating,
     the_nodes_own_namespace_is_never_enrolled => own_namespace,
+    many_pods_join_at_once_and_a_broken_one_holds_up_none => many_pods,
+    dns_goes_to_the_tunnel_and_the_tunnels_own_goes_out => dns,
+    readiness_names_what_is_missing => readiness,
 }
 
 async fn join_and_leave(rig: &Rig, folder: &Path) {
@@ -460,6 +469,155 @@ async fn own_namespace(rig: &Rig, folder: &Path) {
     );
     assert!(dial(&rig.node, v4(NODE_V4, 1)).await.is_err());
     agent.stop().await;
+}
+
+async fn many_pods(rig: &Rig, folder: &Path) {
+    const PODS: usize = 30;
+    let agent = Agent::start(rig, folder);
+    let _tunnel = Tunnel::connect(&socket(folder), Version::V2, Manners::default()).await;
+    let namespaces: Vec<Netns> = (0..PODS)
+        .map(|_| bare_namespace().expect("as the rig's"))
+        .collect();
+    let broken = PodFacts {
+        uid: "broken".into(),
+        netns: Some(folder.join("nowhere")),
+        ..pod(rig, Some("ambient"))
+    };
+    write(folder, &broken);
+    let began = Instant::now();
+    for (index, netns) in namespaces.iter().enumerate() {
+        let uid = format!("many-{index}");
+        write(
+            folder,
+            &PodFacts {
+                uid,
+                netns: Some(path(netns)),
+                ..pod(rig, Some("ambient"))
+            },
+        );
+    }
+    let enabled = |index: usize| {
+        let file = enrolments_folder(folder).join(format!("many-{index}.json"));
+        fs::read_to_string(file).is_ok_and(|text| text.contains("enabled"))
+    };
+    eventually("all are enabled", async || (0..PODS).all(enabled)).await;
+    println!("{PODS} pods joined within {:?}", began.elapsed());
+    agent.stop().await;
+}
+
+/// A server of the node and the tunnel's listener in the pod answer with one letter each, to tell them apart.
+async fn dns(rig: &Rig, folder: &Path) {
+    let agent = Agent::start(rig, folder);
+    let _tunnel = Tunnel::connect(&socket(folder), Version::V2, Manners::default()).await;
+    let mut servers = JoinSet::new();
+    let node = rig
+        .node
+        .run(|| std::net::UdpSocket::bind((NODE_V4, 53)))
+        .expect("enter")
+        .expect("bind");
+    let tunnel = Factory::for_pod(rig.pod.clone())
+        .bind_udp(v4(Ipv4Addr::LOCALHOST, 15053))
+        .expect("bind");
+    node.set_nonblocking(true).expect("a flag");
+    servers.spawn(answer(UdpSocket::from_std(node).expect("register"), b"n"));
+    servers.spawn(answer(tunnel, b"t"));
+    assert_eq!(query(rig, None).await, *b"n");
+    write(folder, &pod(rig, Some("ambient")));
+    reaches(folder, "enabled").await;
+    assert_eq!(query(rig, None).await, *b"t", "an application's query");
+    assert_eq!(query(rig, Some(0x539)).await, *b"n", "the tunnel's own");
+    let mut plain = pod(rig, Some("ambient"));
+    plain
+        .annotations
+        .insert("ambient.istio.io/dns-capture".into(), "false".into());
+    write(folder, &plain);
+    eventually("the pod's own annotation counts", async || {
+        query(rig, None).await == *b"n"
+    })
+    .await;
+    agent.stop().await;
+}
+
+async fn answer(socket: UdpSocket, letter: &[u8; 1]) {
+    let mut question = [0; 16];
+    while let Ok((_, client)) = socket.recv_from(&mut question).await {
+        let _ = socket.send_to(letter, client).await;
+    }
+}
+
+async fn query(rig: &Rig, mark: Option<u32>) -> [u8; 1] {
+    let factory = Factory {
+        netns: Some(rig.pod.clone()),
+        mark,
+        ..Factory::default()
+    };
+    let socket = factory
+        .bind_udp(v4(Ipv4Addr::UNSPECIFIED, 0))
+        .expect("a socket");
+    socket.connect(v4(NODE_V4, 53)).await.expect("connect");
+    socket.send(b"?").await.expect("send");
+    let mut letter = [0];
+    tokio::time::timeout(PATIENCE, socket.recv(&mut letter))
+        .await
+        .expect("in time")
+        .expect("an answer");
+    letter
+}
+
+async fn readiness(rig: &Rig, folder: &Path) {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let admin = free.local_addr().expect("bound");
+    drop(free);
+    let config = Config {
+        zds_socket: socket(folder),
+        probe_source: Some(ProbeSource::Cgroup {
+            path: "no/such/cgroup".into(),
+            level: 3,
+        }),
+        host_netns: Some(path(&rig.node)),
+        local_folder: Some(folder.to_owned()),
+        admin: Some(admin),
+        ..Config::default()
+    };
+    let agent = tokio::spawn(cni::run(config, std::future::pending()));
+    let missing = "missing: the list of pods, the node's rules, the socket for node tunnels";
+    eventually("told", async || {
+        get(admin, "/readyz").await.contains(missing)
+    })
+    .await;
+    assert!(get(admin, "/healthz").await.starts_with("HTTP/1.1 200"));
+    agent.abort();
+    let _ = agent.await;
+    let config = Config {
+        zds_socket: socket(folder),
+        probe_source: Some(ProbeSource::Uid(0)),
+        host_netns: Some(path(&rig.node)),
+        local_folder: Some(folder.to_owned()),
+        admin: Some(admin),
+        ..Config::default()
+    };
+    let agent = tokio::spawn(cni::run(config, std::future::pending()));
+    eventually("ready", async || {
+        get(admin, "/readyz").await.starts_with("HTTP/1.1 200")
+    })
+    .await;
+    let metrics = get(admin, "/metrics").await;
+    assert!(
+        metrics.contains("\nztunnel_connected 0\n") && metrics.ends_with("# EOF\n"),
+        "{metrics}"
+    );
+    agent.abort();
+}
+
+async fn get(address: SocketAddr, target: &str) -> String {
+    let Ok(mut stream) = tokio::net::TcpStream::connect(address).await else {
+        return String::new();
+    };
+    let request = format!("GET {target} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("send");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("text");
+    answer
 }
 
 fn host_set(rig: &Rig) -> String {

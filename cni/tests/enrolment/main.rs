@@ -5,5 +5,6 @@
 mod agent;
 mod apply;
 mod flows;
+mod host;
 mod rig;
 mod tunnel;

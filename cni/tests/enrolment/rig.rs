@@ -105,6 +105,13 @@ pub(crate) fn path(netns: &Netns) -> PathBuf {
     .into()
 }
 
+/// One that nothing leads to, with its loopback device up.
+pub(crate) fn bare_namespace() -> Result<Netns, String> {
+    let netns = namespace()?;
+    run(&netns, "ip link set lo up")?;
+    Ok(netns)
+}
+
 /// Made by a thread of its own, which takes its membership with it when it ends.
 fn namespace() -> Result<Netns, String> {
     let made = std::thread::spawn(|| {
