@@ -58,7 +58,7 @@ pub struct Admin {
     pub cluster_domain: String,
 }
 
-const ENDPOINTS: [(&str, &str); 8] = [
+const ENDPOINTS: [(&str, &str); 9] = [
     ("/ready", "200 once the world is computed and served"),
     ("/metrics", "OpenMetrics"),
     ("/version", "version of this control plane"),
@@ -70,6 +70,10 @@ const ENDPOINTS: [(&str, &str); 8] = [
     (
         "/debug/ambientz",
         "workloads, services and policies as served",
+    ),
+    (
+        "/debug/configz",
+        "every object that was read, with its file and line",
     ),
     ("/debug/connections", "connected proxies"),
     ("/debug/list", "this list"),
@@ -85,6 +89,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/status", get(status))
         .route("/debug/syncz", get(syncz))
         .route("/debug/ambientz", get(ambientz))
+        .route("/debug/configz", get(configz))
         .route("/debug/connections", get(connections))
         .route("/debug/list", get(list))
         .with_state(Arc::new(admin))
@@ -132,6 +137,19 @@ async fn status(State(admin): State<Arc<Admin>>) -> Json<Vec<ObjectStatus>> {
         }
     }
     Json(statuses)
+}
+
+async fn configz(State(admin): State<Arc<Admin>>) -> Json<Value> {
+    let objects = admin.world.statuses().into_iter().map(|status| {
+        json!({
+            "kind": status.kind,
+            "namespace": status.namespace,
+            "name": status.name,
+            "file": status.file,
+            "line": status.line,
+        })
+    });
+    Json(objects.collect())
 }
 
 /// Which resources an object becomes (control-plane.md 5 and 6).

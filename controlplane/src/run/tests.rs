@@ -1,6 +1,7 @@
 use std::{net::SocketAddr, path::Path};
 
 use clap::Parser as _;
+use proto::ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -12,7 +13,7 @@ use tokio::{
 use super::{ControlPlane, RunError};
 use crate::{
     config::{Args, Config},
-    testing::{DEADLINE, Issuer, NAME, Subscriber, channel},
+    testing::{DEADLINE, Issuer, NAME, Subscriber, bearer, channel, csr, names},
 };
 
 /// A whole control plane over a folder, in this process.
@@ -70,14 +71,18 @@ async fn get(address: SocketAddr, path: &str) -> (String, String) {
     (head.lines().next().unwrap().to_owned(), body.to_owned())
 }
 
-async fn proxy(running: &Running, dir: &Path, issuer: &Issuer) -> Subscriber {
+async fn trusted(running: &Running, dir: &Path) -> tonic::transport::Channel {
     // The root on disk is what a client is given.
     let pem = std::fs::read(dir.join("ca/root-cert.pem")).unwrap();
     let mut roots = rustls::RootCertStore::empty();
     for root in crate::ca::pem::certificates(&pem).unwrap() {
         roots.add(root).unwrap();
     }
-    let channel = channel(running.xds, roots, None).await.unwrap();
+    channel(running.xds, roots, None).await.unwrap()
+}
+
+async fn proxy(running: &Running, dir: &Path, issuer: &Issuer) -> Subscriber {
+    let channel = trusted(running, dir).await;
     let token = issuer.token("istio-system", "ztunnel", "ztunnel-1");
     Subscriber::open(channel, &token).await.unwrap()
 }
@@ -119,6 +124,7 @@ async fn every_admin_endpoint_answers() {
         ("/version", "controlplane"),
         ("/status", "["),
         ("/debug/syncz", "[]"),
+        ("/debug/configz", "["),
         ("/debug/ambientz", "\"workloads\":["),
         ("/debug/connections", "\"totalClients\":0"),
         ("/debug/list", "/status"),
@@ -130,6 +136,114 @@ async fn every_admin_endpoint_answers() {
     let (status, _) = get(running.admin, "/nothing").await;
     assert_eq!(status, "HTTP/1.1 404 Not Found");
     running.stop.send(()).unwrap();
+    running.task.await.unwrap().unwrap();
+}
+
+const SHOP: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec:
+  clusterIP: 10.96.0.10
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080}]
+";
+
+fn web(revision: &str) -> String {
+    format!(
+        "
+apiVersion: v1
+kind: Pod
+metadata:
+  name: web-1
+  namespace: shop
+  uid: web-1-uid
+  labels: {{app: web, version: {revision}}}
+spec:
+  nodeName: node-1
+  serviceAccountName: web
+  containers: [{{name: web, image: x}}]
+status:
+  phase: Running
+  podIPs: [{{ip: 10.244.1.5}}]
+  conditions: [{{type: Ready, status: 'True'}}]
+"
+    )
+}
+
+const TUNNEL: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: ztunnel-1, namespace: istio-system, uid: ztunnel-1-uid}
+spec:
+  nodeName: node-1
+  serviceAccountName: ztunnel
+  containers: [{name: z, image: x}]
+status:
+  phase: Running
+  podIPs: [{ip: 10.244.1.2}]
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_becomes_a_mesh_and_its_edits_reach_proxies() {
+    let (dir, issuer) = (TempDir::new().unwrap(), Issuer::new());
+    let running_config = config(dir.path(), &issuer);
+    let write = |file: &str, text: &str| {
+        let staged = dir.path().join(file);
+        std::fs::write(&staged, text).unwrap();
+        std::fs::rename(staged, dir.path().join("mesh").join(file)).unwrap();
+    };
+    write("shop.yaml", SHOP);
+    write("web.yaml", &web("v1"));
+    write("tunnel.yaml", TUNNEL);
+    assert_eq!(running_config.folders.len(), 1);
+    let running = start(dir.path(), &issuer).await;
+    let mut proxy = proxy(&running, dir.path(), &issuer).await;
+    proxy.subscribe(proto::ADDRESS_TYPE_URL, &[], &[]);
+    let world = proxy.acked().await;
+    let service = "shop/web.shop.svc.cluster.local";
+    let (pod, tunnel) = (
+        "Kubernetes//Pod/shop/web-1",
+        "Kubernetes//Pod/istio-system/ztunnel-1",
+    );
+    assert_eq!(names(&world), [tunnel, pod, service]);
+
+    write("web.yaml", &web("v2"));
+    assert_eq!(names(&proxy.acked().await), [pod]);
+    std::fs::remove_file(dir.path().join("mesh/web.yaml")).unwrap();
+    assert_eq!(proxy.acked().await.removed_resources, [pod]);
+    write("web.yaml", &web("v3"));
+    assert_eq!(names(&proxy.acked().await), [pod]);
+
+    let (_, ambientz) = get(running.admin, "/debug/ambientz").await;
+    let ambientz: serde_json::Value = serde_json::from_str(&ambientz).unwrap();
+    let workloads = ambientz["workloads"].as_array().unwrap();
+    let uids: Vec<_> = workloads
+        .iter()
+        .filter_map(|it| it["uid"].as_str())
+        .collect();
+    assert_eq!(uids, [tunnel, pod]);
+    let (_, status) = get(running.admin, "/status").await;
+    assert!(status.contains("shop.yaml"), "{status}");
+
+    let token = issuer.token("istio-system", "ztunnel", "ztunnel-1");
+    let certificate = async |identity: &str| {
+        let mut client = IstioCertificateServiceClient::new(trusted(&running, dir.path()).await);
+        client
+            .create_certificate(bearer(csr(Some(identity)), &token))
+            .await
+    };
+    certificate("spiffe://cluster.local/ns/shop/sa/web")
+        .await
+        .unwrap();
+    let refused = certificate("spiffe://cluster.local/ns/shop/sa/other").await;
+    assert_eq!(refused.unwrap_err().code(), tonic::Code::Unauthenticated);
+    running.stop.send(()).unwrap();
+    drop(proxy);
     running.task.await.unwrap().unwrap();
 }
 

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
 /// A stream that would have to wait longer is refused, and its proxy backs off.
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// Admits `rate` per second, `rate` of them at once after a quiet time; later ones wait their turn.
 #[derive(Debug)]

@@ -4,7 +4,7 @@
 //! own for every subscriber. It is polled only when HTTP/2 has room for more, so a slow reader is simply not asked what
 //! it is owed until it can take it.
 
-use std::{collections::VecDeque, convert::Infallible, sync::Arc};
+use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -35,6 +35,9 @@ use crate::{
 
 /// Largest request: a proxy that comes back sends the version of each of its resources.
 const MAX_REQUEST_BYTES: usize = 128 << 20;
+
+/// Tokens end, accounts are taken away: no stream outlives its proof by more than this, give or take a tenth.
+const MAX_AGE: Duration = Duration::from_secs(30 * 60);
 
 /// Where calls of this service go.
 pub(crate) const PATH: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/";
@@ -70,6 +73,8 @@ struct Stream {
     pieces: VecDeque<Bytes>,
     /// When the store first was ahead of this subscriber.
     behind: Option<Instant>,
+    /// When the proxy is sent off to prove itself anew.
+    expires: Instant,
     end: Option<Status>,
 }
 
@@ -135,7 +140,7 @@ impl Shared {
         self.limit
             .admit()
             .await
-            .map_err(|_| Status::resource_exhausted("too many new streams"))?;
+            .map_err(|_| Status::unavailable("too many new streams"))?;
         let mut codec = ProstCodec::<DeltaDiscoveryRequest, DeltaDiscoveryRequest>::default();
         let requests = Streaming::new_request(codec.decoder(), body, None, Some(MAX_REQUEST_BYTES));
         let stream = Stream {
@@ -148,6 +153,7 @@ impl Shared {
             subscriber: None,
             pieces: VecDeque::new(),
             behind: None,
+            expires: Instant::now() + MAX_AGE.mul_f64(rand::random_range(0.9..=1.1)),
             end: None,
         };
         let body = StreamBody::new(stream::unfold(Some(stream), next_frame));
@@ -208,6 +214,8 @@ impl Stream {
                 None => Err(Status::new(Code::Ok, "")),
             },
             () = timer => self.flush(Instant::now()),
+            // A clean end makes proxies come back at once; with versions that costs little.
+            () = sleep_until(self.expires) => Err(Status::new(Code::Ok, "")),
             changed = self.head.changed() => {
                 changed.map_err(|_| Status::unavailable("the control plane is ending"))
             }

@@ -23,6 +23,8 @@ use crate::output::Resource;
 pub(super) const WINDOW: Duration = Duration::from_millis(10);
 /// While a response is not acknowledged, changes are merged, but no longer than this.
 pub(super) const ACK_PATIENCE: Duration = Duration::from_secs(5);
+/// Responses of one type whose acknowledgement is awaited; of older ones it no longer matters.
+const MAX_OUTSTANDING: usize = 64;
 /// Types one stream may ask for; there are three.
 const MAX_TYPES: usize = 16;
 /// Names one stream may ask for by name, and the length of each.
@@ -196,6 +198,9 @@ impl Subscriber {
         };
         self.connection.sent(&response);
         if let Some(state) = self.types.get_mut(&response.type_url) {
+            if state.outstanding.len() >= MAX_OUTSTANDING {
+                state.outstanding.pop_front();
+            }
             state.outstanding.push_back(Outstanding {
                 sent: now,
                 response: response.clone(),

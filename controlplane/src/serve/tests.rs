@@ -358,6 +358,25 @@ fn changes_are_merged_while_an_answer_is_awaited_and_not_longer_than_patience() 
 }
 
 #[test]
+fn a_reader_that_never_acknowledges_hears_seldom_and_costs_little() {
+    let mut bench = Bench::new(&[pod(1, "a", &[], "0")]);
+    bench.subscribe(ADDRESS, &[], &[]);
+    let mut sent = Vec::new();
+    for n in 0..200 {
+        bench.now = bench.due().unwrap();
+        let responses = bench.subscriber.flush(&bench.store, bench.now).unwrap();
+        sent.extend(responses.iter().map(|it| Arc::downgrade(&it.payload)));
+        bench.apply(&[pod(1, "a", &[], &format!("n{n}"))], &[]);
+        assert_eq!(bench.due(), Some(bench.now + ACK_PATIENCE));
+    }
+    assert!(
+        sent[..100]
+            .iter()
+            .all(|payload| payload.strong_count() == 0)
+    );
+}
+
+#[test]
 fn changes_within_the_window_are_one_response() {
     let mut bench = Bench::new(&[]);
     bench.subscribe(ADDRESS, &[], &[]);
