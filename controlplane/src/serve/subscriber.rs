@@ -133,8 +133,8 @@ impl Subscriber {
         let unanswered = self
             .types
             .values()
-            .filter_map(|state| state.outstanding.front());
-        let patience = unanswered.map(|oldest| oldest.sent + ACK_PATIENCE).min();
+            .filter_map(|state| state.outstanding.back());
+        let patience = unanswered.map(|newest| newest.sent + ACK_PATIENCE).max();
         Some(patience.map_or(window, |patience| patience.max(window)))
     }
 
