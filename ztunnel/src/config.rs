@@ -30,6 +30,9 @@ pub const HBONE_PORT: u16 = 15008;
 
 const DEFAULT_DNS_PORT: u16 = 15053;
 const DEFAULT_MARK: u32 = 1337;
+const DEFAULT_SECRET_TTL: Duration = Duration::from_secs(24 * 3600);
+const DEFAULT_UNUSED_RELEASE: Duration = Duration::from_secs(300);
+const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(180);
 const ROOT_CERT: &str = "./var/run/secrets/istio/root-cert.pem";
 const TOKEN: &str = "./var/run/secrets/tokens/istio-token";
 const MESH_FILE: &str = "./etc/istio/config/mesh";
@@ -272,8 +275,6 @@ pub struct Tls {
     pub post_quantum_only: bool,
     /// TLS 1.2 as well.
     pub tls12: bool,
-    /// Enables revocation checks.
-    pub crl_path: Option<PathBuf>,
 }
 
 /// Log lines.
@@ -320,7 +321,7 @@ impl Config {
             xds_on_demand: read.flag("XDS_ON_DEMAND", false),
             local_state: read_local_state(&mut read),
             ca: read_ca(&mut read, &control_plane),
-            secret_ttl: read.duration_or("SECRET_TTL", Duration::from_hours(24)),
+            secret_ttl: read.duration_or("SECRET_TTL", DEFAULT_SECRET_TTL),
             inpod: read_inpod(&mut read),
             listen: read_listen(&mut read, &file),
             proxy_enabled: read.flag("ENABLE_PROXY", true),
@@ -377,6 +378,10 @@ impl Config {
         }
         if read.text("PROXY_MODE").is_some_and(|mode| mode != "shared") {
             read.reject("PROXY_MODE", "only shared (one tunnel per node) is built");
+        }
+        // Running on without the checks that were asked for would admit the revoked.
+        if read.some_text("CRL_PATH").is_some() {
+            read.reject("CRL_PATH", "revocation checks are not built");
         }
         if read.flag("UNSTABLE_ENABLE_SOCKS5", false) {
             read.reject("UNSTABLE_ENABLE_SOCKS5", "SOCKS5 is not built");
@@ -564,7 +569,7 @@ fn read_http2(read: &mut Reader<'_>) -> Http2 {
     let config = Http2 {
         max_streams_per_connection: read.parse_or("POOL_MAX_STREAMS_PER_CONNECTION", 100),
         unused_release_timeout: read
-            .duration_or("POOL_UNUSED_RELEASE_TIMEOUT", Duration::from_mins(5)),
+            .duration_or("POOL_UNUSED_RELEASE_TIMEOUT", DEFAULT_UNUSED_RELEASE),
         stream_window_size: read.parse_or("HTTP2_STREAM_WINDOW_SIZE", 4 << 20),
         connection_window_size: read.parse_or("HTTP2_CONNECTION_WINDOW_SIZE", 16 << 20),
         frame_size: read.parse_or("HTTP2_FRAME_SIZE", 1 << 20),
@@ -593,8 +598,8 @@ fn read_http2(read: &mut Reader<'_>) -> Http2 {
 fn read_keepalive(read: &mut Reader<'_>) -> Keepalive {
     Keepalive {
         enabled: read.flag("KEEPALIVE_ENABLED", true),
-        time: read.duration_or("KEEPALIVE_TIME", Duration::from_mins(3)),
-        interval: read.duration_or("KEEPALIVE_INTERVAL", Duration::from_mins(3)),
+        time: read.duration_or("KEEPALIVE_TIME", DEFAULT_KEEPALIVE),
+        interval: read.duration_or("KEEPALIVE_INTERVAL", DEFAULT_KEEPALIVE),
         retries: read.parse_or("KEEPALIVE_RETRIES", 9),
         user_timeout: read.flag("USER_TIMEOUT_ENABLED", false),
     }
@@ -620,7 +625,6 @@ fn read_tls(read: &mut Reader<'_>) -> Tls {
             })
             .unwrap_or(false),
         tls12: read.flag("TLS12_ENABLED", false),
-        crl_path: read.some_text("CRL_PATH").map(Into::into),
     }
 }
 

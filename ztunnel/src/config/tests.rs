@@ -23,7 +23,7 @@ fn defaults_are_those_of_the_chart() {
     assert_eq!(config.inpod.mark, Some(0x539));
     assert_eq!(config.http2.max_streams_per_connection, 100);
     assert_eq!(config.drain_deadline, Duration::from_secs(5));
-    assert_eq!(config.secret_ttl, Duration::from_hours(24));
+    assert_eq!(config.secret_ttl, Duration::from_secs(86_400));
     assert_eq!(config.dns.port, 15053);
     assert!(config.dns.enabled);
     let xds = config.xds.expect("xDS is on by default");
@@ -46,9 +46,10 @@ fn every_bad_setting_is_reported_at_once() {
         ("LOCAL_XDS_PATH", "b"),
         ("CA_ADDRESS", ""),
         ("COMPLIANCE_POLICY", "none"),
+        ("CRL_PATH", "/crl.pem"),
         ("LEYLINE_ADMIN_ADDRESS", "0.0.0.0:15000"),
     ])
-    .expect_err("ten bad settings");
+    .expect_err("bad settings");
     let text = error.to_string();
     for name in [
         "SECRET_TTL",
@@ -59,6 +60,7 @@ fn every_bad_setting_is_reported_at_once() {
         "LOCAL_XDS",
         "CA_ADDRESS",
         "COMPLIANCE_POLICY",
+        "CRL_PATH",
         "LEYLINE_ADMIN_ADDRESS",
     ] {
         assert!(text.contains(name), "{name} is missing in: {text}");

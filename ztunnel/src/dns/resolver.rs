@@ -26,7 +26,7 @@ use crate::report::Chain;
 
 const CACHED_NAMES: usize = 4096;
 const SHORTEST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_mins(5);
+const LONGEST: Duration = Duration::from_secs(300);
 /// How long "no address" is believed.
 const NEGATIVE: Duration = Duration::from_secs(2);
 

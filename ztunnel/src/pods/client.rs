@@ -31,23 +31,20 @@ enum LinkError {
     Closed,
 }
 
+/// Called after each change, to publish what runs.
+type Changed<L> = Box<dyn Fn(&Pods<L>) + Send + Sync>;
+
 /// Keeps the node's pods as the agent says, until the drain starts.
 pub(crate) struct Client<L: Launch<Netns = Netns>> {
     dialer: Dialer,
     pods: Pods<L>,
     gate: Gate,
     heard: bool,
-    /// Called after each change, to publish what runs.
-    changed: Box<dyn Fn(&Pods<L>) + Send + Sync>,
+    changed: Changed<L>,
 }
 
 impl<L: Launch<Netns = Netns>> Client<L> {
-    pub(crate) fn new(
-        socket: PathBuf,
-        launcher: L,
-        gate: Gate,
-        changed: Box<dyn Fn(&Pods<L>) + Send + Sync>,
-    ) -> Self {
+    pub(crate) fn new(socket: PathBuf, launcher: L, gate: Gate, changed: Changed<L>) -> Self {
         Self {
             dialer: Dialer::new(socket),
             pods: Pods::new(launcher),
@@ -138,7 +135,7 @@ impl<L: Launch<Netns = Netns>> Client<L> {
         };
         self.heard = true;
         self.publish();
-        link.acknowledge(answer.as_ref().map(|()| ()).map_err(String::as_str))
+        link.acknowledge(answer.as_ref().copied().map_err(String::as_str))
             .await?;
         Ok(())
     }

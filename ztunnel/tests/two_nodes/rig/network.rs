@@ -11,15 +11,15 @@ use net::netns::Netns;
 use nix::sched::{CloneFlags, unshare};
 
 /// A pod's namespace with its address on the link.
-pub struct Pod {
-    pub name: &'static str,
-    pub netns: Netns,
-    pub v4: IpAddr,
-    pub v6: IpAddr,
+pub(crate) struct Pod {
+    pub(crate) name: &'static str,
+    pub(crate) netns: Netns,
+    pub(crate) v4: IpAddr,
+    pub(crate) v6: IpAddr,
 }
 
 /// Makes namespaces `a` and `b` with a link between them, or says why it cannot: then the test is skipped.
-pub fn two_pods() -> Result<[Pod; 2], String> {
+pub(crate) fn two_pods() -> Result<[Pod; 2], String> {
     let a = pod("a", "10.210.0.1", "fd00:210::1")?;
     let b = pod("b", "10.210.0.2", "fd00:210::2")?;
     let peer = format!(
@@ -134,7 +134,7 @@ table inet capture {
 }";
 
 /// Runs a program inside the pod's namespace.
-pub fn in_pod(pod: &Pod, command: &[&str]) -> Result<(), String> {
+pub(crate) fn in_pod(pod: &Pod, command: &[&str]) -> Result<(), String> {
     let netns = pod.netns.clone();
     let command: Vec<String> = command.iter().map(|word| (*word).to_owned()).collect();
     let run = thread::spawn(move || {

@@ -5,39 +5,39 @@ use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 use net::{
     mesh_state::MeshState,
     testing::TestCa,
-    zds::{AgentConnection, Listener, Request, WorkloadInfo},
+    zds::{AgentConnection, CallError, Listener, Request, WorkloadInfo},
 };
 use tokio::{sync::oneshot, task::JoinHandle};
 use ztunnel::{Config, Tunnel};
 
 use super::{network::Pod, soon};
 
-pub struct Node {
-    pub state: MeshState,
+pub(crate) struct Node {
+    pub(crate) state: MeshState,
     /// Where metrics are.
-    pub stats: SocketAddr,
-    pub admin: SocketAddr,
-    pub readiness: SocketAddr,
-    pub agent: Agent,
+    pub(crate) stats: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) readiness: SocketAddr,
+    pub(crate) agent: Agent,
     stop: Option<oneshot::Sender<()>>,
     tunnel: JoinHandle<()>,
 }
 
 /// The agent's end of ZDS.
-pub struct Agent {
-    pub connection: AgentConnection,
-    pub listener: Listener,
-    folder: tempfile::TempDir,
+pub(crate) struct Agent {
+    connection: Option<AgentConnection>,
+    listener: Listener,
+    _folder: tempfile::TempDir,
 }
 
 impl Node {
     /// Starts the tunnel and enrols the pod: when this returns, the pod's listeners are open.
-    pub async fn start(name: &'static str, ca: &Arc<TestCa>, pod: &Pod) -> Self {
+    pub(crate) async fn start(name: &'static str, ca: &Arc<TestCa>, pod: &Pod) -> Self {
         Self::start_with(name, ca, pod, &[]).await
     }
 
     /// The same with more settings.
-    pub async fn start_with(
+    pub(crate) async fn start_with(
         name: &'static str,
         ca: &Arc<TestCa>,
         pod: &Pod,
@@ -72,9 +72,9 @@ impl Node {
         let incoming = soon(listener.accept()).await.expect("the tunnel connects");
         let connection = soon(AgentConnection::greet(incoming)).await.expect("Hello");
         let mut agent = Agent {
-            connection,
+            connection: Some(connection),
             listener,
-            folder,
+            _folder: folder,
         };
         agent.add(pod).await;
         agent.call(Request::SnapshotSent).await;
@@ -90,13 +90,13 @@ impl Node {
     }
 
     /// Drains and ends the tunnel.
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.begin_stop();
         soon(&mut self.tunnel).await.expect("the tunnel ends");
     }
 
     /// Begins the drain.
-    pub fn begin_stop(&mut self) {
+    pub(crate) fn begin_stop(&mut self) {
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());
         }
@@ -110,8 +110,14 @@ impl Drop for Node {
 }
 
 impl Agent {
-    pub async fn add(&mut self, pod: &Pod) {
-        self.call(Request::Add {
+    pub(crate) async fn add(&mut self, pod: &Pod) {
+        let added = self.try_add(pod).await;
+        added.unwrap_or_else(|error| panic!("Add: {error:?}"));
+    }
+
+    /// The tunnel's own answer.
+    pub(crate) async fn try_add(&mut self, pod: &Pod) -> Result<(), CallError> {
+        let add = Request::Add {
             uid: uid(pod),
             info: WorkloadInfo {
                 name: pod.name.to_owned(),
@@ -119,27 +125,30 @@ impl Agent {
                 service_account: format!("sa-{}", pod.name),
             },
             netns: pod.netns.clone(),
-        })
-        .await;
+        };
+        soon(self.link().call(&add)).await
     }
 
-    pub async fn call(&mut self, request: Request) {
-        let called = soon(self.connection.call(&request)).await;
+    pub(crate) async fn call(&mut self, request: Request) {
+        let called = soon(self.link().call(&request)).await;
         called.unwrap_or_else(|error| panic!("{request:?}: {error:?}"));
     }
 
-    /// Another connection of the same tunnel, after the first one broke.
-    pub async fn reconnected(&mut self) {
-        let incoming = soon(self.listener.accept()).await.expect("it comes back");
-        self.connection = soon(AgentConnection::greet(incoming)).await.expect("Hello");
+    /// The connection to the tunnel.
+    pub(crate) fn link(&mut self) -> &mut AgentConnection {
+        self.connection.as_mut().expect("connected")
     }
 
-    pub fn socket(&self) -> std::path::PathBuf {
-        self.folder.path().join("zds.sock")
+    /// Hangs up, and takes the tunnel's next connection.
+    pub(crate) async fn reconnected(&mut self) {
+        self.connection = None;
+        let incoming = soon(self.listener.accept()).await.expect("it comes back");
+        let greeted = soon(AgentConnection::greet(incoming)).await;
+        self.connection = Some(greeted.expect("Hello"));
     }
 }
 
-pub fn uid(pod: &Pod) -> String {
+pub(crate) fn uid(pod: &Pod) -> String {
     format!("uid-{}", pod.name)
 }
 

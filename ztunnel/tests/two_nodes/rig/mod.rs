@@ -1,7 +1,7 @@
 //! Two nodes with one pod each, in this process: real namespaces, sockets, TLS and redirection.
 
-pub mod network;
-pub mod node;
+pub(crate) mod network;
+pub(crate) mod node;
 
 use std::{future::Future, io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -25,20 +25,21 @@ use tokio::{
 };
 
 /// Longest that anything here may take.
-pub const DEADLINE: Duration = Duration::from_secs(20);
-pub const APP_PORT: u16 = 8080;
-pub const VIP: &str = "10.96.0.7:80";
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const APP_PORT: u16 = 8080;
+pub(crate) const VIP: &str = "10.96.0.7:80";
 
 /// Pod `a` on node `a`, pod `b` on node `b`; both nodes know both pods, and the service `web` of `b`.
-pub struct Rig {
-    pub a: Pod,
-    pub b: Pod,
-    pub node_a: Node,
-    pub node_b: Node,
+pub(crate) struct Rig {
+    pub(crate) a: Pod,
+    pub(crate) b: Pod,
+    pub(crate) node_a: Node,
+    pub(crate) node_b: Node,
+    pub(crate) ca: Arc<TestCa>,
 }
 
 /// Makes it, or says why it cannot be made here.
-pub async fn rig() -> Option<Rig> {
+pub(crate) async fn rig() -> Option<Rig> {
     let [a, b] = match network::two_pods() {
         Ok(pods) => pods,
         Err(reason) => {
@@ -54,12 +55,9 @@ pub async fn rig() -> Option<Rig> {
         b,
         node_a,
         node_b,
+        ca,
     };
-    rig.publish([
-        Resource::Workload(rig.workload_a()),
-        Resource::Workload(rig.workload_b()),
-        Resource::Service(web()),
-    ]);
+    rig.publish(rig.known().upserts);
     Some(rig)
 }
 
@@ -85,11 +83,11 @@ fn web() -> Service {
 }
 
 impl Rig {
-    pub fn workload_a(&self) -> Workload {
+    pub(crate) fn workload_a(&self) -> Workload {
         workload(&self.a, "node-a")
     }
 
-    pub fn workload_b(&self) -> Workload {
+    pub(crate) fn workload_b(&self) -> Workload {
         let mut workload = workload(&self.b, "node-b");
         workload
             .services
@@ -97,8 +95,20 @@ impl Rig {
         workload
     }
 
+    /// What every node knows at first.
+    pub(crate) fn known(&self) -> Update {
+        Update {
+            upserts: vec![
+                Resource::Workload(self.workload_a()),
+                Resource::Workload(self.workload_b()),
+                Resource::Service(web()),
+            ],
+            removals: Vec::new(),
+        }
+    }
+
     /// Both nodes learn of it at once.
-    pub fn publish(&self, resources: impl IntoIterator<Item = Resource>) {
+    pub(crate) fn publish(&self, resources: impl IntoIterator<Item = Resource>) {
         let update = Update {
             upserts: resources.into_iter().collect(),
             removals: Vec::new(),
@@ -108,7 +118,7 @@ impl Rig {
         }
     }
 
-    pub fn remove_policy(&self, key: &str) {
+    pub(crate) fn remove_policy(&self, key: &str) {
         let update = Update {
             upserts: Vec::new(),
             removals: vec![Removal::Policy(key.into())],
@@ -119,16 +129,16 @@ impl Rig {
     }
 
     /// The application of pod `b`.
-    pub fn listen(&self) -> TcpListener {
+    pub(crate) fn listen(&self) -> TcpListener {
         listen(&self.b, SocketAddr::new(self.b.v4, APP_PORT))
     }
 
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         SocketAddr::new(self.b.v4, APP_PORT)
     }
 
     /// One connection from an application in `a` to one in `b`, and both of its ends.
-    pub async fn pair(&self) -> (TcpStream, TcpStream) {
+    pub(crate) async fn pair(&self) -> (TcpStream, TcpStream) {
         let listener = self.listen();
         let to = self.address();
         let (client, server) = soon(async {
@@ -142,45 +152,45 @@ impl Rig {
 }
 
 /// As a program inside the pod would.
-pub fn listen(pod: &Pod, address: SocketAddr) -> TcpListener {
+pub(crate) fn listen(pod: &Pod, address: SocketAddr) -> TcpListener {
     application(pod).listen(address).expect("listen")
 }
 
 /// As a program inside the pod would.
-pub async fn connect(pod: &Pod, to: SocketAddr) -> TcpStream {
+pub(crate) async fn connect(pod: &Pod, to: SocketAddr) -> TcpStream {
     let factory = application(pod);
     let connecting = factory.connect(to, SourceAddress::Own);
     soon(connecting).await.expect("connect")
 }
 
 /// As a program would that the redirection lets pass, so that nothing stands between it and the link.
-pub async fn connect_outside_the_mesh(pod: &Pod, to: SocketAddr) -> TcpStream {
+pub(crate) async fn connect_outside_the_mesh(pod: &Pod, to: SocketAddr) -> TcpStream {
     let factory = outside_the_mesh(pod);
     let connecting = factory.connect(to, SourceAddress::Own);
     soon(connecting).await.expect("connect")
 }
 
-pub fn outside_the_mesh(pod: &Pod) -> Factory {
+pub(crate) fn outside_the_mesh(pod: &Pod) -> Factory {
     Factory {
         mark: Some(0x539),
         ..application(pod)
     }
 }
 
-pub fn application(pod: &Pod) -> Factory {
+pub(crate) fn application(pod: &Pod) -> Factory {
     Factory {
         netns: Some(pod.netns.clone()),
         ..Factory::default()
     }
 }
 
-pub async fn soon<T>(work: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(work: impl Future<Output = T>) -> T {
     let done = timeout(DEADLINE, work).await;
     done.expect("done within the deadline")
 }
 
 /// Sends bytes one way and reads them at the other end.
-pub async fn passes(from: &mut TcpStream, to: &mut TcpStream, bytes: &[u8]) {
+pub(crate) async fn passes(from: &mut TcpStream, to: &mut TcpStream, bytes: &[u8]) {
     soon(from.write_all(bytes)).await.expect("write");
     let mut received = vec![0; bytes.len()];
     soon(to.read_exact(&mut received)).await.expect("read");
@@ -188,12 +198,12 @@ pub async fn passes(from: &mut TcpStream, to: &mut TcpStream, bytes: &[u8]) {
 }
 
 /// A connection that a program in the pod opens ends with a reset, before or after it seemed to stand.
-pub async fn connect_is_reset(pod: &Pod, to: SocketAddr) {
+pub(crate) async fn connect_is_reset(pod: &Pod, to: SocketAddr) {
     connect_with_is_reset(&application(pod), to).await;
 }
 
 /// The same for a program that the redirection lets pass.
-pub async fn connect_outside_the_mesh_is_reset(pod: &Pod, to: SocketAddr) {
+pub(crate) async fn connect_outside_the_mesh_is_reset(pod: &Pod, to: SocketAddr) {
     connect_with_is_reset(&outside_the_mesh(pod), to).await;
 }
 
@@ -205,7 +215,7 @@ async fn connect_with_is_reset(factory: &Factory, to: SocketAddr) {
 }
 
 /// Waits until something holds.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
+pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
     let waiting = async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -216,7 +226,7 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, holds: impl Fn() -
 }
 
 /// The connection ends with a reset, and not with an orderly end.
-pub async fn is_reset(stream: &mut TcpStream) {
+pub(crate) async fn is_reset(stream: &mut TcpStream) {
     let mut buffer = [0; 1024];
     loop {
         match soon(stream.read(&mut buffer)).await {
@@ -231,7 +241,7 @@ pub async fn is_reset(stream: &mut TcpStream) {
 }
 
 /// A policy for pod `b`'s namespace that matches one principal.
-pub fn policy(name: &str, action: Action, principal: &str) -> AuthorizationPolicy {
+pub(crate) fn policy(name: &str, action: Action, principal: &str) -> AuthorizationPolicy {
     let one = Match {
         principals: vec![StringMatch::Exact(principal.into())],
         ..Match::default()
@@ -239,7 +249,7 @@ pub fn policy(name: &str, action: Action, principal: &str) -> AuthorizationPolic
     policy_of(name, action, one)
 }
 
-pub fn policy_of(name: &str, action: Action, one: Match) -> AuthorizationPolicy {
+pub(crate) fn policy_of(name: &str, action: Action, one: Match) -> AuthorizationPolicy {
     AuthorizationPolicy {
         key: mesh::names::PolicyKey {
             namespace: "ns".into(),

@@ -1,0 +1,125 @@
+//! Peers on the HBONE port that are not what they should be: refused, and nobody else notices.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use http::{HeaderMap, StatusCode};
+use mesh::identity::Identity;
+use net::{
+    hbone::{Client, Config, ConnectError, ConnectHead},
+    socket::SourceAddress,
+    testing::TestCa,
+    tls::{self, Policy, WorkloadCertificate},
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::{
+    rig::{Rig, outside_the_mesh, passes, soon},
+    rig_or_skip,
+};
+
+fn tunnel_port(rig: &Rig) -> SocketAddr {
+    SocketAddr::new(rig.b.v4, 15008)
+}
+
+/// A peer at pod `b`'s HBONE port, with this certificate.
+async fn peer(rig: &Rig, certificate: &WorkloadCertificate) -> Option<Client> {
+    let sockets = outside_the_mesh(&rig.a);
+    let tcp = sockets.connect(tunnel_port(rig), SourceAddress::Own);
+    let tcp = soon(tcp).await.unwrap();
+    let expected: Arc<[Identity]> = vec![rig.ca.identity("ns", "sa-b")].into();
+    let config = certificate.client_config(&expected);
+    let connected = tls::connect(tcp, config, Duration::from_secs(5)).await;
+    let (io, identity) = connected.ok()?;
+    let (client, driver) = Client::handshake(io, identity, &Config::default())
+        .await
+        .ok()?;
+    tokio::spawn(driver);
+    Some(client)
+}
+
+async fn ask(client: &Client, authority: &str) -> Result<(), ConnectError> {
+    let head = ConnectHead {
+        authority: authority.parse().unwrap(),
+        headers: HeaderMap::new(),
+    };
+    client
+        .connect(head, Duration::from_secs(15))
+        .await
+        .map(|_| ())
+}
+
+#[track_caller]
+fn status(answer: Result<(), ConnectError>) -> StatusCode {
+    match answer {
+        Ok(()) => StatusCode::OK,
+        Err(ConnectError::Refused { status, .. }) => status,
+        Err(error) => panic!("{error:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_decides_the_status() {
+    let rig = rig_or_skip!();
+    let _listener = rig.listen();
+    let certificate = rig.ca.certificate(&rig.ca.identity("ns", "sa-a"));
+    let client = peer(&rig, &certificate).await.expect("a good peer");
+    for (authority, expected) in [
+        ("10.210.0.2:8080", 200),
+        // Not the pod's address.
+        ("10.210.0.9:8080", 400),
+        // The tunnel's own ports.
+        ("10.210.0.2:15006", 503),
+        ("10.210.0.2:15008", 503),
+        // Nobody listens.
+        ("10.210.0.2:9999", 503),
+        ("web.ns.svc.cluster.local:80", 200),
+        ("web.ns.svc.cluster.local:81", 503),
+        ("nowhere.ns.svc.cluster.local:80", 503),
+    ] {
+        let answer = soon(ask(&client, authority)).await;
+        assert_eq!(status(answer).as_u16(), expected, "{authority}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_denied_peer_is_answered_401() {
+    let rig = rig_or_skip!();
+    let _listener = rig.listen();
+    let principal = "cluster.local/ns/ns/sa/sa-a";
+    let deny = crate::rig::policy("deny-a", mesh::policy::Action::Deny, principal);
+    rig.publish([mesh::view::Resource::Policy(deny)]);
+    let certificate = rig.ca.certificate(&rig.ca.identity("ns", "sa-a"));
+    let client = peer(&rig, &certificate).await.expect("a good peer");
+    let answer = soon(ask(&client, "10.210.0.2:8080")).await;
+    assert_eq!(status(answer), StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_peers_are_refused_and_others_are_unharmed() {
+    let rig = rig_or_skip!();
+    let (mut client, mut server) = rig.pair().await;
+    // Another root, for the same trust domain and for another one.
+    for domain in ["cluster.local", "example.com"] {
+        let stranger = TestCa::new(domain, &Policy::default());
+        let certificate = stranger.certificate(&stranger.identity("ns", "sa-a"));
+        assert!(peer(&rig, &certificate).await.is_none(), "{domain}");
+    }
+    // What is no TLS.
+    for bytes in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0xff; 4096],
+        b"PRI * HTTP/2.0",
+    ] {
+        let sockets = outside_the_mesh(&rig.a);
+        let mut tcp = sockets
+            .connect(tunnel_port(&rig), SourceAddress::Own)
+            .await
+            .unwrap();
+        tcp.write_all(bytes).await.unwrap();
+        tcp.shutdown().await.unwrap();
+        let mut rest = Vec::new();
+        // Ended, in whatever way.
+        let _ = soon(tcp.read_to_end(&mut rest)).await;
+    }
+    passes(&mut client, &mut server, b"unharmed").await;
+}

@@ -1,0 +1,21 @@
+//! Two node tunnels and a pod of each, in network namespaces of their own: what applications, agents, peers and operators
+//! see of them.
+
+mod hostile;
+mod lifecycle;
+mod names;
+mod policy;
+mod rig;
+mod telemetry;
+mod traffic;
+
+/// Where namespaces are not permitted the test says so and passes.
+macro_rules! rig_or_skip {
+    () => {
+        match crate::rig::rig().await {
+            Some(rig) => rig,
+            None => return,
+        }
+    };
+}
+use rig_or_skip;

@@ -1,0 +1,172 @@
+//! What operators see.
+
+use std::net::SocketAddr;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::{
+    rig::{Rig, connect_is_reset, eventually, node::uid, passes, policy, soon},
+    rig_or_skip,
+};
+
+async fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = soon(TcpStream::connect(address)).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    soon(stream.read_to_string(&mut answer)).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    body.to_owned()
+}
+
+/// The sum of a metric's series that carry all these labels.
+async fn metric(stats: SocketAddr, name: &str, labels: &[&str]) -> u64 {
+    let text = get(stats, "/metrics").await;
+    let series = text.lines().filter(|line| {
+        line.starts_with(&format!("{name}{{")) && labels.iter().all(|label| line.contains(label))
+    });
+    series
+        .map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap())
+        .sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_ends_count_the_same_connection_and_its_bytes() {
+    let rig = rig_or_skip!();
+    let (mut client, mut server) = rig.pair().await;
+    passes(&mut client, &mut server, &[7; 1000]).await;
+    passes(&mut server, &mut client, &[7; 300]).await;
+    let common = [
+        "source_principal=\"spiffe://cluster.local/ns/ns/sa/sa-a\"",
+        "destination_principal=\"spiffe://cluster.local/ns/ns/sa/sa-b\"",
+        "connection_security_policy=\"mutual_tls\"",
+        "source_workload=\"a\"",
+        "destination_workload=\"b\"",
+        "request_protocol=\"tcp\"",
+    ];
+    for (stats, reporter) in [
+        (rig.node_a.stats, "reporter=\"source\""),
+        (rig.node_b.stats, "reporter=\"destination\""),
+    ] {
+        let labels: Vec<&str> = common.iter().copied().chain([reporter]).collect();
+        let count = async |name: &str| metric(stats, name, &labels).await;
+        // While the connection is open.
+        assert_eq!(count("istio_tcp_connections_opened_total").await, 1);
+        assert_eq!(count("istio_tcp_received_bytes_total").await, 1000);
+        assert_eq!(count("istio_tcp_sent_bytes_total").await, 300);
+        assert_eq!(count("istio_tcp_connections_closed_total").await, 0);
+    }
+    drop((client, server));
+    let closed = "istio_tcp_connections_closed_total";
+    eventually("it is counted as closed", async || {
+        metric(rig.node_b.stats, closed, &[]).await == 1
+            && metric(rig.node_a.stats, closed, &[]).await == 1
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_denial_and_an_early_refusal_are_counted() {
+    let rig = rig_or_skip!();
+    let client = "cluster.local/ns/ns/sa/sa-a";
+    let deny = policy("deny-a", mesh::policy::Action::Deny, client);
+    rig.publish([mesh::view::Resource::Policy(deny)]);
+    connect_is_reset(&rig.a, rig.address()).await;
+    let denied = ["response_flags=\"DENY\"", "reporter=\"destination\""];
+    let failed = "istio_tcp_connections_failed_total";
+    eventually("the denial is counted", async || {
+        metric(rig.node_b.stats, failed, &denied).await == 1
+    })
+    .await;
+    // A service address whose port nobody serves.
+    connect_is_reset(&rig.a, "10.96.0.7:81".parse().unwrap()).await;
+    let refused = "leyline_connections_refused_total";
+    let reason = ["reason=\"no healthy upstream\"", "reporter=\"source\""];
+    assert_eq!(metric(rig.node_a.stats, refused, &reason).await, 1);
+}
+
+async fn dump(rig: &Rig) -> serde_json::Value {
+    let text = get(rig.node_b.admin, "/config_dump").await;
+    serde_json::from_str(&text).expect("JSON")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dump_has_the_keys_that_istioctl_reads() {
+    let rig = rig_or_skip!();
+    let (mut client, mut server) = rig.pair().await;
+    passes(&mut client, &mut server, b"x").await;
+    let dump = dump(&rig).await;
+    let mut keys: Vec<&str> = dump
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    keys.sort_unstable();
+    let expected = [
+        "certificates",
+        "config",
+        "policies",
+        "services",
+        "stagedServices",
+        "staticConfig",
+        "version",
+        "workloadState",
+        "workloads",
+    ];
+    assert_eq!(keys, expected);
+    let certificate = &dump["certificates"][0];
+    assert_eq!(
+        certificate["identity"],
+        "spiffe://cluster.local/ns/ns/sa/sa-b"
+    );
+    assert_eq!(certificate["state"], "Available");
+    assert_eq!(certificate["certChain"].as_array().unwrap().len(), 1);
+    let pod = &dump["workloadState"][uid(&rig.b)];
+    assert_eq!(pod["state"], "Up");
+    assert_eq!(pod["info"]["serviceAccount"], "sa-b");
+    let inbound = &pod["connections"]["inbound"][0];
+    assert_eq!(inbound["protocol"], "HBONE");
+    assert_eq!(inbound["actualDst"], rig.address().to_string());
+    assert_eq!(inbound["originalDst"], serde_json::Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn open_connections_are_shown_with_both_identities() {
+    let rig = rig_or_skip!();
+    let (mut client, mut server) = rig.pair().await;
+    passes(&mut client, &mut server, b"12345").await;
+    let text = get(rig.node_a.admin, "/connections").await;
+    let open: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let one = &open[0];
+    assert_eq!(one["pod"], uid(&rig.a));
+    assert_eq!(one["received_bytes"], 5);
+    let principal = |end: &str| one[end]["labels"]["principal"].clone();
+    assert_eq!(principal("source"), "spiffe://cluster.local/ns/ns/sa/sa-a");
+    let destination = principal("destination");
+    assert_eq!(destination, "spiffe://cluster.local/ns/ns/sa/sa-b");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readiness_is_lost_with_the_agent_and_comes_back_with_its_snapshot() {
+    let mut rig = rig_or_skip!();
+    assert_eq!(get(rig.node_b.readiness, "/healthz/ready").await, "ready\n");
+    rig.node_b.agent.reconnected().await;
+    let readiness = rig.node_b.readiness;
+    eventually("it is not ready", async || {
+        let mut stream = TcpStream::connect(readiness).await.unwrap();
+        let request = b"GET /healthz/ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer.ends_with("not ready, pending: workload proxy manager\n")
+    })
+    .await;
+    rig.node_b.agent.add(&rig.b).await;
+    rig.node_b.agent.call(net::zds::Request::SnapshotSent).await;
+    assert_eq!(get(readiness, "/healthz/ready").await, "ready\n");
+}
