@@ -94,22 +94,22 @@ pub enum End {
 
 /// Copies until both directions have ended, one side fails, or `cancel` is ready.
 ///
-/// When it returns both connections are closed. `cancel` cuts at once: TCP by RST, a tunnel by RST_STREAM(CANCEL).
-/// Dropping the future closes both the same way, except that TCP then ends with FIN where nothing is unread.
+/// When it returns both connections are closed. `cancel` cuts at once: TCP by RST, a tunnel by RST_STREAM(CANCEL), and
+/// so does dropping the future: a transfer that was cut must not look complete.
 pub async fn bidirectional(
     downstream: impl Into<Endpoint>,
     upstream: impl Into<Endpoint>,
     counters: &Counters,
     cancel: impl Future<Output = ()>,
 ) -> End {
-    let mut downstream = Ends::of(downstream.into());
-    let mut upstream = Ends::of(upstream.into());
+    let mut downstream = Cut::unless_done(downstream.into());
+    let mut upstream = Cut::unless_done(upstream.into());
     let end = {
-        let (down, up) = (&mut downstream, &mut upstream);
+        let (down, up) = (&mut downstream.ends, &mut upstream.ends);
         run(down, up, counters, cancel).await
     };
     let (down_code, up_code) = match &end {
-        End::Finished(_) => return end,
+        End::Finished(_) => (None, None),
         End::Cancelled => (Some(ResetCode::CANCEL), Some(ResetCode::CANCEL)),
         End::Reset(side) | End::Failed(side, _) => {
             let told = Some(ResetCode::CONNECT_ERROR);
@@ -119,9 +119,30 @@ pub async fn bidirectional(
             }
         }
     };
-    downstream.close(down_code);
-    upstream.close(up_code);
+    downstream.reset = down_code;
+    upstream.reset = up_code;
     end
+}
+
+/// A connection that ends with a reset unless the copy says otherwise.
+struct Cut {
+    ends: Ends,
+    reset: Option<ResetCode>,
+}
+
+impl Cut {
+    fn unless_done(endpoint: Endpoint) -> Self {
+        Self {
+            ends: Ends::of(endpoint),
+            reset: Some(ResetCode::CANCEL),
+        }
+    }
+}
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        self.ends.close(self.reset);
+    }
 }
 
 /// A connection taken apart, so that both directions can be worked on at once.
@@ -148,14 +169,14 @@ impl Ends {
         }
     }
 
-    /// Ends it with a reset where the other side has to be told of one.
-    fn close(self, reset: Option<ResetCode>) {
+    /// Ends it with a reset where the other side has to be told of one; without, once it is dropped.
+    fn close(&mut self, reset: Option<ResetCode>) {
         match (self, reset) {
             (Self::Tcp(tcp), Some(_)) => {
                 // With no time to linger, close sends RST in place of FIN. It fails only on a socket that is closed.
-                let _ = socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO));
+                let _ = socket2::SockRef::from(&*tcp).set_linger(Some(Duration::ZERO));
             }
-            (Self::Tunnel(mut send, _), Some(code)) => send.reset(code),
+            (Self::Tunnel(send, _), Some(code)) => send.reset(code),
             (Self::Tcp(_) | Self::Tunnel(..), None) => {}
         }
     }

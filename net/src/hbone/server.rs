@@ -33,6 +33,9 @@ const PENDING_RESETS: usize = 100;
 /// Streams that we reset because of the peer's errors, over the life of a connection, beyond which it ends.
 const ERROR_RESETS: usize = 256;
 
+/// How long handlers of a connection that has ended may take to notice.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// How a connection ended without a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServeEnd {
@@ -170,17 +173,27 @@ where
     let most_handlers = usize::try_from(config.max_streams).map_or(usize::MAX, |n| n * 2);
     let mut tasks = JoinSet::new();
     let mut drain = pin!(drain);
-    loop {
+    let end = loop {
         tokio::select! {
             () = &mut drain, if serving.end == ServeEnd::Closed => serving.shut_down(ServeEnd::Drained),
-            event = poll_fn(|cx| serving.poll_event(cx)) => match event? {
-                Some(request) if tasks.len() >= most_handlers => request.turn_away(),
-                Some(request) => { tasks.spawn(handler(request)); }
-                None => return Ok(serving.end),
+            event = poll_fn(|cx| serving.poll_event(cx)) => match event {
+                Ok(Some(request)) if tasks.len() >= most_handlers => request.turn_away(),
+                Ok(Some(request)) => { tasks.spawn(handler(request)); }
+                Ok(None) => break Ok(serving.end),
+                Err(error) => break Err(error),
             },
             Some(ended) = tasks.join_next() => report(ended),
         }
-    }
+    };
+    drop(serving);
+    // Streams that are left fail now; their handlers get a moment to see that, and to tell it.
+    let telling = async {
+        while let Some(ended) = tasks.join_next().await {
+            report(ended);
+        }
+    };
+    let _ = timeout(LAST_WORDS, telling).await;
+    end
 }
 
 /// A handler that panicked took its stream with it, and nothing else.
