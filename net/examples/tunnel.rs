@@ -46,12 +46,18 @@ where
     });
 }
 
-/// The application: its first byte says whether to echo or to swallow.
+/// The application: its first byte says whether to echo, to echo once and sit idle without a buffer, or to swallow.
 async fn application(mut tcp: TcpStream) {
     match tcp.read_u8().await {
         Ok(b'e') => {
             let (mut read, mut write) = tcp.split();
             let _ = tokio::io::copy(&mut read, &mut write).await;
+        }
+        Ok(b'i') => {
+            if let Ok(byte) = tcp.read_u8().await {
+                let _ = tcp.write_u8(byte).await;
+                let _ = tcp.read_u8().await;
+            }
         }
         Ok(_) => {
             let mut buffer = vec![0; 256 * 1024];
@@ -230,7 +236,7 @@ async fn hold(address: SocketAddr, count: usize) -> io::Result<Vec<TcpStream>> {
     let mut held = Vec::new();
     for _ in 0..count {
         let mut tcp = TcpStream::connect(address).await?;
-        tcp.write_all(b"ex").await?;
+        tcp.write_all(b"ix").await?;
         tcp.read_u8().await?;
         held.push(tcp);
     }

@@ -22,7 +22,10 @@ use tokio::{
 
 use super::{
     Config, Stream, StreamError,
-    connection::{ConnectionState, Keepalive, Metered, StreamGuard, window_for},
+    connection::{
+        ConnectionState, ERROR_RESETS, Keepalive, Metered, REMEMBERED_RESETS, RESET_MEMORY,
+        StreamGuard, window_for,
+    },
 };
 use crate::tls::{HandshakeError, PeerIdentity};
 
@@ -290,6 +293,9 @@ fn builder(config: &Config) -> h2::client::Builder {
         .max_frame_size(config.frame_bytes)
         .max_header_list_size(config.header_list_bytes / 4)
         .max_send_buffer_size(config.send_buffer_bytes)
+        .max_local_error_reset_streams(Some(ERROR_RESETS))
+        .max_concurrent_reset_streams(REMEMBERED_RESETS)
+        .reset_stream_duration(RESET_MEMORY)
         .enable_push(false);
     builder
 }

@@ -22,6 +22,14 @@ use tokio::{
 
 use super::Config;
 
+/// Streams that we have reset are remembered for this long, this many of them, so that what is in flight toward them is
+/// no error of the peer. h2 ends a connection after [`ERROR_RESETS`] of such errors, and applications reset often.
+pub(super) const RESET_MEMORY: Duration = Duration::from_secs(5);
+/// See [`RESET_MEMORY`]. Each costs some 500 bytes while it is remembered.
+pub(super) const REMEMBERED_RESETS: usize = 10_000;
+/// Streams that we reset because of the peer's errors, over the life of a connection, beyond which it ends.
+pub(super) const ERROR_RESETS: usize = 1024;
+
 /// The state of one connection that its streams and its owner look at.
 #[derive(Debug)]
 pub(super) struct ConnectionState {

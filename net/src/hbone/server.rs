@@ -20,18 +20,16 @@ use tokio::{
 
 use super::{
     Config, ResetCode, Stream, StreamError,
-    connection::{ConnectionState, Keepalive, Metered, StreamGuard, window_for},
+    connection::{
+        ConnectionState, ERROR_RESETS, Keepalive, Metered, REMEMBERED_RESETS, RESET_MEMORY,
+        StreamGuard, window_for,
+    },
 };
 use crate::tls::PeerIdentity;
 
 /// How many requests a client may take back before they are answered: at once, and then per second (CVE-2023-44487).
 const ABANDONED_BURST: u64 = 500;
 const ABANDONED_PER_SECOND: u64 = 100;
-
-/// Streams that a peer reset and that we have not noticed yet, beyond which the connection ends.
-const PENDING_RESETS: usize = 100;
-/// Streams that we reset because of the peer's errors, over the life of a connection, beyond which it ends.
-const ERROR_RESETS: usize = 256;
 
 /// How long handlers of a connection that has ended may take to notice.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -214,8 +212,11 @@ fn builder(config: &Config) -> h2::server::Builder {
         .max_header_list_size(config.header_list_bytes)
         .max_concurrent_streams(config.max_streams)
         .max_send_buffer_size(config.send_buffer_bytes)
-        .max_pending_accept_reset_streams(PENDING_RESETS)
-        .max_local_error_reset_streams(Some(ERROR_RESETS));
+        // What a client may have open it may also take back at once.
+        .max_pending_accept_reset_streams(usize::try_from(config.max_streams).unwrap_or(usize::MAX))
+        .max_local_error_reset_streams(Some(ERROR_RESETS))
+        .max_concurrent_reset_streams(REMEMBERED_RESETS)
+        .reset_stream_duration(RESET_MEMORY);
     builder
 }
 

@@ -554,6 +554,33 @@ async fn streams_that_nobody_reads_do_not_stop_the_others() {
     assert_eq!(server.connections.load(Ordering::SeqCst), 1);
 }
 
+/// A reset leaves data in flight behind. Where the library has forgotten the stream by then, it counts each late frame
+/// as an error, and so many of these end the connection: applications that reset often must not reach that.
+#[tokio::test]
+async fn streams_that_applications_reset_do_not_cost_the_connection() {
+    let mesh = Mesh::new();
+    let handler = |request: ConnectRequest| async {
+        let mut stream = request.accept(HeaderMap::new()).unwrap();
+        if stream.read_u8().await.is_ok() {
+            stream.reset(ResetCode::CONNECT_ERROR);
+        }
+    };
+    let server = serve_on_loopback(&mesh.server, Config::default(), handler).await;
+    let pool = pool(PoolConfig {
+        max_spread: 1,
+        ..PoolConfig::default()
+    });
+    let target = mesh.target(server.address);
+    for _ in 0..30 {
+        let sending = (0..90).map(|_| async {
+            let mut stream = pool.connect(&target, head()).await.unwrap().stream;
+            while stream.write_all(&[0; 4096]).await.is_ok() {}
+        });
+        soon(join_all(sending)).await;
+    }
+    assert_eq!(server.connections.load(Ordering::SeqCst), 1);
+}
+
 /// A server on a pipe, with no TLS, and what it makes of the connection.
 fn on_pipe<H, F>(
     config: Config,
