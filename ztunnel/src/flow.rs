@@ -176,7 +176,14 @@ impl Flow {
         }
         let policy = refusal.and_then(policy_of);
         let error = error.or_else(|| reason.is_failure().then(|| reason.to_string()));
-        tell(&live.snapshot(), policy.as_deref(), error.as_deref());
+        let usual = reason == EndReason::Complete || error.is_some();
+        let end = (!usual).then(|| reason.to_string());
+        let told = Told {
+            policy: policy.as_deref(),
+            end: end.as_deref(),
+            error: error.as_deref(),
+        };
+        told.tell(&live.snapshot());
     }
 }
 
@@ -191,21 +198,34 @@ impl Drop for Flow {
     }
 }
 
-fn tell(record: &FlowRecord, policy: Option<&str>, error: Option<&str>) {
-    let (bytes_sent, bytes_received) = match record.direction {
-        mesh::flow::Direction::Outbound => (record.received_bytes, record.sent_bytes),
-        mesh::flow::Direction::Inbound => (record.sent_bytes, record.received_bytes),
-    };
-    let carried = Carried {
-        bytes_sent,
-        bytes_received,
-        duration: record.duration,
-    };
-    with_access(record, |access| {
-        let access = Access { policy, ..*access };
-        let error = error.as_ref().map(|error| error as &dyn fmt::Display);
-        access.complete(&carried, error);
-    });
+/// What the access line says of an end, beside what the record holds.
+struct Told<'a> {
+    policy: Option<&'a str>,
+    end: Option<&'a str>,
+    error: Option<&'a str>,
+}
+
+impl Told<'_> {
+    fn tell(&self, record: &FlowRecord) {
+        let (bytes_sent, bytes_received) = match record.direction {
+            mesh::flow::Direction::Outbound => (record.received_bytes, record.sent_bytes),
+            mesh::flow::Direction::Inbound => (record.sent_bytes, record.received_bytes),
+        };
+        let carried = Carried {
+            bytes_sent,
+            bytes_received,
+            duration: record.duration,
+        };
+        with_access(record, |access| {
+            let access = Access {
+                policy: self.policy,
+                end: self.end,
+                ..*access
+            };
+            let error = self.error.as_ref().map(|error| error as &dyn fmt::Display);
+            access.complete(&carried, error);
+        });
+    }
 }
 
 fn with_access<R>(record: &FlowRecord, tell: impl FnOnce(&Access<'_>) -> R) -> R {

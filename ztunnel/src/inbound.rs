@@ -17,7 +17,7 @@ use mesh::{
 };
 use net::{
     drain,
-    hbone::{self, ConnectRequest},
+    hbone::{self, ConnectRequest, ServeError},
     socket,
     tls::{self, PeerIdentity, ServerStream},
 };
@@ -109,9 +109,21 @@ impl Inbound {
         let http2 = &self.pod.node.http2;
         match hbone::serve(stream, peer, http2, goodbye, handler).await {
             Ok(end) => tracing::debug!(peer = %self.peer, ?end, "HBONE connection ended"),
-            Err(error) => {
-                let metrics = &self.pod.node.metrics;
-                self.early().failed(metrics, EndReason::Http2Failed, &error);
+            Err(error) => self.connection_failed(&error),
+        }
+    }
+
+    /// Streams tell their own ends; here is told what never came to streams, or abused them.
+    fn connection_failed(&self, error: &ServeError) {
+        let metrics = &self.pod.node.metrics;
+        match error {
+            ServeError::Preface { .. } => {
+                self.early().failed(metrics, EndReason::Http2Failed, error);
+            }
+            ServeError::RapidReset => self.early().failed(metrics, EndReason::BadRequest, error),
+            ServeError::Silent | ServeError::Http(_) => {
+                let error = Chain(error).to_string();
+                tracing::debug!(peer = %self.peer, error, "HBONE connection broke");
             }
         }
     }

@@ -223,7 +223,10 @@ impl Outbound {
             let Some(another) = another else {
                 return (routed, connected);
             };
-            tracing::debug!(error = %Chain(error), "endpoint refused, trying another one");
+            tracing::debug!(
+                error = Chain(error).to_string(),
+                "endpoint refused, trying another one"
+            );
             routed = another;
         }
     }

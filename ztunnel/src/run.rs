@@ -159,6 +159,12 @@ impl Tunnel {
     /// # Errors
     /// [`RunError`], before anything is served.
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+        tracing::info!(
+            version = crate::version::line(),
+            node = self.config.node.name.as_deref(),
+            network = &*self.config.node.network,
+            "ztunnel starts"
+        );
         let mut running = self.start()?;
         tokio::select! {
             () = stop => {}

@@ -62,7 +62,7 @@ fn proxy() -> ExitCode {
     let code = match start(config, &logs) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = %Chain(&*error), "ztunnel ends");
+            tracing::error!(error = Chain(&*error).to_string(), "ztunnel ends");
             ExitCode::FAILURE
         }
     };

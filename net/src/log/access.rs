@@ -52,6 +52,8 @@ pub struct Access<'a> {
     pub destination_identity: Option<&'a str>,
     /// `policy`: the policy, and its rule, that decided.
     pub policy: Option<&'a str>,
+    /// `end`: how it ended, where that is neither the usual end nor a failure: a reset, a drain, a pod that left.
+    pub end: Option<&'a str>,
 }
 
 impl<'a> Access<'a> {
@@ -72,6 +74,7 @@ impl<'a> Access<'a> {
             destination_cluster: None,
             destination_identity: None,
             policy: None,
+            end: None,
         }
     }
 }
@@ -108,6 +111,7 @@ macro_rules! line {
             dst.cluster = access.destination_cluster,
             dst.identity = access.destination_identity,
             policy = access.policy,
+            end = access.end,
             direction = access.direction.as_str(),
             $($extra)*
             $message

@@ -114,7 +114,11 @@ impl Resolver {
                     return Vec::new();
                 }
                 Err(error) => {
-                    tracing::debug!(hostname, error = %Chain(&error), "host name not resolved");
+                    tracing::debug!(
+                        hostname,
+                        error = Chain(&error).to_string(),
+                        "host name not resolved"
+                    );
                     return Vec::new();
                 }
             };

@@ -193,7 +193,10 @@ impl<N: Names> Server<N> {
         match replied {
             Ok(reply) => Some(reply),
             Err(error) => {
-                tracing::debug!(error = %Chain(&error), "dns question not answered upstream");
+                tracing::debug!(
+                    error = Chain(&error).to_string(),
+                    "dns question not answered upstream"
+                );
                 message::raw_failure(request, RawCode::ServFail)
             }
         }

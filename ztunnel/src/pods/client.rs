@@ -67,7 +67,7 @@ impl<L: Launch<Netns = Netns>> Client<L> {
             if self.pods.complete() {
                 backoff = FIRST_BACKOFF;
             }
-            tracing::warn!(error = %crate::report::Chain(&ended), retry_in = ?backoff, "no node agent");
+            tracing::warn!(error = crate::report::Chain(&ended).to_string(), retry_in = ?backoff, "no node agent");
             tokio::select! {
                 biased;
                 _ = drain.started() => break,
