@@ -221,9 +221,9 @@ impl std::error::Error for ConfigError {}
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bad setting(s):", self.0.len())?;
+        f.write_str("bad settings:")?;
         for BadSetting { setting, problem } in &self.0 {
-            write!(f, " --{setting}: {problem};")?;
+            write!(f, "\n  --{setting}: {problem}")?;
         }
         Ok(())
     }
