@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
+use crate::tool::Tool;
+
 /// A service mesh without sidecars.
 #[derive(Debug, Parser)]
 #[command(name = "leyline", version, propagate_version = true, max_term_width = 100)]
@@ -19,6 +21,9 @@ pub enum Command {
     Local(Local),
     /// Print the version
     Version,
+    /// Small programs for the demo and for tests
+    #[command(subcommand, hide = true)]
+    Tool(Tool),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -32,6 +37,12 @@ pub struct Mesh {
 pub enum Local {
     /// Start a mesh that runs what the YAML files in a folder say, and follows their changes
     Up(Up),
+    /// See a mesh at work in under a minute: real traffic, every claim with its evidence
+    Demo {
+        /// Keep the mesh after the last step, until Ctrl-C
+        #[arg(long)]
+        keep: bool,
+    },
     /// Stop the mesh; nothing of it is left
     Down {
         #[command(flatten)]
@@ -130,6 +141,9 @@ pub struct Up {
     /// Return when the mesh runs; `leyline local down` stops it
     #[arg(long, short)]
     pub detach: bool,
+    /// Stop when standard input ends: for programs that start a mesh
+    #[arg(long, hide = true, conflicts_with = "detach")]
+    pub until_input_ends: bool,
     /// Run another program as a node's tunnel, for example --ztunnel node2=./ztunnel
     #[arg(long = "ztunnel", value_name = "NODE=PATH")]
     pub tunnels: Vec<String>,

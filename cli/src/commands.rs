@@ -6,7 +6,9 @@ use anyhow::Result;
 
 use crate::{
     args::{Args, Command, Local},
+    demo,
     local::{client, up},
+    tool,
 };
 
 /// Runs a command; its exit code.
@@ -16,6 +18,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             println!("leyline {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)
         }
+        Command::Tool(tool) => tool::run(tool),
         Command::Local(command) => local(command),
     }
 }
@@ -23,6 +26,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 fn local(command: Local) -> Result<ExitCode> {
     match command {
         Local::Up(options) => up::run(&options),
+        Local::Demo { keep } => demo::run(keep),
         Local::Down { mesh } => client::Client::named(&mesh.name)?.down(),
         Local::Status { mesh, output } => client::status(&client::Client::named(&mesh.name)?, output),
         Local::Label { mesh, target, labels } => client::label(&client::Client::named(&mesh.name)?, &target, &labels),

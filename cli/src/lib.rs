@@ -3,9 +3,11 @@
 
 mod args;
 mod commands;
+mod demo;
 pub mod local;
 mod roles;
 mod screen;
+mod tool;
 
 use std::process::ExitCode;
 

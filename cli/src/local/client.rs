@@ -47,6 +47,11 @@ impl Client {
         })
     }
 
+    /// The mesh's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Where its logs and state are.
     pub fn runtime(&self) -> &Runtime {
         &self.runtime
@@ -79,11 +84,17 @@ impl Client {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Runs a command in a pod or on a node with the given standard input, output and error: its exit code.
-    pub fn exec(&self, request: &Request, files: [&dyn AsFd; 3]) -> Result<u8> {
+    /// Starts a command in a pod or on a node with the given standard input, output and error. Closing the connection
+    /// ends it.
+    pub fn start_exec(&self, request: &Request, files: [&dyn AsFd; 3]) -> Result<UnixStream> {
         let stream = self.connect()?;
         send_request(&stream, request, &files.map(AsFd::as_fd)).context("ask the mesh")?;
-        let answer = answered(&stream)?;
+        Ok(stream)
+    }
+
+    /// Waits for the end of a command: its exit code.
+    pub fn finish_exec(stream: &UnixStream) -> Result<u8> {
+        let answer = answered(stream)?;
         Ok(answer["exit"].as_i64().and_then(|code| u8::try_from(code & 0xff).ok()).unwrap_or(1))
     }
 }
@@ -169,7 +180,7 @@ fn pod_row(pod: &PodStatus, screen: screen::Screen) -> Vec<String> {
 fn object_rows(status: &Status, screen: screen::Screen) -> Vec<Vec<String>> {
     let text = |value: &Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
     let mut rows = Vec::new();
-    for object in &status.objects {
+    for object in status.objects.iter().filter(|object| worth_showing(object)) {
         let name = match object["namespace"].as_str() {
             Some(namespace) => format!("{namespace}/{}", text(object, "name")),
             None => text(object, "name"),
@@ -182,6 +193,15 @@ fn object_rows(status: &Status, screen: screen::Screen) -> Vec<Vec<String>> {
         }
     }
     rows
+}
+
+/// In the table, pods have a row of their own already, and what the supervisor wrote itself is no news; what is wrong
+/// always is. `-o json` has everything.
+fn worth_showing(object: &Value) -> bool {
+    let kind = object["kind"].as_str().unwrap_or_default();
+    let accepted = |condition: &Value| condition["type"] != "Accepted" || condition["status"] == "True";
+    let sound = object["conditions"].as_array().into_iter().flatten().all(accepted);
+    !sound || !["Deployment", "EndpointSlice", "Namespace", "Node", "Pod", "ServiceAccount"].contains(&kind)
 }
 
 /// `label`.
@@ -208,9 +228,9 @@ pub fn exec(client: &Client, target: String, container: Option<String>, command:
     let term = terminal.then(|| std::env::var("TERM").ok()).flatten();
     let request = Request::Exec { target, container, command, terminal, term };
     let code = if terminal {
-        terminal::with_own(|end| client.exec(&request, [end, end, end]))?
+        terminal::with_own(|end| Client::finish_exec(&client.start_exec(&request, [end, end, end])?))?
     } else {
-        client.exec(&request, [&io::stdin(), &io::stdout(), &io::stderr()])?
+        Client::finish_exec(&client.start_exec(&request, [&io::stdin(), &io::stdout(), &io::stderr()])?)?
     };
     Ok(ExitCode::from(code))
 }

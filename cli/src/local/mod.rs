@@ -17,6 +17,7 @@ mod pod;
 mod probe;
 mod process;
 pub mod protocol;
+pub mod rig;
 pub mod runtime;
 mod sandbox;
 mod services;

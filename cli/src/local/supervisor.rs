@@ -62,6 +62,8 @@ pub struct Plan {
     pub rootless: bool,
     /// Where to tell how it goes: a [`News`] in each line.
     pub report: RawFd,
+    /// The lock of the runtime folder, held as long as the supervisor lives.
+    pub lock: RawFd,
 }
 
 /// What the supervisor tells whoever started it.
@@ -102,7 +104,8 @@ pub fn main() -> ExitCode {
         eprintln!("leyline: this role is for leyline itself");
         return ExitCode::FAILURE;
     };
-    let teller = Teller { pipe: Arc::new(Mutex::new(Some(report_pipe(plan.report)))) };
+    let (report, _lock) = (inherited(plan.report), inherited(plan.lock));
+    let teller = Teller { pipe: Arc::new(Mutex::new(Some(report.into()))) };
     match start(&plan, &teller) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -112,10 +115,14 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// A descriptor that was handed over by its number. Nothing that is started from here inherits it.
 #[allow(unsafe_code, reason = "the descriptor was handed over as a number")]
-fn report_pipe(fd: RawFd) -> fs::File {
+fn inherited(fd: RawFd) -> OwnedFd {
     // SAFETY: whoever started this role opened the descriptor for it and owns it no more.
-    unsafe { OwnedFd::from_raw_fd(fd) }.into()
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // It can fail only for what is no descriptor, and that shows at its first use.
+    let _ = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC));
+    fd
 }
 
 fn start(plan: &Plan, teller: &Teller) -> Result<()> {

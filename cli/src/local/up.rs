@@ -49,9 +49,10 @@ pub fn run(options: &Up) -> Result<ExitCode> {
         tunnels,
         rootless: sandbox::needs_user_namespace(),
         report: writing.as_raw_fd(),
+        lock: lock.as_raw_fd(),
     };
     let child = start(&plan, &runtime, writing, !options.detach)?;
-    let code = attend(&plan, child, reading, options.detach);
+    let code = attend(&plan, child, reading, options);
     if !options.detach || !matches!(code, Ok(code) if code == ExitCode::SUCCESS) {
         runtime.remove();
     }
@@ -97,11 +98,18 @@ fn start(plan: &Plan, runtime: &Runtime, report: OwnedFd, die_with_parent: bool)
 }
 
 /// Tells how it goes. Returns when the mesh runs (detached), or has ended.
-fn attend(plan: &Plan, child: Pid, reading: OwnedFd, detach: bool) -> Result<ExitCode> {
+fn attend(plan: &Plan, child: Pid, reading: OwnedFd, options: &Up) -> Result<ExitCode> {
+    let Up { detach, until_input_ends, .. } = *options;
     let screen = screen::output();
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD].into_iter().collect();
     signals.thread_block().context("block signals")?;
     let watcher = std::thread::spawn(move || forward(child, &signals));
+    if until_input_ends {
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            let _ = kill(child, Signal::SIGTERM);
+        });
+    }
     let mut failed = false;
     for line in BufReader::new(File::from(reading)).lines() {
         let line = line.context("read from the supervisor")?;
