@@ -33,6 +33,7 @@ pub fn send(address: &str, text: &str, bytes: Option<usize>, limit: Duration) ->
     let message: Vec<u8> = text.bytes().cycle().take(length).collect();
     let started = Instant::now();
     let mut stream = connect(address, limit)?;
+    let peer = stream.peer_addr()?;
     let mut writing = stream.try_clone()?;
     let sent = message.clone();
     let writer = thread::spawn(move || {
@@ -47,7 +48,7 @@ pub fn send(address: &str, text: &str, bytes: Option<usize>, limit: Duration) ->
     if echoed != message {
         bail!("{} of {length} bytes came back", echoed.len());
     }
-    println!("{length} bytes to {} and back in {:?}", stream.peer_addr()?, started.elapsed());
+    println!("{length} bytes to {peer} and back in {:?}", started.elapsed());
     Ok(ExitCode::SUCCESS)
 }
 
