@@ -55,6 +55,16 @@ pub(crate) async fn serve(pod: Arc<Pod>, tcp: TcpStream, peer: SocketAddr, drain
     }
 }
 
+/// One CONNECT.
+async fn serve_stream(inbound: Arc<Inbound>, request: ConnectRequest) {
+    // Boxed: what leads to a connection needs far more room than carrying it does.
+    let answered = Box::pin(inbound.answer(request)).await;
+    drop(inbound);
+    if let Some((flow, stream, application)) = answered {
+        flow.carry(stream, application.into()).await;
+    }
+}
+
 impl Inbound {
     fn early(&self) -> Early {
         Early {
@@ -98,14 +108,16 @@ impl Inbound {
         mut drain: drain::Watch,
     ) {
         let mut farewell = self.pod.farewell.watch();
+        // Who comes after the farewell is still served: some clients learn late of a pod's end.
+        let is_late = farewell.mode().is_some();
         let goodbye = async move {
             tokio::select! {
                 _ = drain.started() => {}
-                _ = farewell.started() => {}
+                _ = farewell.started(), if !is_late => {}
             }
         };
         let this = self.clone();
-        let handler = move |request| this.clone().stream(request);
+        let handler = move |request| serve_stream(this.clone(), request);
         let http2 = &self.pod.node.http2;
         match hbone::serve(stream, peer, http2, goodbye, handler).await {
             Ok(end) => tracing::debug!(peer = %self.peer, ?end, "HBONE connection ended"),
@@ -125,15 +137,6 @@ impl Inbound {
                 let error = Chain(error).to_string();
                 tracing::debug!(peer = %self.peer, error, "HBONE connection broke");
             }
-        }
-    }
-
-    /// One CONNECT.
-    async fn stream(self: Arc<Self>, request: ConnectRequest) {
-        // Boxed: what leads to a connection needs far more room than carrying it does.
-        let answered = Box::pin(self.answer(request)).await;
-        if let Some((flow, stream, application)) = answered {
-            flow.carry(stream, application.into()).await;
         }
     }
 
@@ -276,6 +279,14 @@ impl Inbound {
             }
         }
     }
+}
+
+#[cfg(test)]
+pub(crate) fn size_of_stream_task() -> usize {
+    fn of<F: Future>(_: impl Fn(Arc<Inbound>, ConnectRequest) -> F) -> usize {
+        size_of::<F>()
+    }
+    of(serve_stream)
 }
 
 /// Where a CONNECT ends, and on which view that was decided.

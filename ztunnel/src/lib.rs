@@ -25,6 +25,8 @@ mod report;
 mod reset;
 mod run;
 mod runtime;
+#[cfg(test)]
+mod sizes;
 mod version;
 mod yaml;
 

@@ -77,6 +77,20 @@ async fn a_pod_that_the_snapshot_leaves_out_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_terminating_pod_serves_what_is_open_and_what_still_comes() {
+    let mut rig = rig_or_skip!();
+    let (mut client, mut server) = rig.pair().await;
+    passes(&mut client, &mut server, b"x").await;
+    let terminating = Request::Drain { uid: uid(&rig.b) };
+    rig.node_b.agent.call(terminating).await;
+    for _ in 0..3 {
+        let (mut late_client, mut late_server) = rig.pair().await;
+        passes(&mut late_client, &mut late_server, b"late").await;
+    }
+    passes(&mut client, &mut server, b"still open").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_busy_port_is_told_and_retried() {
     let mut rig = rig_or_skip!();
     let leave = Request::Delete { uid: uid(&rig.b) };

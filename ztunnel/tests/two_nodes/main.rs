@@ -6,6 +6,7 @@ mod lifecycle;
 mod names;
 mod policy;
 mod rig;
+mod routes;
 mod telemetry;
 mod traffic;
 

@@ -50,6 +50,7 @@ impl Names for Arc<Fake> {
 
 struct Rig {
     address: SocketAddr,
+    tcp_address: SocketAddr,
     names: Arc<Fake>,
     drain: drain::Trigger,
     _file: tempfile::NamedTempFile,
@@ -65,13 +66,15 @@ async fn rig(upstream: Option<SocketAddr>) -> Rig {
     let server = Server::new(names.clone(), Factory::default(), Arc::new(upstreams));
     let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = udp.local_addr().unwrap();
-    let tcp = TcpListener::bind(address).await.unwrap();
+    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let tcp_address = tcp.local_addr().unwrap();
     let (drain, watch) = drain::channel();
     let mut serving = JoinSet::new();
     serving.spawn(server.clone().serve_udp(udp, watch.clone()));
     serving.spawn(server.serve_tcp(tcp, watch));
     Rig {
         address,
+        tcp_address,
         names,
         drain,
         _file: file,
@@ -162,7 +165,7 @@ async fn without_a_name_server_the_answer_is_a_failure() {
 #[tokio::test]
 async fn tcp_clients_are_served_on_one_connection_after_the_other_question() {
     let rig = rig(None).await;
-    let mut stream = TcpStream::connect(rig.address).await.unwrap();
+    let mut stream = TcpStream::connect(rig.tcp_address).await.unwrap();
     for _ in 0..2 {
         let request = question("web.a.", RecordType::A).to_vec().unwrap();
         forward::write_message(&mut stream, &request).await.unwrap();
