@@ -84,7 +84,7 @@ fn joining_and_leaving_lose_no_connection() -> Result<()> {
     for pod in ["shop/client", "shop/server", "shop/intruder"] {
         scene
             .mesh
-            .eventually(&format!("{pod} has left"), || scene.enrolment(pod, "none"));
+            .eventually(&format!("{pod} has left"), || scene.enrolment(pod, "no"));
     }
     for load in loads {
         load.finish()?;
@@ -128,7 +128,7 @@ fn a_pod_joins_and_leaves_by_its_own_label() -> Result<()> {
         .mesh
         .label("outside/stranger", "istio.io/dataplane-mode=ambient")?;
     scene.mesh.eventually("the stranger has joined", || {
-        scene.enrolment("outside/stranger", "enabled")
+        scene.enrolment("outside/stranger", "yes")
     });
     scene.mesh.eventually("it speaks with its identity", || {
         scene.ping("outside/stranger", "server.shop:9000")?;
@@ -141,7 +141,7 @@ fn a_pod_joins_and_leaves_by_its_own_label() -> Result<()> {
         .mesh
         .label("shop/client", "istio.io/dataplane-mode=none")?;
     scene.mesh.eventually("the client has left", || {
-        scene.enrolment("shop/client", "none")
+        scene.enrolment("shop/client", "no")
     });
     scene.ping("shop/client", SERVICE)?;
     Ok(())

@@ -21,7 +21,7 @@ fn a_pod_that_is_added_runs_and_joins_and_one_that_is_removed_goes() -> Result<(
         .mesh
         .write("late.yaml", &idle_pod("shop", "late", "node1"))?;
     scene.mesh.eventually("the new pod is in the mesh", || {
-        scene.enrolment("shop/late", "enabled")
+        scene.enrolment("shop/late", "yes")
     });
     scene
         .mesh

@@ -10,7 +10,7 @@ use crate::scene::{SERVICE, Scene, Shop};
 fn attack(scene: &Scene, case: &str) -> Result<(String, Duration)> {
     let address = scene.at("shop/server", 15008)?;
     let authority = scene.at("shop/server", 9001)?;
-    let ca = scene.mesh.authority_folder()?;
+    let ca = scene.mesh.authority()?;
     let command = [
         &scene.hostile,
         &address,

@@ -79,7 +79,7 @@ fn an_agent_that_dies_disturbs_nothing_and_goes_on() -> Result<()> {
         .mesh
         .label("outside/stranger", "istio.io/dataplane-mode=ambient")?;
     scene.mesh.eventually("the new agent enrols", || {
-        scene.enrolment("outside/stranger", "enabled")
+        scene.enrolment("outside/stranger", "yes")
     });
     scene.mesh.eventually("and its pod is served", || {
         scene.ping("outside/stranger", "server.shop:9000")
@@ -114,5 +114,5 @@ fn a_pod_whose_process_dies_is_started_again_and_stays_in_the_mesh() -> Result<(
     scene.mesh.eventually("the server answers again", || {
         scene.ping("shop/client", SERVICE)
     });
-    scene.enrolment("shop/server", "enabled")
+    scene.enrolment("shop/server", "yes")
 }

@@ -58,7 +58,7 @@ impl Scene {
     pub(crate) fn joined(&self, pods: &[&str]) {
         for pod in pods {
             self.mesh.eventually(&format!("{pod} is in the mesh"), || {
-                self.enrolment(pod, "enabled")
+                self.enrolment(pod, "yes")
             });
         }
         self.mesh
@@ -69,7 +69,7 @@ impl Scene {
             });
     }
 
-    /// An error unless the pod's enrolment is the one named (`enabled`, `pending`, `none`).
+    /// An error unless the pod's enrolment is the one named (`yes`, `pending`, `no`).
     pub(crate) fn enrolment(&self, pod: &str, wanted: &str) -> Result<()> {
         let found = self.mesh.pod(pod)?;
         ensure!(found["mesh"] == wanted, "{pod}: {found}");

@@ -98,7 +98,7 @@ fn joins(lab: &Lab) -> Result<Vec<f64>> {
     for _ in 0..TIMES / PODS {
         for pod in &pods {
             lab.mesh
-                .eventually(&format!("{pod} is outside"), || is(&lab.mesh, pod, "none"));
+                .eventually(&format!("{pod} is outside"), || is(&lab.mesh, pod, "no"));
             seconds.push(join(lab, pod, &closed)?);
         }
     }

@@ -94,7 +94,7 @@ impl Lab {
         let lab = Self { mesh, load };
         for pod in ["shop/client", "shop/server"] {
             lab.mesh.eventually(&format!("{pod} is in the mesh"), || {
-                ensure!(lab.mesh.pod(pod)?["mesh"] == "enabled", "not yet");
+                ensure!(lab.mesh.pod(pod)?["mesh"] == "yes", "not yet");
                 Ok(())
             });
         }
@@ -102,11 +102,7 @@ impl Lab {
     }
 
     pub(crate) fn tunnels(&self) -> Result<Vec<(String, Process)>> {
-        let status = self.mesh.status()?;
-        let supervisor = status["supervisor"]["host_pid"]
-            .as_i64()
-            .context("status tells the supervisor's pid")?;
-        tunnels(Process(i32::try_from(supervisor)?))
+        tunnels(self.mesh.supervisor()?)
     }
 
     fn resident(&self) -> Result<f64> {

@@ -231,12 +231,12 @@ impl Mesh {
 
     /// Keeps a part from running, until [`Mesh::resume`].
     pub fn stop(&self, part: &str) -> Result<()> {
-        run(self.leyline("stop").arg(part)).map(drop)
+        run(self.leyline("kill").args(["--hold", part])).map(drop)
     }
 
     /// Lets a part run again.
     pub fn resume(&self, part: &str) -> Result<()> {
-        run(self.leyline("start").arg(part)).map(drop)
+        run(self.leyline("restart").arg(part)).map(drop)
     }
 
     /// The mesh's name.
@@ -244,26 +244,25 @@ impl Mesh {
         &self.name
     }
 
-    /// A copy of the certificate authority's folder that a pod can read, for the tests that forge certificates.
-    pub fn authority_folder(&self) -> Result<String> {
-        let status = self.status()?;
-        let source = status["ca"]["folder"]
-            .as_str()
-            .context("status tells the CA's folder")?
-            .to_owned();
-        let target = self.folder.path().join("authority");
-        fs::create_dir_all(&target)?;
-        for file in ["ca-cert.pem", "ca-key.pem"] {
-            fs::copy(Path::new(&source).join(file), target.join(file))
-                .with_context(|| format!("copy {source}/{file}"))?;
-            fs::set_permissions(target.join(file), fs::Permissions::from_mode(0o644))?;
-        }
+    /// The mesh's supervisor, as the machine sees it: the first process of its own process namespace.
+    pub fn supervisor(&self) -> Result<process::Process> {
+        process::supervisor(&self.name)
+    }
+
+    /// A copy of the certificate authority's root and key that a pod can read, for the tests that forge certificates.
+    pub fn authority(&self) -> Result<String> {
+        let supervisor = self.supervisor()?;
+        let target = self.folder.path().join("authority.pem");
+        fs::copy(supervisor.runtime()?.join("ca/ca.pem"), &target).context("copy the authority")?;
+        fs::set_permissions(&target, fs::Permissions::from_mode(0o644))?;
         Ok(target.display().to_string())
     }
 
     /// The metrics of a node's tunnel.
     pub fn metrics(&self, node: &str) -> Result<String> {
-        run(self.leyline("metrics").arg(format!("ztunnel-{node}")))
+        run(self
+            .leyline("admin")
+            .args([&format!("ztunnel-{node}"), "/metrics"]))
     }
 
     /// Stops the mesh, and says whether that went well.

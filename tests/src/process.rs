@@ -8,19 +8,34 @@ use anyhow::{Context, Result, ensure};
 #[derive(Clone, Copy, Debug)]
 pub struct Process(pub i32);
 
+/// The supervisor of the mesh called `name`: what `leyline-supervisor NAME` runs as, first in its namespace.
+pub fn supervisor(name: &str) -> Result<Process> {
+    let first = |process: &Process| {
+        let status = fs::read_to_string(process.file("status")).unwrap_or_default();
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        let inner = numbers.and_then(|numbers| numbers.split_whitespace().nth(1));
+        inner == Some("1")
+            && process
+                .words()
+                .ends_with(&["leyline-supervisor".to_owned(), name.to_owned()])
+    };
+    let found = all()?.into_iter().find(first);
+    found.with_context(|| format!("no supervisor of the mesh {name} runs"))
+}
+
+fn all() -> Result<Vec<Process>> {
+    let entries = fs::read_dir("/proc")?.flatten();
+    Ok(entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .map(Process)
+        .collect())
+}
+
 /// The tunnels of the mesh whose supervisor is `supervisor`, by the name of their node.
 pub fn tunnels(supervisor: Process) -> Result<Vec<(String, Process)>> {
     let own = supervisor.pid_namespace()?;
     let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let Some(number) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
-            continue;
-        };
-        let process = Process(number);
+    for process in all()? {
         let same = process
             .pid_namespace()
             .is_ok_and(|namespace| namespace == own);
@@ -57,9 +72,26 @@ impl Process {
     }
 
     fn is_tunnel(self) -> bool {
+        self.words()
+            .iter()
+            .take(2)
+            .any(|word| word.ends_with("ztunnel"))
+    }
+
+    /// Its command line.
+    pub fn words(self) -> Vec<String> {
         let line = fs::read(self.file("cmdline")).unwrap_or_default();
-        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        words.iter().take(2).any(|word| word.ends_with(b"ztunnel"))
+        let text = String::from_utf8_lossy(&line);
+        text.trim_end_matches('\0')
+            .split('\0')
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// The folder of the mesh whose supervisor it is, as the machine sees it.
+    pub fn runtime(self) -> Result<PathBuf> {
+        let name = self.words().pop().context("a supervisor names its mesh")?;
+        Ok(PathBuf::from(format!("/run/leyline-0/{name}")))
     }
 
     /// Resident memory in bytes.

@@ -29,7 +29,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-const USAGE: &str = "usage: hostile ADDRESS:PORT CASE [--ca DIR] [--authority HOST:PORT] [--identity SPIFFE-ID]
+const USAGE: &str = "usage: hostile ADDRESS:PORT CASE [--ca FILE] [--authority HOST:PORT] [--identity SPIFFE-ID]
 cases: good plaintext garbage no-certificate other-domain other-root expired two-uris wrong-address
        get no-authority header-flood continuation-flood rapid-reset stall silent-after-tls stop-reading";
 
@@ -59,7 +59,7 @@ impl Options {
                 .parse()
                 .with_context(|| format!("{address} is not ADDRESS:PORT"))?,
             case: case.clone(),
-            ca: flag("--ca", "."),
+            ca: flag("--ca", "ca.pem"),
             authority: flag("--authority", address),
             identity: flag("--identity", "spiffe://cluster.local/ns/hostile/sa/default"),
         })
@@ -261,13 +261,26 @@ fn sign(
     Ok((vec![certificate.der().clone()], der))
 }
 
-fn mesh_root(folder: &Path) -> Result<Issuer<'static, KeyPair>> {
-    let read = |name: &str| {
-        let path = folder.join(name);
-        fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
-    };
-    let key = KeyPair::from_pem(&read("ca-key.pem")?)?;
-    Ok(Issuer::from_ca_cert_pem(&read("ca-cert.pem")?, key)?)
+/// The mesh's root and its key, which its authority keeps in one file.
+fn mesh_root(file: &Path) -> Result<Issuer<'static, KeyPair>> {
+    let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    let key = KeyPair::from_pem(&block(&text, "PRIVATE KEY")?)?;
+    Ok(Issuer::from_ca_cert_pem(
+        &block(&text, "CERTIFICATE")?,
+        key,
+    )?)
+}
+
+fn block(text: &str, label: &str) -> Result<String> {
+    let end = format!("-----END {label}-----");
+    let from = text
+        .find(&format!("-----BEGIN {label}-----"))
+        .with_context(|| format!("no {label}"))?;
+    let rest = &text[from..];
+    let to = rest
+        .find(&end)
+        .with_context(|| format!("{label} does not end"))?;
+    Ok(rest[..to + end.len()].to_owned() + "\n")
 }
 
 fn unknown_root() -> Result<Issuer<'static, KeyPair>> {
