@@ -62,9 +62,12 @@ async fn main() -> Result<()> {
     let (Some(command), Some(address)) = (words.next(), words.next()) else {
         bail!("{USAGE}")
     };
-    let address = address
-        .parse()
-        .with_context(|| format!("{address} is not ADDRESS:PORT"))?;
+    let mut found = tokio::net::lookup_host(&address)
+        .await
+        .with_context(|| format!("resolve {address}"))?;
+    let address = found
+        .next()
+        .with_context(|| format!("{address} has no address"))?;
     let arguments = Arguments {
         address,
         rest: words.collect(),
