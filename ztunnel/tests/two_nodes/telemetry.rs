@@ -89,7 +89,7 @@ async fn a_denial_and_an_early_refusal_are_counted() {
     assert_eq!(metric(rig.node_a.stats, refused, &reason).await, 1);
 }
 
-async fn dump(rig: &Rig) -> serde_json::Value {
+pub(crate) async fn dump(rig: &Rig) -> serde_json::Value {
     let text = get(rig.node_b.admin, "/config_dump").await;
     serde_json::from_str(&text).expect("JSON")
 }

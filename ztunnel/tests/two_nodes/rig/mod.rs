@@ -40,6 +40,11 @@ pub(crate) struct Rig {
 
 /// Makes it, or says why it cannot be made here.
 pub(crate) async fn rig() -> Option<Rig> {
+    rig_with(TestCa::new("cluster.local", &Policy::default())).await
+}
+
+/// The same with another CA.
+pub(crate) async fn rig_with(ca: TestCa) -> Option<Rig> {
     let [a, b] = match network::two_pods() {
         Ok(pods) => pods,
         Err(reason) => {
@@ -47,7 +52,7 @@ pub(crate) async fn rig() -> Option<Rig> {
             return None;
         }
     };
-    let ca = Arc::new(TestCa::new("cluster.local", &Policy::default()));
+    let ca = Arc::new(ca);
     let node_a = Node::start("node-a", &ca, &a).await;
     let node_b = Node::start("node-b", &ca, &b).await;
     let rig = Rig {

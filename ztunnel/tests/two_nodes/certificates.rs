@@ -1,0 +1,50 @@
+//! Identities in hand before they are needed, renewed while they are, and forgotten after.
+
+use std::time::Duration;
+
+use net::{testing::TestCa, tls::Policy, zds::Request};
+
+use crate::{
+    rig::{eventually, node::uid, passes, rig_with},
+    rig_or_skip,
+    telemetry::dump,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_is_there_before_the_first_connection_and_gone_with_the_pod() {
+    let mut rig = rig_or_skip!();
+    let states = async || -> Vec<String> {
+        let dump = dump(&rig).await;
+        let certificates = dump["certificates"].as_array().unwrap();
+        certificates
+            .iter()
+            .map(|it| it["state"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    eventually("the certificate is there", async || {
+        states().await == ["Available"]
+    })
+    .await;
+    let leave = Request::Delete { uid: uid(&rig.b) };
+    rig.node_b.agent.call(leave).await;
+    eventually("the certificate is gone", async || {
+        let dump = dump(&rig).await;
+        dump["certificates"].as_array().unwrap().is_empty()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_serves_new_connections_and_old_ones_live_on() {
+    let ca = TestCa::new("cluster.local", &Policy::default());
+    let Some(rig) = rig_with(ca.with_lifetime(Duration::from_secs(4))).await else {
+        return;
+    };
+    let (mut client, mut server) = rig.pair().await;
+    passes(&mut client, &mut server, b"x").await;
+    // Both pods' first certificates, and the next ones.
+    eventually("both are renewed", async || rig.ca.issued() >= 4).await;
+    let (mut new_client, mut new_server) = rig.pair().await;
+    passes(&mut new_client, &mut new_server, b"new").await;
+    passes(&mut client, &mut server, b"old").await;
+}
