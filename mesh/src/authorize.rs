@@ -158,8 +158,13 @@ fn decide(
     if by.is_some() || !policies.any(Action::Allow, false) {
         return Decision::Allow { by };
     }
+    // The first of the policies that might have allowed it: a name to begin with, which is what a log reader looks for.
+    let object = policies.of(Action::Allow, false).next();
     Decision::Deny {
-        refusal: Refusal::new(Reason::PolicyNotAllowed),
+        refusal: Refusal {
+            reason: Reason::PolicyNotAllowed,
+            object: object.map(|policy| Object::Policy(policy.key.clone())),
+        },
         by: None,
     }
 }
