@@ -8,14 +8,19 @@ use crate::tool::Tool;
 
 /// A service mesh without sidecars.
 #[derive(Debug, Parser)]
-#[command(name = "leyline", version, propagate_version = true, max_term_width = 100)]
-pub struct Args {
+#[command(
+    name = "leyline",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
+pub(crate) struct Args {
     #[command(subcommand)]
     pub command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// A whole mesh on this machine: no cluster, no container engine
     #[command(subcommand)]
     Local(Local),
@@ -27,14 +32,20 @@ pub enum Command {
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct Mesh {
+pub(crate) struct Mesh {
     /// Which mesh, where several run
-    #[arg(long, short, global = true, default_value = "default", env = "LEYLINE_LOCAL_NAME")]
+    #[arg(
+        long,
+        short,
+        global = true,
+        default_value = "default",
+        env = "LEYLINE_LOCAL_NAME"
+    )]
     pub name: String,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Local {
+pub(crate) enum Local {
     /// Start a mesh that runs what the YAML files in a folder say, and follows their changes
     Up(Up),
     /// See a mesh at work in under a minute: real traffic, every claim with its evidence
@@ -130,7 +141,7 @@ pub enum Local {
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct Up {
+pub(crate) struct Up {
     #[command(flatten)]
     pub mesh: Mesh,
     /// Folder of Kubernetes YAML; an empty one is made when not given
@@ -150,7 +161,7 @@ pub struct Up {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Output {
+pub(crate) enum Output {
     /// For people
     Table,
     /// For programs

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Runs a command; its exit code.
-pub fn run(args: Args) -> Result<ExitCode> {
+pub(crate) fn run(args: Args) -> Result<ExitCode> {
     match args.command {
         Command::Version => {
             println!("leyline {}", env!("CARGO_PKG_VERSION"));
@@ -28,18 +28,49 @@ fn local(command: Local) -> Result<ExitCode> {
         Local::Up(options) => up::run(&options),
         Local::Demo { keep } => demo::run(keep),
         Local::Down { mesh } => client::Client::named(&mesh.name)?.down(),
-        Local::Status { mesh, output } => client::status(&client::Client::named(&mesh.name)?, output),
-        Local::Label { mesh, target, labels } => client::label(&client::Client::named(&mesh.name)?, &target, &labels),
-        Local::Exec { mesh, target, container, command } => {
-            client::exec(&client::Client::named(&mesh.name)?, target, container, command)
+        Local::Status { mesh, output } => {
+            client::status(&client::Client::named(&mesh.name)?, output)
         }
-        Local::Logs { mesh, target, container, follow, tail } => {
-            client::logs(&client::Client::named(&mesh.name)?, &target, container.as_deref(), follow, tail)
+        Local::Label {
+            mesh,
+            target,
+            labels,
+        } => client::label(&client::Client::named(&mesh.name)?, &target, &labels),
+        Local::Exec {
+            mesh,
+            target,
+            container,
+            command,
+        } => client::exec(
+            &client::Client::named(&mesh.name)?,
+            target,
+            container,
+            command,
+        ),
+        Local::Logs {
+            mesh,
+            target,
+            container,
+            follow,
+            tail,
+        } => client::logs(
+            &client::Client::named(&mesh.name)?,
+            &target,
+            container.as_deref(),
+            follow,
+            tail,
+        ),
+        Local::Kill { mesh, part, hold } => {
+            client::kill(&client::Client::named(&mesh.name)?, &part, hold)
         }
-        Local::Kill { mesh, part, hold } => client::kill(&client::Client::named(&mesh.name)?, &part, hold),
-        Local::Restart { mesh, part } => client::restart(&client::Client::named(&mesh.name)?, &part),
-        Local::Admin { mesh, part, path, post } => {
-            client::admin(&client::Client::named(&mesh.name)?, &part, &path, post)
+        Local::Restart { mesh, part } => {
+            client::restart(&client::Client::named(&mesh.name)?, &part)
         }
+        Local::Admin {
+            mesh,
+            part,
+            path,
+            post,
+        } => client::admin(&client::Client::named(&mesh.name)?, &part, &path, post),
     }
 }

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::local;
 
 /// Runs the role called `name`; `None` when there is none, and the command line is for people.
-pub fn run(name: &str) -> Option<ExitCode> {
+pub(crate) fn run(name: &str) -> Option<ExitCode> {
     match name {
         "ztunnel" => Some(ztunnel::main_with(std::env::args().skip(2))),
         "controlplane" => Some(ended(name, controlplane())),
@@ -36,7 +36,10 @@ fn controlplane() -> Result<()> {
     let args = controlplane::config::Args::parse_from(arguments);
     executor()?.block_on(async {
         let format = args.log_format.parse()?;
-        let log = net::log::init(&net::log::Options { format, filter: args.log.clone() })?;
+        let log = net::log::init(&net::log::Options {
+            format,
+            filter: args.log.clone(),
+        })?;
         let config = controlplane::Config::try_from(args)?;
         let result = controlplane::run(config, asked_to_end()?).await;
         log.flush();
@@ -58,7 +61,10 @@ fn cni_agent() -> Result<()> {
 }
 
 fn executor() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the executor")
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the executor")
 }
 
 /// Completes when the process is asked to end.

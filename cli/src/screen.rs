@@ -4,64 +4,79 @@ use std::io::{IsTerminal, stderr, stdout};
 
 /// How to mark words on one output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Screen {
+pub(crate) struct Screen {
     colours: bool,
 }
 
 /// Standard output.
-pub fn output() -> Screen {
-    Screen { colours: stdout().is_terminal() && wanted() }
+pub(crate) fn output() -> Screen {
+    Screen {
+        colours: stdout().is_terminal() && wanted(),
+    }
 }
 
 /// Standard error.
-pub fn errors() -> Screen {
-    Screen { colours: stderr().is_terminal() && wanted() }
+pub(crate) fn errors() -> Screen {
+    Screen {
+        colours: stderr().is_terminal() && wanted(),
+    }
 }
 
 fn wanted() -> bool {
-    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+        && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 impl Screen {
     /// Whether there are colours at all: then lines may be rewritten too.
-    pub fn is_live(self) -> bool {
+    pub(crate) fn is_live(self) -> bool {
         self.colours
     }
 
     /// As it should be.
-    pub fn good(self, text: &str) -> String {
+    pub(crate) fn good(self, text: &str) -> String {
         self.paint("32", text)
     }
 
     /// Not as it should be.
-    pub fn bad(self, text: &str) -> String {
+    pub(crate) fn bad(self, text: &str) -> String {
         self.paint("31", text)
     }
 
     /// On its way.
-    pub fn waiting(self, text: &str) -> String {
+    pub(crate) fn waiting(self, text: &str) -> String {
         self.paint("33", text)
     }
 
     /// A heading.
-    pub fn heading(self, text: &str) -> String {
+    pub(crate) fn heading(self, text: &str) -> String {
         self.paint("1", text)
     }
 
     /// Beside the point.
-    pub fn quiet(self, text: &str) -> String {
+    pub(crate) fn quiet(self, text: &str) -> String {
         self.paint("2", text)
     }
 
     fn paint(self, code: &str, text: &str) -> String {
-        if self.colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.colours {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 }
 
 /// Rows as aligned columns, the first row being the heading. Widths ignore colour codes.
-pub fn table(rows: &[Vec<String>]) -> String {
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| visible(cell)).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| visible(cell))
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
     for row in rows {
@@ -101,7 +116,10 @@ mod tests {
         let row = |cells: [&str; 2]| cells.map(str::to_owned).to_vec();
         let plain = table(&[row(["NAME", "READY"]), row(["a", "yes"])]);
         assert_eq!(plain, "NAME  READY\na     yes\n");
-        let painted = table(&[row(["NAME", "READY"]), vec![colour.good("a"), "yes".to_owned()]]);
+        let painted = table(&[
+            row(["NAME", "READY"]),
+            vec![colour.good("a"), "yes".to_owned()],
+        ]);
         assert_eq!(painted, "NAME  READY\n\x1b[32ma\x1b[0m     yes\n");
     }
 }

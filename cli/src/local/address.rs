@@ -6,7 +6,9 @@ use std::{
 };
 
 /// An address of each family. Everything in the embedded mesh is dual stack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct Dual {
     /// The IPv4 address, which comes first wherever a list is written.
     pub v4: Ipv4Addr,
@@ -91,7 +93,11 @@ impl PodPool {
 
     /// All the addresses of node `number`, free.
     pub fn new(node: u8) -> Self {
-        Self { node, taken: [false; 256], next: Self::FIRST }
+        Self {
+            node,
+            taken: [false; 256],
+            next: Self::FIRST,
+        }
     }
 
     /// Takes a free address; `None` when the node is full (253 pods).
@@ -99,7 +105,11 @@ impl PodPool {
         let span = usize::from(Self::LAST - Self::FIRST) + 1;
         for _ in 0..span {
             let host = self.next;
-            self.next = if host == Self::LAST { Self::FIRST } else { host + 1 };
+            self.next = if host == Self::LAST {
+                Self::FIRST
+            } else {
+                host + 1
+            };
             if !self.taken[usize::from(host)] {
                 self.taken[usize::from(host)] = true;
                 return Some(pod(self.node, host));
@@ -132,7 +142,8 @@ impl ServicePool {
         let span = u64::from(Self::LAST - Self::FIRST) + 1;
         let start = stable_hash(key.as_bytes()) % span;
         for step in 0..span {
-            let offset = u16::try_from((start + step) % span).expect("a remainder of a 16-bit span");
+            let offset =
+                u16::try_from((start + step) % span).expect("a remainder of a 16-bit span");
             let index = Self::FIRST + offset;
             match self.by_index.get(&index) {
                 Some(owner) if owner != key => {}

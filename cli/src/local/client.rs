@@ -23,22 +23,28 @@ use crate::{args::Output, screen};
 
 /// Talks to one mesh.
 #[derive(Clone, Debug)]
-pub struct Client {
+pub(crate) struct Client {
     name: String,
     runtime: Runtime,
 }
 
 impl Client {
     /// The mesh called `name`, which must run.
-    pub fn named(name: &str) -> Result<Self> {
-        let client = Self { name: name.to_owned(), runtime: Runtime::named(name)? };
+    pub(crate) fn named(name: &str) -> Result<Self> {
+        let client = Self {
+            name: name.to_owned(),
+            runtime: Runtime::named(name)?,
+        };
         client.connect()?;
         Ok(client)
     }
 
     fn connect(&self) -> Result<UnixStream> {
         UnixStream::connect(self.runtime.control_socket()).map_err(|_| {
-            let others: Vec<_> = Runtime::names().into_iter().filter(|name| *name != self.name).collect();
+            let others: Vec<_> = Runtime::names()
+                .into_iter()
+                .filter(|name| *name != self.name)
+                .collect();
             let hint = match others.as_slice() {
                 [] => "`leyline local up` starts one".to_owned(),
                 others => format!("there are: {}; choose with --name", others.join(", ")),
@@ -48,29 +54,29 @@ impl Client {
     }
 
     /// The mesh's name.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// Where its logs and state are.
-    pub fn runtime(&self) -> &Runtime {
+    pub(crate) fn runtime(&self) -> &Runtime {
         &self.runtime
     }
 
     /// Sends a request and waits for the answer.
-    pub fn ask(&self, request: &Request) -> Result<Value> {
+    pub(crate) fn ask(&self, request: &Request) -> Result<Value> {
         let stream = self.connect()?;
         send_request(&stream, request, &[]).context("ask the mesh")?;
         answered(&stream)
     }
 
     /// Everything about the mesh.
-    pub fn status(&self) -> Result<Status> {
+    pub(crate) fn status(&self) -> Result<Status> {
         Ok(serde_json::from_value(self.ask(&Request::Status)?)?)
     }
 
     /// Stops the mesh and waits until it has ended.
-    pub fn down(&self) -> Result<ExitCode> {
+    pub(crate) fn down(&self) -> Result<ExitCode> {
         const LIMIT: Duration = Duration::from_secs(20);
         self.ask(&Request::Down)?;
         let started = Instant::now();
@@ -86,16 +92,23 @@ impl Client {
 
     /// Starts a command in a pod or on a node with the given standard input, output and error. Closing the connection
     /// ends it.
-    pub fn start_exec(&self, request: &Request, files: [&dyn AsFd; 3]) -> Result<UnixStream> {
+    pub(crate) fn start_exec(
+        &self,
+        request: &Request,
+        files: [&dyn AsFd; 3],
+    ) -> Result<UnixStream> {
         let stream = self.connect()?;
         send_request(&stream, request, &files.map(AsFd::as_fd)).context("ask the mesh")?;
         Ok(stream)
     }
 
     /// Waits for the end of a command: its exit code.
-    pub fn finish_exec(stream: &UnixStream) -> Result<u8> {
+    pub(crate) fn finish_exec(stream: &UnixStream) -> Result<u8> {
         let answer = answered(stream)?;
-        Ok(answer["exit"].as_i64().and_then(|code| u8::try_from(code & 0xff).ok()).unwrap_or(1))
+        Ok(answer["exit"]
+            .as_i64()
+            .and_then(|code| u8::try_from(code & 0xff).ok())
+            .unwrap_or(1))
     }
 }
 
@@ -107,7 +120,7 @@ fn answered(stream: &UnixStream) -> Result<Value> {
 }
 
 /// `status`.
-pub fn status(client: &Client, output: Output) -> Result<ExitCode> {
+pub(crate) fn status(client: &Client, output: Output) -> Result<ExitCode> {
     let status = client.status()?;
     let text = match output {
         Output::Json => serde_json::to_string_pretty(&status)? + "\n",
@@ -119,8 +132,17 @@ pub fn status(client: &Client, output: Output) -> Result<ExitCode> {
 
 fn tables(status: &Status) -> String {
     let screen = screen::output();
-    let head = |words: &[&str]| words.iter().map(|word| screen.heading(word)).collect::<Vec<_>>();
-    let dash = |text: Option<&str>| text.filter(|text| !text.is_empty()).unwrap_or("-").to_owned();
+    let head = |words: &[&str]| {
+        words
+            .iter()
+            .map(|word| screen.heading(word))
+            .collect::<Vec<_>>()
+    };
+    let dash = |text: Option<&str>| {
+        text.filter(|text| !text.is_empty())
+            .unwrap_or("-")
+            .to_owned()
+    };
     let mut parts = vec![head(&["PART", "STATE", "RESTARTS", "WHY"])];
     for (name, part) in &status.parts {
         let state = match (part.ready, part.running, part.held) {
@@ -129,25 +151,59 @@ fn tables(status: &Status) -> String {
             (false, false, true) => screen.waiting("held"),
             (false, false, false) => screen.bad("down"),
         };
-        parts.push(vec![name.clone(), state, part.restarts.to_string(), dash(part.reason.as_deref())]);
+        parts.push(vec![
+            name.clone(),
+            state,
+            part.restarts.to_string(),
+            dash(part.reason.as_deref()),
+        ]);
     }
     let mut nodes = vec![head(&["NODE", "PODS", "ADDRESSES"])];
-    nodes.extend(status.nodes.iter().map(|(name, node)| vec![name.clone(), node.pods.to_string(), node.addresses.join(" ")]));
-    let mut pods = vec![head(&["NAMESPACE", "POD", "READY", "MESH", "RESTARTS", "NODE", "ADDRESS", "WHY"])];
+    nodes.extend(status.nodes.iter().map(|(name, node)| {
+        vec![
+            name.clone(),
+            node.pods.to_string(),
+            node.addresses.join(" "),
+        ]
+    }));
+    let mut pods = vec![head(&[
+        "NAMESPACE",
+        "POD",
+        "READY",
+        "MESH",
+        "RESTARTS",
+        "NODE",
+        "ADDRESS",
+        "WHY",
+    ])];
     pods.extend(status.pods.iter().map(|pod| pod_row(pod, screen)));
-    let mut text = [parts, nodes, pods].iter().filter(|rows| rows.len() > 1).map(|rows| screen::table(rows)).collect::<Vec<_>>().join("\n");
+    let mut text = [parts, nodes, pods]
+        .iter()
+        .filter(|rows| rows.len() > 1)
+        .map(|rows| screen::table(rows))
+        .collect::<Vec<_>>()
+        .join("\n");
     let objects = object_rows(status, screen);
     if !objects.is_empty() {
-        let rows: Vec<_> = [head(&["KIND", "OBJECT", "CONDITION", "STATUS", "MESSAGE"])].into_iter().chain(objects).collect();
+        let rows: Vec<_> = [head(&["KIND", "OBJECT", "CONDITION", "STATUS", "MESSAGE"])]
+            .into_iter()
+            .chain(objects)
+            .collect();
         text.push('\n');
         text.push_str(&screen::table(&rows));
     }
     if let Some(why) = &status.objects_error {
-        text.push_str(&format!("\n{} {why}\n", screen.waiting("objects' conditions are not known:")));
+        text.push_str(&format!(
+            "\n{} {why}\n",
+            screen.waiting("objects' conditions are not known:")
+        ));
     }
     if !status.problems.is_empty() {
         text.push_str(&format!("\n{}\n", screen.heading("PROBLEMS")));
-        status.problems.iter().for_each(|problem| text.push_str(&format!("{problem}\n")));
+        status
+            .problems
+            .iter()
+            .for_each(|problem| text.push_str(&format!("{problem}\n")));
     }
     text
 }
@@ -155,7 +211,11 @@ fn tables(status: &Status) -> String {
 fn pod_row(pod: &PodStatus, screen: screen::Screen) -> Vec<String> {
     let ready = match (pod.ready, pod.phase.as_str()) {
         (true, _) => screen.good("yes"),
-        (false, "Running" | "Pending") => screen.waiting(if pod.phase == "Running" { "no" } else { "pending" }),
+        (false, "Running" | "Pending") => screen.waiting(if pod.phase == "Running" {
+            "no"
+        } else {
+            "pending"
+        }),
         (false, "Failed") => screen.bad("failed"),
         (false, phase) => phase.to_lowercase(),
     };
@@ -164,7 +224,11 @@ fn pod_row(pod: &PodStatus, screen: screen::Screen) -> Vec<String> {
         "no" => "no".to_owned(),
         other => screen.waiting(other),
     };
-    let dash = |text: Option<&String>| text.filter(|text| !text.is_empty()).map_or("-", String::as_str).to_owned();
+    let dash = |text: Option<&String>| {
+        text.filter(|text| !text.is_empty())
+            .map_or("-", String::as_str)
+            .to_owned()
+    };
     vec![
         pod.namespace.clone(),
         pod.name.clone(),
@@ -187,9 +251,19 @@ fn object_rows(status: &Status, screen: screen::Screen) -> Vec<Vec<String>> {
         };
         for condition in object["conditions"].as_array().into_iter().flatten() {
             let truth = text(condition, "status");
-            let painted = if truth == "True" { screen.good(&truth) } else { screen.bad(&truth) };
+            let painted = if truth == "True" {
+                screen.good(&truth)
+            } else {
+                screen.bad(&truth)
+            };
             let message = text(condition, "message");
-            rows.push(vec![text(object, "kind"), name.clone(), text(condition, "type"), painted, message]);
+            rows.push(vec![
+                text(object, "kind"),
+                name.clone(),
+                text(condition, "type"),
+                painted,
+                message,
+            ]);
         }
     }
     rows
@@ -199,21 +273,38 @@ fn object_rows(status: &Status, screen: screen::Screen) -> Vec<Vec<String>> {
 /// always is. `-o json` has everything.
 fn worth_showing(object: &Value) -> bool {
     let kind = object["kind"].as_str().unwrap_or_default();
-    let accepted = |condition: &Value| condition["type"] != "Accepted" || condition["status"] == "True";
-    let sound = object["conditions"].as_array().into_iter().flatten().all(accepted);
-    !sound || !["Deployment", "EndpointSlice", "Namespace", "Node", "Pod", "ServiceAccount"].contains(&kind)
+    let accepted =
+        |condition: &Value| condition["type"] != "Accepted" || condition["status"] == "True";
+    let sound = object["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .all(accepted);
+    !sound
+        || ![
+            "Deployment",
+            "EndpointSlice",
+            "Namespace",
+            "Node",
+            "Pod",
+            "ServiceAccount",
+        ]
+        .contains(&kind)
 }
 
 /// `label`.
-pub fn label(client: &Client, target: &str, labels: &[String]) -> Result<ExitCode> {
+pub(crate) fn label(client: &Client, target: &str, labels: &[String]) -> Result<ExitCode> {
     let labels = parse_labels(labels)?;
-    client.ask(&Request::Label { target: target.to_owned(), labels })?;
+    client.ask(&Request::Label {
+        target: target.to_owned(),
+        labels,
+    })?;
     println!("{target} labelled (while the mesh runs; the folder's files stay as they are)");
     Ok(ExitCode::SUCCESS)
 }
 
 /// Reads `key=value` and `key-`.
-pub fn parse_labels(texts: &[String]) -> Result<BTreeMap<String, Option<String>>> {
+pub(crate) fn parse_labels(texts: &[String]) -> Result<BTreeMap<String, Option<String>>> {
     let parse = |text: &String| match (text.split_once('='), text.strip_suffix('-')) {
         (Some((key, value)), _) if !key.is_empty() => Ok((key.to_owned(), Some(value.to_owned()))),
         (None, Some(key)) if !key.is_empty() => Ok((key.to_owned(), None)),
@@ -223,20 +314,41 @@ pub fn parse_labels(texts: &[String]) -> Result<BTreeMap<String, Option<String>>
 }
 
 /// `exec`: with a terminal of its own where ours is one.
-pub fn exec(client: &Client, target: String, container: Option<String>, command: Vec<String>) -> Result<ExitCode> {
+pub(crate) fn exec(
+    client: &Client,
+    target: String,
+    container: Option<String>,
+    command: Vec<String>,
+) -> Result<ExitCode> {
     let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
     let term = terminal.then(|| std::env::var("TERM").ok()).flatten();
-    let request = Request::Exec { target, container, command, terminal, term };
+    let request = Request::Exec {
+        target,
+        container,
+        command,
+        terminal,
+        term,
+    };
     let code = if terminal {
-        terminal::with_own(|end| Client::finish_exec(&client.start_exec(&request, [end, end, end])?))?
+        terminal::with_own(|end| {
+            Client::finish_exec(&client.start_exec(&request, [end, end, end])?)
+        })?
     } else {
-        Client::finish_exec(&client.start_exec(&request, [&io::stdin(), &io::stdout(), &io::stderr()])?)?
+        Client::finish_exec(
+            &client.start_exec(&request, [&io::stdin(), &io::stdout(), &io::stderr()])?,
+        )?
     };
     Ok(ExitCode::from(code))
 }
 
 /// `logs`.
-pub fn logs(client: &Client, target: &str, container: Option<&str>, follow: bool, tail: Option<usize>) -> Result<ExitCode> {
+pub(crate) fn logs(
+    client: &Client,
+    target: &str,
+    container: Option<&str>,
+    follow: bool,
+    tail: Option<usize>,
+) -> Result<ExitCode> {
     let path = match target.split_once('/') {
         None => client.runtime().part_log(target),
         Some(_) => {
@@ -244,12 +356,19 @@ pub fn logs(client: &Client, target: &str, container: Option<&str>, follow: bool
             let pod = find_pod(&status, target)?;
             let container = container.or(pod.containers.first().map(String::as_str));
             let container = container.with_context(|| format!("{target} has no container"))?;
-            client.runtime().container_log(&Key::new(&pod.namespace, &pod.name), container)
+            client
+                .runtime()
+                .container_log(&Key::new(&pod.namespace, &pod.name), container)
         }
     };
     if !path.exists() {
         let status = client.status()?;
-        let known: Vec<_> = status.parts.keys().map(String::as_str).chain(["supervisor"]).collect();
+        let known: Vec<_> = status
+            .parts
+            .keys()
+            .map(String::as_str)
+            .chain(["supervisor"])
+            .collect();
         bail!("{target} has no log (parts are: {})", known.join(", "));
     }
     let text = logs::tail(&path, tail)?;
@@ -266,29 +385,46 @@ pub fn logs(client: &Client, target: &str, container: Option<&str>, follow: bool
 }
 
 fn find_pod<'a>(status: &'a Status, target: &str) -> Result<&'a PodStatus> {
-    let (namespace, name) = target.split_once('/').context("the form is NAMESPACE/POD")?;
+    let (namespace, name) = target
+        .split_once('/')
+        .context("the form is NAMESPACE/POD")?;
     let mut inside = status.pods.iter().filter(|pod| pod.namespace == namespace);
     let exact = inside.clone().find(|pod| pod.name == name);
-    exact.or_else(|| inside.find(|pod| pod.deployment.as_deref() == Some(name))).with_context(|| format!("there is no pod {target}"))
+    exact
+        .or_else(|| inside.find(|pod| pod.deployment.as_deref() == Some(name)))
+        .with_context(|| format!("there is no pod {target}"))
 }
 
 /// `kill`.
-pub fn kill(client: &Client, part: &str, hold: bool) -> Result<ExitCode> {
+pub(crate) fn kill(client: &Client, part: &str, hold: bool) -> Result<ExitCode> {
     let action = if hold { Action::Hold } else { Action::Kill };
-    client.ask(&Request::Part { part: part.to_owned(), action })?;
-    println!("{part} {}", if hold { "killed, and held down until `leyline local restart`" } else { "killed; it is started again" });
+    client.ask(&Request::Part {
+        part: part.to_owned(),
+        action,
+    })?;
+    println!(
+        "{part} {}",
+        if hold {
+            "killed, and held down until `leyline local restart`"
+        } else {
+            "killed; it is started again"
+        }
+    );
     Ok(ExitCode::SUCCESS)
 }
 
 /// `restart`.
-pub fn restart(client: &Client, part: &str) -> Result<ExitCode> {
-    client.ask(&Request::Part { part: part.to_owned(), action: Action::Restart })?;
+pub(crate) fn restart(client: &Client, part: &str) -> Result<ExitCode> {
+    client.ask(&Request::Part {
+        part: part.to_owned(),
+        action: Action::Restart,
+    })?;
     println!("{part} is started again");
     Ok(ExitCode::SUCCESS)
 }
 
 /// `admin`.
-pub fn admin(client: &Client, part: &str, path: &str, post: bool) -> Result<ExitCode> {
+pub(crate) fn admin(client: &Client, part: &str, path: &str, post: bool) -> Result<ExitCode> {
     let metrics = path.starts_with("/metrics") || path.starts_with("/stats/prometheus");
     let endpoint = if metrics { "metrics" } else { "admin" };
     let method = if post { "POST" } else { "GET" };
@@ -301,7 +437,11 @@ pub fn admin(client: &Client, part: &str, path: &str, post: bool) -> Result<Exit
     let answer = client.ask(&request)?;
     io::stdout().write_all(answer["body"].as_str().unwrap_or_default().as_bytes())?;
     let status = answer["status"].as_u64().unwrap_or(0);
-    Ok(if (200..300).contains(&status) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if (200..300).contains(&status) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 #[cfg(test)]
@@ -310,7 +450,14 @@ mod tests {
 
     #[test]
     fn labels_are_set_or_removed() {
-        let parse = |texts: &[&str]| parse_labels(&texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
+        let parse = |texts: &[&str]| {
+            parse_labels(
+                &texts
+                    .iter()
+                    .map(|text| (*text).to_owned())
+                    .collect::<Vec<_>>(),
+            )
+        };
         let labels = parse(&["a/b=c", "x=", "gone-"]).unwrap();
         assert_eq!(labels["a/b"].as_deref(), Some("c"));
         assert_eq!(labels["x"].as_deref(), Some(""));

@@ -30,7 +30,7 @@ use super::{
 };
 
 /// A request on its way to the supervisor.
-pub struct Asked {
+pub(super) struct Asked {
     request: Request,
     files: Vec<OwnedFd>,
     answer: oneshot::Sender<Answer>,
@@ -48,26 +48,38 @@ enum Answer {
 type Endpoint = (tokio::runtime::Handle, std::net::SocketAddr);
 
 /// Accepts requests and hands each to `take`.
-pub fn listen(path: &Path, take: impl Fn(Asked) + Send + Sync + Clone + 'static) -> io::Result<()> {
+pub(super) fn listen(
+    path: &Path,
+    take: impl Fn(Asked) + Send + Sync + Clone + 'static,
+) -> io::Result<()> {
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     let executor = tokio::runtime::Handle::current();
-    std::thread::Builder::new().name("control".to_owned()).spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let (take, executor) = (take.clone(), executor.clone());
-            // A thread each: people ask seldom, and a slow one must not hold up another.
-            let served = std::thread::Builder::new().spawn(move || executor.block_on(serve(stream, take)));
-            drop(served);
-        }
-    })?;
+    std::thread::Builder::new()
+        .name("control".to_owned())
+        .spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (take, executor) = (take.clone(), executor.clone());
+                // A thread each: people ask seldom, and a slow one must not hold up another.
+                let served = std::thread::Builder::new()
+                    .spawn(move || executor.block_on(serve(stream, take)));
+                drop(served);
+            }
+        })?;
     Ok(())
 }
 
 async fn serve(stream: UnixStream, take: impl Fn(Asked)) {
     let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
-    let Ok((request, files)) = receive_request(&stream) else { return };
+    let Ok((request, files)) = receive_request(&stream) else {
+        return;
+    };
     let (answer, answered) = oneshot::channel();
-    take(Asked { request, files, answer });
+    take(Asked {
+        request,
+        files,
+        answer,
+    });
     let reply = match answered.await {
         Ok(Answer::Now(reply)) => reply,
         Ok(Answer::Command(task, files)) => run_command(&stream, &task, files).await,
@@ -115,45 +127,71 @@ async fn with_objects(mut status: Status, endpoint: Option<Endpoint>) -> Reply {
             Ok(answer) if answer.status == 200 => {
                 status.objects = serde_json::from_str(&answer.body).unwrap_or_default();
             }
-            Ok(answer) => status.objects_error = Some(format!("the control plane answers with {}", answer.status)),
-            Err(error) => status.objects_error = Some(format!("the control plane does not answer: {error}")),
+            Ok(answer) => {
+                status.objects_error =
+                    Some(format!("the control plane answers with {}", answer.status))
+            }
+            Err(error) => {
+                status.objects_error = Some(format!("the control plane does not answer: {error}"))
+            }
         }
     }
     serde_json::to_value(status).map_or_else(|error| Reply::Error(error.to_string()), Reply::Ok)
 }
 
 /// Answers a request. Whether the world must be looked at again, and whether it is to end.
-pub fn answer(mesh: &mut Mesh, asked: Asked) -> (bool, bool) {
-    let Asked { request, files, answer } = asked;
+pub(super) fn answer(mesh: &mut Mesh, asked: Asked) -> (bool, bool) {
+    let Asked {
+        request,
+        files,
+        answer,
+    } = asked;
     let (mut changed, mut down) = (false, false);
     let now = |result: Result<Value, String>| match result {
         Ok(value) => Answer::Now(Reply::Ok(value)),
         Err(error) => Answer::Now(Reply::Error(error)),
     };
     let reply = match request {
-        Request::Status => Answer::Status(Box::new(status(mesh)), endpoint(mesh, parts::CONTROL_PLANE, "admin").ok()),
+        Request::Status => Answer::Status(
+            Box::new(status(mesh)),
+            endpoint(mesh, parts::CONTROL_PLANE, "admin").ok(),
+        ),
         Request::Label { target, labels } => {
             let edited = label(&mut mesh.world, &target, labels);
             changed = edited.is_ok();
             now(edited)
         }
-        Request::Exec { target, container, command, terminal, term } => {
+        Request::Exec {
+            target,
+            container,
+            command,
+            terminal,
+            term,
+        } => {
             let task = command_task(mesh, &target, container.as_deref(), command);
             match (task, <[OwnedFd; 3]>::try_from(files)) {
                 (Ok(mut task), Ok(files)) => {
                     task.terminal = terminal;
-                    task.environment.extend(term.map(|term| ("TERM".to_owned(), term)));
+                    task.environment
+                        .extend(term.map(|term| ("TERM".to_owned(), term)));
                     Answer::Command(Box::new(task), files)
                 }
                 (Err(error), _) => now(Err(error)),
-                (_, Err(_)) => now(Err("standard input, output and error must come with the request".to_owned())),
+                (_, Err(_)) => now(Err(
+                    "standard input, output and error must come with the request".to_owned(),
+                )),
             }
         }
         Request::Part { part, action } => now(find_part(mesh, &part).map(|handle| {
             handle.act(action);
             Value::Null
         })),
-        Request::Admin { part, endpoint: name, method, path } => match endpoint(mesh, &part, &name) {
+        Request::Admin {
+            part,
+            endpoint: name,
+            method,
+            path,
+        } => match endpoint(mesh, &part, &name) {
             Ok(endpoint) => Answer::Admin(endpoint, method, path),
             Err(error) => now(Err(error)),
         },
@@ -184,14 +222,21 @@ fn endpoint(mesh: &Mesh, part: &str, name: &str) -> Result<Endpoint, String> {
     Ok((part.netns.clone(), address))
 }
 
-fn label(world: &mut World, target: &str, labels: BTreeMap<String, Option<String>>) -> Result<Value, String> {
+fn label(
+    world: &mut World,
+    target: &str,
+    labels: BTreeMap<String, Option<String>>,
+) -> Result<Value, String> {
     let edits = if target.contains('/') {
         let key = world.find_pod(target)?.plan.key.to_string();
         world.edits.pods.entry(key).or_default()
     } else {
         if !world.objects.namespaces.contains_key(target) {
             let known: Vec<_> = world.objects.namespaces.keys().cloned().collect();
-            return Err(format!("there is no namespace {target} (there are: {})", known.join(", ")));
+            return Err(format!(
+                "there is no namespace {target} (there are: {})",
+                known.join(", ")
+            ));
         }
         world.edits.namespaces.entry(target.to_owned()).or_default()
     };
@@ -199,7 +244,12 @@ fn label(world: &mut World, target: &str, labels: BTreeMap<String, Option<String
     Ok(Value::Null)
 }
 
-fn command_task(mesh: &Mesh, target: &str, container: Option<&str>, command: Vec<String>) -> Result<Task, String> {
+fn command_task(
+    mesh: &Mesh,
+    target: &str,
+    container: Option<&str>,
+    command: Vec<String>,
+) -> Result<Task, String> {
     if let Some(node) = mesh.world.nodes.get(target) {
         return Ok(station_task(&node.netns, command));
     }
@@ -208,17 +258,42 @@ fn command_task(mesh: &Mesh, target: &str, container: Option<&str>, command: Vec
     }
     let pod = mesh.world.find_pod(target)?;
     let plan = match container {
-        None => pod.containers.first().ok_or_else(|| format!("{target} has no container"))?,
-        Some(name) => pod.containers.iter().find(|container| container.name == name).ok_or_else(|| {
-            let known: Vec<_> = pod.containers.iter().map(|container| container.name.as_str()).collect();
-            format!("{target} has no container {name} (it has: {})", known.join(", "))
-        })?,
+        None => pod
+            .containers
+            .first()
+            .ok_or_else(|| format!("{target} has no container"))?,
+        Some(name) => pod
+            .containers
+            .iter()
+            .find(|container| container.name == name)
+            .ok_or_else(|| {
+                let known: Vec<_> = pod
+                    .containers
+                    .iter()
+                    .map(|container| container.name.as_str())
+                    .collect();
+                format!(
+                    "{target} has no container {name} (it has: {})",
+                    known.join(", ")
+                )
+            })?,
     };
     let state = pod.state();
-    let shim = state.containers.get(&plan.name).and_then(|container| container.shim);
+    let shim = state
+        .containers
+        .get(&plan.name)
+        .and_then(|container| container.shim);
     let shim = shim.ok_or_else(|| {
-        let why = state.message.clone().or_else(|| state.containers.get(&plan.name)?.reason.clone());
-        format!("container {} of {} does not run{}", plan.name, pod.plan.key, why.map(|why| format!(": {why}")).unwrap_or_default())
+        let why = state
+            .message
+            .clone()
+            .or_else(|| state.containers.get(&plan.name)?.reason.clone());
+        format!(
+            "container {} of {} does not run{}",
+            plan.name,
+            pod.plan.key,
+            why.map(|why| format!(": {why}")).unwrap_or_default()
+        )
     })?;
     Ok(Task {
         netns: Some(pod.netns.path().to_owned()),
@@ -226,7 +301,11 @@ fn command_task(mesh: &Mesh, target: &str, container: Option<&str>, command: Vec
         files: Vec::new(),
         hide: Vec::new(),
         hostname: None,
-        user: Some(User { uid: plan.uid, gid: plan.gid, nested: mesh.plan.rootless }),
+        user: Some(User {
+            uid: plan.uid,
+            gid: plan.gid,
+            nested: mesh.plan.rootless,
+        }),
         directory: plan.directory.clone().into(),
         command,
         environment: plan.environment.clone(),
@@ -236,7 +315,10 @@ fn command_task(mesh: &Mesh, target: &str, container: Option<&str>, command: Vec
 
 /// On a node, or beside the control plane: with the mesh's own privileges, to look at links, routes and rules.
 fn station_task(netns: &Netns, command: Vec<String>) -> Task {
-    let path = format!("/run/leyline/bin:{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let path = format!(
+        "/run/leyline/bin:{}:/usr/sbin:/sbin",
+        std::env::var("PATH").unwrap_or_default()
+    );
     Task {
         netns: Some(netns.path().to_owned()),
         world: Surroundings::Part,
@@ -246,14 +328,21 @@ fn station_task(netns: &Netns, command: Vec<String>) -> Task {
         user: None,
         directory: "/".into(),
         command,
-        environment: BTreeMap::from([("PATH".to_owned(), path), ("HOME".to_owned(), "/".to_owned())]),
+        environment: BTreeMap::from([
+            ("PATH".to_owned(), path),
+            ("HOME".to_owned(), "/".to_owned()),
+        ]),
         terminal: false,
     }
 }
 
 fn status(mesh: &Mesh) -> Status {
     let world = &mesh.world;
-    let mut pods: Vec<PodStatus> = world.pods.values().map(|pod| pod_status(world, pod)).collect();
+    let mut pods: Vec<PodStatus> = world
+        .pods
+        .values()
+        .map(|pod| pod_status(world, pod))
+        .collect();
     pods.extend(world.unplaced.iter().map(|(key, why)| PodStatus {
         namespace: key.namespace.clone(),
         name: key.name.clone(),
@@ -264,20 +353,42 @@ fn status(mesh: &Mesh) -> Status {
     }));
     pods.sort_by(|one, other| (&one.namespace, &one.name).cmp(&(&other.namespace, &other.name)));
     let nodes = world.nodes.values().map(|node| {
-        let count = world.pods.values().filter(|pod| pod.place.node == node.name).count();
+        let count = world
+            .pods
+            .values()
+            .filter(|pod| pod.place.node == node.name)
+            .count();
         let addresses = super::address::node(node.number).texts().to_vec();
-        (node.name.clone(), NodeStatus { addresses, pods: count })
+        (
+            node.name.clone(),
+            NodeStatus {
+                addresses,
+                pods: count,
+            },
+        )
     });
-    let services = world.services.values().filter(|service| !service.addresses.is_empty());
+    let services = world
+        .services
+        .values()
+        .filter(|service| !service.addresses.is_empty());
     Status {
         name: mesh.plan.name.clone(),
         folder: mesh.plan.folder.clone(),
         rootless: mesh.plan.rootless,
-        parts: mesh.parts.iter().map(|(name, part)| (name.clone(), part.state())).collect(),
+        parts: mesh
+            .parts
+            .iter()
+            .map(|(name, part)| (name.clone(), part.state()))
+            .collect(),
         nodes: nodes.collect(),
         pods,
         services: services
-            .map(|service| (service.key.to_string(), service.addresses.iter().map(ToString::to_string).collect()))
+            .map(|service| {
+                (
+                    service.key.to_string(),
+                    service.addresses.iter().map(ToString::to_string).collect(),
+                )
+            })
             .collect(),
         problems: world.problems.iter().map(ToString::to_string).collect(),
         objects: Vec::new(),
@@ -288,9 +399,13 @@ fn status(mesh: &Mesh) -> Status {
 fn pod_status(world: &World, pod: &LivePod) -> PodStatus {
     let state = pod.state();
     let labels = world.objects.namespace_labels(&pod.plan.key.namespace);
-    let wanted = cni::facts::Policy::default().wanted(&super::observe::facts(pod, &labels, Vec::new()));
+    let wanted =
+        cni::facts::Policy::default().wanted(&super::observe::facts(pod, &labels, Vec::new()));
     let wanted = wanted == cni::facts::Wanted::In;
-    let enrolled = pod.enrolment.as_ref().map(|(redirection, _)| redirection == "enabled");
+    let enrolled = pod
+        .enrolment
+        .as_ref()
+        .map(|(redirection, _)| redirection == "enabled");
     let mesh = match (wanted, enrolled) {
         (true, Some(true)) => "yes",
         (true, _) => "pending",
@@ -298,11 +413,25 @@ fn pod_status(world: &World, pod: &LivePod) -> PodStatus {
         (false, None) => "no",
     };
     let container_reason = |(name, container): (&String, &ContainerState)| {
-        container.reason.as_ref().map(|reason| format!("{name}: {reason}"))
+        container
+            .reason
+            .as_ref()
+            .map(|reason| format!("{name}: {reason}"))
     };
-    let enrolment_reason = pod.enrolment.as_ref().and_then(|(_, reason)| reason.clone());
-    let reason = state.message.clone().or(enrolment_reason).or_else(|| state.containers.iter().find_map(container_reason));
-    let phase = if pod.terminating { "Terminating" } else { state.phase.as_str() };
+    let enrolment_reason = pod
+        .enrolment
+        .as_ref()
+        .and_then(|(_, reason)| reason.clone());
+    let reason = state
+        .message
+        .clone()
+        .or(enrolment_reason)
+        .or_else(|| state.containers.iter().find_map(container_reason));
+    let phase = if pod.terminating {
+        "Terminating"
+    } else {
+        state.phase.as_str()
+    };
     PodStatus {
         namespace: pod.plan.key.namespace.clone(),
         name: pod.plan.key.name.clone(),
@@ -312,9 +441,17 @@ fn pod_status(world: &World, pod: &LivePod) -> PodStatus {
         phase: phase.to_owned(),
         ready: state.ready && !pod.terminating,
         mesh: mesh.to_owned(),
-        restarts: state.containers.values().map(|container| container.restarts).sum(),
+        restarts: state
+            .containers
+            .values()
+            .map(|container| container.restarts)
+            .sum(),
         reason: reason.filter(|_| !state.ready && state.phase != Phase::Succeeded),
         deployment: pod.plan.deployment.as_ref().map(|key| key.name.clone()),
-        containers: pod.containers.iter().map(|container| container.name.clone()).collect(),
+        containers: pod
+            .containers
+            .iter()
+            .map(|container| container.name.clone())
+            .collect(),
     }
 }

@@ -19,11 +19,7 @@ use tokio::{
     runtime::Handle,
 };
 
-use super::{
-    address,
-    objects::Key,
-    services::ServiceView,
-};
+use super::{address, objects::Key, services::ServiceView};
 
 const DOMAIN: &str = "cluster.local";
 const TTL: u32 = 5;
@@ -31,10 +27,10 @@ const TTL: u32 = 5;
 const PLAIN_DATAGRAM: usize = 512;
 
 /// What the server answers from, replaced whole when services change.
-pub type Zone = Arc<RwLock<Arc<BTreeMap<Key, ServiceView>>>>;
+pub(super) type Zone = Arc<RwLock<Arc<BTreeMap<Key, ServiceView>>>>;
 
 /// Serves on the control plane's namespace until the process ends.
-pub fn serve(runtime: &Handle, zone: &Zone) {
+pub(super) fn serve(runtime: &Handle, zone: &Zone) {
     for ip in address::CONTROL.both() {
         let address = SocketAddr::new(ip, 53);
         let (udp, tcp) = (zone.clone(), zone.clone());
@@ -89,7 +85,11 @@ async fn serve_connection(mut stream: TcpStream, zone: Zone) -> io::Result<()> {
 }
 
 /// The reply to one message; `None` for what is not a query. A reply too long for a datagram is cut, and says so.
-pub fn respond(zone: &BTreeMap<Key, ServiceView>, query: &[u8], datagram: bool) -> Option<Vec<u8>> {
+pub(super) fn respond(
+    zone: &BTreeMap<Key, ServiceView>,
+    query: &[u8],
+    datagram: bool,
+) -> Option<Vec<u8>> {
     let query = Message::from_vec(query).ok()?;
     if query.metadata.message_type != MessageType::Query {
         return None;
@@ -105,7 +105,9 @@ pub fn respond(zone: &BTreeMap<Key, ServiceView>, query: &[u8], datagram: bool) 
         (OpCode::Query, _) => reply.metadata.response_code = ResponseCode::FormErr,
         _ => reply.metadata.response_code = ResponseCode::NotImp,
     }
-    let limit = query.edns.as_ref().map_or(PLAIN_DATAGRAM, |edns| usize::from(edns.max_payload()).max(PLAIN_DATAGRAM));
+    let limit = query.edns.as_ref().map_or(PLAIN_DATAGRAM, |edns| {
+        usize::from(edns.max_payload()).max(PLAIN_DATAGRAM)
+    });
     let bytes = reply.to_vec().ok()?;
     if datagram && bytes.len() > limit {
         reply.answers.clear();
@@ -117,7 +119,11 @@ pub fn respond(zone: &BTreeMap<Key, ServiceView>, query: &[u8], datagram: bool) 
 
 fn fill(reply: &mut Message, zone: &BTreeMap<Key, ServiceView>, question: &Query) {
     let name = question.name();
-    match answer(zone, &name.to_ascii().to_ascii_lowercase(), question.query_type()) {
+    match answer(
+        zone,
+        &name.to_ascii().to_ascii_lowercase(),
+        question.query_type(),
+    ) {
         Answer::Records(data) => {
             reply.metadata.authoritative = true;
             for data in data {
@@ -136,7 +142,7 @@ fn fill(reply: &mut Message, zone: &BTreeMap<Key, ServiceView>, question: &Query
 
 /// What is known of a name.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Answer {
+pub(super) enum Answer {
     /// The name exists; empty where it has nothing of the type asked for.
     Records(Vec<RData>),
     /// It would be ours, and does not exist.
@@ -146,14 +152,20 @@ pub enum Answer {
 }
 
 /// Looks a lower-case name up. Pure.
-pub fn answer(zone: &BTreeMap<Key, ServiceView>, name: &str, wanted: RecordType) -> Answer {
+pub(super) fn answer(zone: &BTreeMap<Key, ServiceView>, name: &str, wanted: RecordType) -> Answer {
     let name = name.trim_end_matches('.');
     if let Some(reverse) = reverse(name) {
         return pointer(zone, reverse, wanted);
     }
-    let Some(inner) = name.strip_suffix(DOMAIN) else { return Answer::NotOurs };
+    let Some(inner) = name.strip_suffix(DOMAIN) else {
+        return Answer::NotOurs;
+    };
     let Some(inner) = inner.strip_suffix('.') else {
-        return if inner.is_empty() { Answer::Records(Vec::new()) } else { Answer::NotOurs };
+        return if inner.is_empty() {
+            Answer::Records(Vec::new())
+        } else {
+            Answer::NotOurs
+        };
     };
     let labels: Vec<&str> = inner.split('.').collect();
     match labels.as_slice() {
@@ -163,7 +175,12 @@ pub fn answer(zone: &BTreeMap<Key, ServiceView>, name: &str, wanted: RecordType)
     }
 }
 
-fn in_service(zone: &BTreeMap<Key, ServiceView>, labels: &[&str], namespace: &str, wanted: RecordType) -> Answer {
+fn in_service(
+    zone: &BTreeMap<Key, ServiceView>,
+    labels: &[&str],
+    namespace: &str,
+    wanted: RecordType,
+) -> Answer {
     let find = |name: &str| zone.get(&Key::new(namespace, name));
     match labels {
         [] if zone.keys().any(|key| key.namespace == namespace) => Answer::Records(Vec::new()),
@@ -175,8 +192,14 @@ fn in_service(zone: &BTreeMap<Key, ServiceView>, labels: &[&str], namespace: &st
             Some(service) => of_host(service, host, wanted),
             None => Answer::NoSuchName,
         },
-        [port, protocol, name] => match (find(name), port.strip_prefix('_'), protocol.strip_prefix('_')) {
-            (Some(service), Some(port), Some(protocol)) => service_records(service, port, protocol, wanted),
+        [port, protocol, name] => match (
+            find(name),
+            port.strip_prefix('_'),
+            protocol.strip_prefix('_'),
+        ) {
+            (Some(service), Some(port), Some(protocol)) => {
+                service_records(service, port, protocol, wanted)
+            }
             _ => Answer::NoSuchName,
         },
         _ => Answer::NoSuchName,
@@ -186,7 +209,10 @@ fn in_service(zone: &BTreeMap<Key, ServiceView>, labels: &[&str], namespace: &st
 fn addresses(service: &ServiceView, wanted: RecordType) -> Vec<RData> {
     if let Some(other) = &service.external_name {
         let name = Name::from_ascii(format!("{}.", other.trim_end_matches('.')));
-        return name.into_iter().map(|name| RData::CNAME(rdata::CNAME(name))).collect();
+        return name
+            .into_iter()
+            .map(|name| RData::CNAME(rdata::CNAME(name)))
+            .collect();
     }
     let ips: Vec<IpAddr> = match service.headless {
         true => service.hosts.iter().map(|(ip, _)| *ip).collect(),
@@ -201,7 +227,11 @@ fn of_host(service: &ServiceView, host: &str, wanted: RecordType) -> Answer {
         own.then_some(*ip)
     };
     let ips: Vec<IpAddr> = service.hosts.iter().filter_map(named).collect();
-    if ips.is_empty() { Answer::NoSuchName } else { Answer::Records(records(ips, wanted)) }
+    if ips.is_empty() {
+        Answer::NoSuchName
+    } else {
+        Answer::Records(records(ips, wanted))
+    }
 }
 
 fn records(ips: Vec<IpAddr>, wanted: RecordType) -> Vec<RData> {
@@ -213,13 +243,27 @@ fn records(ips: Vec<IpAddr>, wanted: RecordType) -> Vec<RData> {
     of_type.collect()
 }
 
-fn service_records(service: &ServiceView, port: &str, protocol: &str, wanted: RecordType) -> Answer {
-    let Some(port) = service.ports.iter().find(|known| known.name == port && known.protocol == protocol) else {
+fn service_records(
+    service: &ServiceView,
+    port: &str,
+    protocol: &str,
+    wanted: RecordType,
+) -> Answer {
+    let Some(port) = service
+        .ports
+        .iter()
+        .find(|known| known.name == port && known.protocol == protocol)
+    else {
         return Answer::NoSuchName;
     };
-    let target = Name::from_ascii(format!("{}.{}.svc.{DOMAIN}.", service.key.name, service.key.namespace));
+    let target = Name::from_ascii(format!(
+        "{}.{}.svc.{DOMAIN}.",
+        service.key.name, service.key.namespace
+    ));
     match (wanted, target) {
-        (RecordType::SRV, Ok(target)) => Answer::Records(vec![RData::SRV(rdata::SRV::new(0, 100, port.port, target))]),
+        (RecordType::SRV, Ok(target)) => {
+            Answer::Records(vec![RData::SRV(rdata::SRV::new(0, 100, port.port, target))])
+        }
         _ => Answer::Records(Vec::new()),
     }
 }
@@ -227,20 +271,35 @@ fn service_records(service: &ServiceView, port: &str, protocol: &str, wanted: Re
 fn reverse(name: &str) -> Option<IpAddr> {
     if let Some(labels) = name.strip_suffix(".in-addr.arpa") {
         let octets: Vec<&str> = labels.split('.').rev().collect();
-        return octets.join(".").parse::<std::net::Ipv4Addr>().ok().map(IpAddr::V4);
+        return octets
+            .join(".")
+            .parse::<std::net::Ipv4Addr>()
+            .ok()
+            .map(IpAddr::V4);
     }
     let labels = name.strip_suffix(".ip6.arpa")?;
     let digits: String = labels.split('.').rev().collect();
-    let bits = u128::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == 32)?;
+    let bits = u128::from_str_radix(&digits, 16)
+        .ok()
+        .filter(|_| digits.len() == 32)?;
     Some(IpAddr::V6(bits.into()))
 }
 
 fn pointer(zone: &BTreeMap<Key, ServiceView>, ip: IpAddr, wanted: RecordType) -> Answer {
-    let Some(service) = zone.values().find(|service| service.addresses.contains(&ip)) else {
+    let Some(service) = zone
+        .values()
+        .find(|service| service.addresses.contains(&ip))
+    else {
         return Answer::NoSuchName;
     };
-    let target = Name::from_ascii(format!("{}.{}.svc.{DOMAIN}.", service.key.name, service.key.namespace));
-    let pointed = target.ok().filter(|_| wanted == RecordType::PTR).map(|name| RData::PTR(rdata::PTR(name)));
+    let target = Name::from_ascii(format!(
+        "{}.{}.svc.{DOMAIN}.",
+        service.key.name, service.key.namespace
+    ));
+    let pointed = target
+        .ok()
+        .filter(|_| wanted == RecordType::PTR)
+        .map(|name| RData::PTR(rdata::PTR(name)));
     Answer::Records(pointed.into_iter().collect())
 }
 
@@ -256,19 +315,29 @@ mod tests {
             addresses: vec![ip("10.96.1.1"), ip("fd00:10:96::101")],
             headless: false,
             external_name: None,
-            ports: vec![PortView { name: "http".into(), protocol: "tcp".into(), port: 80, backends: [].into() }],
+            ports: vec![PortView {
+                name: "http".into(),
+                protocol: "tcp".into(),
+                port: 80,
+                backends: [].into(),
+            }],
             hosts: Vec::new(),
         };
         let mut headless = web.clone();
         headless.key = Key::new("a", "db");
         headless.addresses.clear();
         headless.headless = true;
-        headless.hosts = vec![(ip("10.244.1.2"), Some("db-0".to_owned())), (ip("10.244.2.2"), None)];
+        headless.hosts = vec![
+            (ip("10.244.1.2"), Some("db-0".to_owned())),
+            (ip("10.244.2.2"), None),
+        ];
         let mut elsewhere = web.clone();
         elsewhere.key = Key::new("a", "else");
         elsewhere.addresses.clear();
         elsewhere.external_name = Some("example.org".to_owned());
-        [dns_service(), web, headless, elsewhere].map(|service| (service.key.clone(), service)).into()
+        [dns_service(), web, headless, elsewhere]
+            .map(|service| (service.key.clone(), service))
+            .into()
     }
 
     #[track_caller]
@@ -285,25 +354,70 @@ mod tests {
     #[test]
     fn names_of_the_cluster_are_answered() {
         check("web.a.svc.cluster.local.", RecordType::A, &["10.96.1.1"]);
-        check("web.a.svc.cluster.local", RecordType::AAAA, &["fd00:10:96::101"]);
+        check(
+            "web.a.svc.cluster.local",
+            RecordType::AAAA,
+            &["fd00:10:96::101"],
+        );
         check("web.a.svc.cluster.local.", RecordType::MX, &[]);
-        check("db.a.svc.cluster.local.", RecordType::A, &["10.244.1.2", "10.244.2.2"]);
-        check("db-0.db.a.svc.cluster.local.", RecordType::A, &["10.244.1.2"]);
-        check("10-244-2-2.db.a.svc.cluster.local.", RecordType::A, &["10.244.2.2"]);
-        check("_http._tcp.web.a.svc.cluster.local.", RecordType::SRV, &["0 100 80 web.a.svc.cluster.local."]);
-        check("else.a.svc.cluster.local.", RecordType::A, &["example.org."]);
-        check("1.1.96.10.in-addr.arpa.", RecordType::PTR, &["web.a.svc.cluster.local."]);
-        check("kube-dns.kube-system.svc.cluster.local.", RecordType::A, &["10.96.0.10"]);
+        check(
+            "db.a.svc.cluster.local.",
+            RecordType::A,
+            &["10.244.1.2", "10.244.2.2"],
+        );
+        check(
+            "db-0.db.a.svc.cluster.local.",
+            RecordType::A,
+            &["10.244.1.2"],
+        );
+        check(
+            "10-244-2-2.db.a.svc.cluster.local.",
+            RecordType::A,
+            &["10.244.2.2"],
+        );
+        check(
+            "_http._tcp.web.a.svc.cluster.local.",
+            RecordType::SRV,
+            &["0 100 80 web.a.svc.cluster.local."],
+        );
+        check(
+            "else.a.svc.cluster.local.",
+            RecordType::A,
+            &["example.org."],
+        );
+        check(
+            "1.1.96.10.in-addr.arpa.",
+            RecordType::PTR,
+            &["web.a.svc.cluster.local."],
+        );
+        check(
+            "kube-dns.kube-system.svc.cluster.local.",
+            RecordType::A,
+            &["10.96.0.10"],
+        );
         check("a.svc.cluster.local.", RecordType::A, &[]);
     }
 
     #[test]
     fn names_that_are_not_there_differ_from_names_of_others() {
-        for name in ["no.a.svc.cluster.local.", "web.a.cluster.local.", "web.b.svc.cluster.local.", "b.svc.cluster.local."] {
-            assert_eq!(answer(&zone(), name, RecordType::A), Answer::NoSuchName, "{name}");
+        for name in [
+            "no.a.svc.cluster.local.",
+            "web.a.cluster.local.",
+            "web.b.svc.cluster.local.",
+            "b.svc.cluster.local.",
+        ] {
+            assert_eq!(
+                answer(&zone(), name, RecordType::A),
+                Answer::NoSuchName,
+                "{name}"
+            );
         }
         for name in ["example.org.", "notcluster.local.", "."] {
-            assert_eq!(answer(&zone(), name, RecordType::A), Answer::NotOurs, "{name}");
+            assert_eq!(
+                answer(&zone(), name, RecordType::A),
+                Answer::NotOurs,
+                "{name}"
+            );
         }
     }
 
@@ -311,10 +425,15 @@ mod tests {
     fn a_reply_too_long_for_a_datagram_is_cut() {
         let mut zone = zone();
         let db = zone.get_mut(&Key::new("a", "db")).unwrap();
-        db.hosts = (0..200).map(|n| (IpAddr::from([10, 244, 1, n]), None)).collect();
+        db.hosts = (0..200)
+            .map(|n| (IpAddr::from([10, 244, 1, n]), None))
+            .collect();
         let mut query = Message::query();
         query.metadata.id = 7;
-        query.add_query(Query::query(Name::from_ascii("db.a.svc.cluster.local.").unwrap(), RecordType::A));
+        query.add_query(Query::query(
+            Name::from_ascii("db.a.svc.cluster.local.").unwrap(),
+            RecordType::A,
+        ));
         let query = query.to_vec().unwrap();
         let reply = Message::from_vec(&respond(&zone, &query, true).unwrap()).unwrap();
         assert!(reply.metadata.truncation && reply.answers.is_empty());

@@ -11,7 +11,10 @@ use std::{
 use futures_util::TryStreamExt;
 use rtnetlink::{
     Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
-    packet_route::{link::{InfoData, InfoKind, InfoVeth}, route::RouteScope},
+    packet_route::{
+        link::{InfoData, InfoKind, InfoVeth},
+        route::RouteScope,
+    },
 };
 
 use super::{
@@ -25,7 +28,7 @@ const POD_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// A namespace that stands on the bridge: a node, or the control plane's.
 #[derive(Debug)]
-pub struct Station<'a> {
+pub(super) struct Station<'a> {
     /// Its namespace.
     pub netns: &'a Netns,
     /// Its address on the link.
@@ -35,7 +38,7 @@ pub struct Station<'a> {
 }
 
 /// Lays the bridge in the calling process's own namespace and joins `stations` to it. Call it once.
-pub async fn lay(stations: &[Station<'_>]) -> io::Result<()> {
+pub(super) async fn lay(stations: &[Station<'_>]) -> io::Result<()> {
     let netlink = Netlink::connect()?;
     settings(&["net/ipv4/ip_forward=0"]);
     netlink.up("lo").await?;
@@ -52,7 +55,9 @@ pub async fn lay(stations: &[Station<'_>]) -> io::Result<()> {
     netlink.routes_to_pods(&nodes, None, BRIDGE).await?;
     for station in stations {
         let (own, address, nodes) = (station.node, station.address, nodes.clone());
-        station.netns.run(move |runtime| runtime.block_on(furnish(own, address, &nodes)))?;
+        station
+            .netns
+            .run(move |runtime| runtime.block_on(furnish(own, address, &nodes)))?;
     }
     Ok(())
 }
@@ -70,7 +75,13 @@ async fn furnish(own: Option<u8>, address: Dual, nodes: &[u8]) -> io::Result<()>
 /// Joins a pod's namespace to its node's: a pair of interfaces, the pod's addresses, a route at each end.
 ///
 /// `near` names the node's end; at most 15 bytes.
-pub fn join_pod(node: &Netns, number: u8, pod: &Netns, near: &str, address: Dual) -> io::Result<()> {
+pub(super) fn join_pod(
+    node: &Netns,
+    number: u8,
+    pod: &Netns,
+    near: &str,
+    address: Dual,
+) -> io::Result<()> {
     let (far, name) = (pod.clone(), near.to_owned());
     node.run(move |runtime| {
         runtime.block_on(async {
@@ -78,8 +89,12 @@ pub fn join_pod(node: &Netns, number: u8, pod: &Netns, near: &str, address: Dual
             netlink.pair(&name, "eth0", &far).await?;
             let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_dad"), "0");
             netlink.up(&name).await?;
-            netlink.one_address(&name, address::pod_gateway(number).v4.into(), 32).await?;
-            netlink.one_address(&name, POD_GATEWAY_V6.into(), 64).await?;
+            netlink
+                .one_address(&name, address::pod_gateway(number).v4.into(), 32)
+                .await?;
+            netlink
+                .one_address(&name, POD_GATEWAY_V6.into(), 64)
+                .await?;
             netlink.route(address.v4.into(), 32, None, &name).await?;
             netlink.route(address.v6.into(), 128, None, &name).await
         })
@@ -96,18 +111,38 @@ async fn furnish_pod(number: u8, address: Dual) -> io::Result<()> {
     netlink.one_address("eth0", address.v6.into(), 128).await?;
     netlink.up("eth0").await?;
     netlink.route(gateway.into(), 32, None, "eth0").await?;
-    netlink.route(Ipv4Addr::UNSPECIFIED.into(), 0, Some(gateway.into()), "eth0").await?;
-    netlink.route(Ipv6Addr::UNSPECIFIED.into(), 0, Some(POD_GATEWAY_V6.into()), "eth0").await
+    netlink
+        .route(
+            Ipv4Addr::UNSPECIFIED.into(),
+            0,
+            Some(gateway.into()),
+            "eth0",
+        )
+        .await?;
+    netlink
+        .route(
+            Ipv6Addr::UNSPECIFIED.into(),
+            0,
+            Some(POD_GATEWAY_V6.into()),
+            "eth0",
+        )
+        .await
 }
 
 /// Takes a pod's wire away. Nothing is left at the node's end.
-pub fn part_pod(node: &Netns, near: &str) -> io::Result<()> {
+pub(super) fn part_pod(node: &Netns, near: &str) -> io::Result<()> {
     let name = near.to_owned();
     node.run(move |runtime| {
         runtime.block_on(async {
             let netlink = Netlink::connect()?;
             let index = netlink.index(&name).await?;
-            netlink.handle.link().del(index).execute().await.map_err(io::Error::other)
+            netlink
+                .handle
+                .link()
+                .del(index)
+                .execute()
+                .await
+                .map_err(io::Error::other)
         })
     })
 }
@@ -144,7 +179,9 @@ fn pod_settings() {
 /// Sets what the kernel offers; a kernel without a setting (IPv6 compiled out, say) goes without.
 fn settings(assignments: &[&str]) {
     for assignment in assignments {
-        let (name, value) = assignment.split_once('=').expect("assignments are written name=value");
+        let (name, value) = assignment
+            .split_once('=')
+            .expect("assignments are written name=value");
         if let Err(error) = fs::write(format!("/proc/sys/{name}"), value) {
             tracing::debug!(name, value, %error, "a kernel setting was refused");
         }
@@ -164,13 +201,26 @@ impl Netlink {
     }
 
     async fn add(&self, message: rtnetlink::packet_route::link::LinkMessage) -> io::Result<()> {
-        self.handle.link().add(message).execute().await.map_err(io::Error::other)
+        self.handle
+            .link()
+            .add(message)
+            .execute()
+            .await
+            .map_err(io::Error::other)
     }
 
     async fn index(&self, name: &str) -> io::Result<u32> {
-        let mut links = self.handle.link().get().match_name(name.to_owned()).execute();
+        let mut links = self
+            .handle
+            .link()
+            .get()
+            .match_name(name.to_owned())
+            .execute();
         let link = links.try_next().await.map_err(io::Error::other)?;
-        Ok(link.ok_or_else(|| io::Error::other(format!("interface {name} is missing")))?.header.index)
+        Ok(link
+            .ok_or_else(|| io::Error::other(format!("interface {name} is missing")))?
+            .header
+            .index)
     }
 
     async fn up(&self, name: &str) -> io::Result<()> {
@@ -179,17 +229,25 @@ impl Netlink {
 
     async fn enslave(&self, name: &str, bridge: &str) -> io::Result<()> {
         let controller = self.index(bridge).await?;
-        self.set(LinkUnspec::new_with_index(self.index(name).await?).controller(controller)).await
+        self.set(LinkUnspec::new_with_index(self.index(name).await?).controller(controller))
+            .await
     }
 
     async fn set(&self, message: LinkMessageBuilder<LinkUnspec>) -> io::Result<()> {
-        self.handle.link().set(message.build()).execute().await.map_err(io::Error::other)
+        self.handle
+            .link()
+            .set(message.build())
+            .execute()
+            .await
+            .map_err(io::Error::other)
     }
 
     /// A pair of interfaces: `near` here, `far` in `other`.
     async fn pair(&self, near: &str, far: &str, other: &Netns) -> io::Result<()> {
         let namespace = File::open(other.path())?;
-        let peer = LinkUnspec::new_with_name(far).setns_by_fd(namespace.as_raw_fd()).build();
+        let peer = LinkUnspec::new_with_name(far)
+            .setns_by_fd(namespace.as_raw_fd())
+            .build();
         let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
             .name(near)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
@@ -204,17 +262,31 @@ impl Netlink {
 
     async fn one_address(&self, name: &str, address: IpAddr, prefix: u8) -> io::Result<()> {
         let index = self.index(name).await?;
-        let added = self.handle.address().add(index, address, prefix).execute().await;
+        let added = self
+            .handle
+            .address()
+            .add(index, address, prefix)
+            .execute()
+            .await;
         unless_no_ipv6(added, address)
     }
 
-    async fn route(&self, to: IpAddr, prefix: u8, via: Option<IpAddr>, name: &str) -> io::Result<()> {
-        let mut builder = RouteMessageBuilder::<IpAddr>::new().output_interface(self.index(name).await?);
+    async fn route(
+        &self,
+        to: IpAddr,
+        prefix: u8,
+        via: Option<IpAddr>,
+        name: &str,
+    ) -> io::Result<()> {
+        let mut builder =
+            RouteMessageBuilder::<IpAddr>::new().output_interface(self.index(name).await?);
         if via.is_none() {
             // Or the kernel would not take it for the way to a gateway.
             builder = builder.scope(RouteScope::Link);
         }
-        let mut builder = builder.destination_prefix(to, prefix).map_err(io::Error::other)?;
+        let mut builder = builder
+            .destination_prefix(to, prefix)
+            .map_err(io::Error::other)?;
         if let Some(via) = via {
             builder = builder.gateway(via).map_err(io::Error::other)?;
         }
@@ -222,11 +294,28 @@ impl Netlink {
         unless_no_ipv6(added, to)
     }
 
-    async fn routes_to_pods(&self, nodes: &[u8], own: Option<u8>, interface: &str) -> io::Result<()> {
+    async fn routes_to_pods(
+        &self,
+        nodes: &[u8],
+        own: Option<u8>,
+        interface: &str,
+    ) -> io::Result<()> {
         for node in nodes.iter().filter(|node| Some(**node) != own) {
             let (network, gateway) = (address::pod_network(*node), address::node(*node));
-            self.route(network.v4.into(), POD_PREFIX.0, Some(gateway.v4.into()), interface).await?;
-            self.route(network.v6.into(), POD_PREFIX.1, Some(gateway.v6.into()), interface).await?;
+            self.route(
+                network.v4.into(),
+                POD_PREFIX.0,
+                Some(gateway.v4.into()),
+                interface,
+            )
+            .await?;
+            self.route(
+                network.v6.into(),
+                POD_PREFIX.1,
+                Some(gateway.v6.into()),
+                interface,
+            )
+            .await?;
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use tokio::{
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub(super) struct Answer {
     /// The status.
     pub status: u16,
     /// The body, as text.
@@ -21,10 +21,19 @@ pub struct Answer {
 const LIMIT_BYTES: u64 = 64 << 20;
 
 /// Sends a request from the namespace in which `from` lives. HTTP/1.0, so that the answer comes in one piece.
-pub async fn request(from: &Handle, method: &str, address: SocketAddr, path: &str, limit: Duration) -> io::Result<Answer> {
-    let request = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: 0\r\n\r\n");
+pub(super) async fn request(
+    from: &Handle,
+    method: &str,
+    address: SocketAddr,
+    path: &str,
+    limit: Duration,
+) -> io::Result<Answer> {
+    let request =
+        format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: 0\r\n\r\n");
     let asked = from.spawn(async move {
-        tokio::time::timeout(limit, ask(address, request)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        tokio::time::timeout(limit, ask(address, request))
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     });
     asked.await.map_err(io::Error::other)?
 }
@@ -34,13 +43,22 @@ async fn ask(address: SocketAddr, request: String) -> io::Result<Answer> {
     stream.write_all(request.as_bytes()).await?;
     let mut bytes = Vec::new();
     stream.take(LIMIT_BYTES).read_to_end(&mut bytes).await?;
-    parse(&String::from_utf8_lossy(&bytes)).ok_or_else(|| io::Error::other("the answer is not HTTP"))
+    parse(&String::from_utf8_lossy(&bytes))
+        .ok_or_else(|| io::Error::other("the answer is not HTTP"))
 }
 
 fn parse(text: &str) -> Option<Answer> {
     let (head, body) = text.split_once("\r\n\r\n")?;
-    let status = head.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()?;
-    Some(Answer { status, body: body.to_owned() })
+    let status = head
+        .strip_prefix("HTTP/1.")?
+        .split(' ')
+        .nth(1)?
+        .parse()
+        .ok()?;
+    Some(Answer {
+        status,
+        body: body.to_owned(),
+    })
 }
 
 #[cfg(test)]

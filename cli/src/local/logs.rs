@@ -32,7 +32,9 @@ impl Log {
     pub fn open(path: PathBuf) -> io::Result<Self> {
         let file = File::options().create(true).append(true).open(&path)?;
         let length = file.metadata()?.len();
-        Ok(Self { inner: Arc::new(Mutex::new(Inner { path, file, length })) })
+        Ok(Self {
+            inner: Arc::new(Mutex::new(Inner { path, file, length })),
+        })
     }
 
     /// Appends; turns to a new file when this one is full. A full disk loses lines, never the mesh.
@@ -78,12 +80,21 @@ pub fn tail(path: &Path, lines: Option<usize>) -> io::Result<String> {
     let text = String::from_utf8_lossy(&fs::read(path)?).into_owned();
     let Some(lines) = lines else { return Ok(text) };
     let from = text.lines().count().saturating_sub(lines);
-    Ok(text.lines().skip(from).flat_map(|line| [line, "\n"]).collect())
+    Ok(text
+        .lines()
+        .skip(from)
+        .flat_map(|line| [line, "\n"])
+        .collect())
 }
 
 /// Prints the last `lines` lines of the log (all when `None`) and what is added to it, until `until` says that nothing more
 /// will come.
-pub fn follow(path: &Path, lines: Option<usize>, mut output: impl Write, until: impl Fn() -> bool) -> io::Result<()> {
+pub fn follow(
+    path: &Path,
+    lines: Option<usize>,
+    mut output: impl Write,
+    until: impl Fn() -> bool,
+) -> io::Result<()> {
     let mut file = File::open(path)?;
     if lines.is_some() {
         output.write_all(tail(path, lines)?.as_bytes())?;
@@ -117,8 +128,14 @@ mod tests {
         let line = [b'x'; 1 << 20];
         (0..12).for_each(|_| log.append(&line));
         log.append(b"\none\ntwo\n");
-        let total = [&path, &old(&path)].iter().map(|path| fs::metadata(path).unwrap().len()).sum::<u64>();
-        assert!(total <= 2 * (LIMIT_BYTES + line.len() as u64 + 16), "{total}");
+        let total = [&path, &old(&path)]
+            .iter()
+            .map(|path| fs::metadata(path).unwrap().len())
+            .sum::<u64>();
+        assert!(
+            total <= 2 * (LIMIT_BYTES + line.len() as u64 + 16),
+            "{total}"
+        );
         assert_eq!(tail(&path, Some(2)).unwrap(), "one\ntwo\n");
     }
 }

@@ -33,7 +33,13 @@ impl Netns {
         on_thread(move || {
             unshare(CloneFlags::CLONE_NEWNET)?;
             let own = thread_namespace();
-            mount(Some(&own), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+            mount(
+                Some(&own),
+                &target,
+                None::<&str>,
+                MsFlags::MS_BIND,
+                None::<&str>,
+            )?;
             Ok(())
         })?;
         Ok(Self { path })
@@ -58,7 +64,9 @@ impl Netns {
         let namespace = File::open(&self.path)?;
         on_thread(move || {
             setns(namespace, CloneFlags::CLONE_NEWNET)?;
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
             body(&runtime)
         })
     }
@@ -67,10 +75,19 @@ impl Netns {
     pub fn runtime(&self) -> io::Result<Handle> {
         let namespace = File::open(&self.path)?;
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = self
+            .path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         thread::Builder::new().name(name).spawn(move || {
             let entered = setns(namespace, CloneFlags::CLONE_NEWNET).map_err(io::Error::from);
-            match entered.and_then(|()| tokio::runtime::Builder::new_current_thread().enable_all().build()) {
+            match entered.and_then(|()| {
+                tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+            }) {
                 Ok(runtime) => {
                     let _ = sender.send(Ok(runtime.handle().clone()));
                     runtime.block_on(std::future::pending::<()>());
@@ -80,13 +97,21 @@ impl Netns {
                 }
             }
         })?;
-        receiver.recv().map_err(|_| io::Error::other("the namespace's thread ended"))?
+        receiver
+            .recv()
+            .map_err(|_| io::Error::other("the namespace's thread ended"))?
     }
 }
 
-fn on_thread<T: Send + 'static>(body: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    let thread = thread::Builder::new().name("netns".to_owned()).spawn(body)?;
-    thread.join().map_err(|_| io::Error::other("the namespace's thread panicked"))?
+fn on_thread<T: Send + 'static>(
+    body: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let thread = thread::Builder::new()
+        .name("netns".to_owned())
+        .spawn(body)?;
+    thread
+        .join()
+        .map_err(|_| io::Error::other("the namespace's thread panicked"))?
 }
 
 /// The calling thread's own namespace, also where `/proc` is that of an outer PID namespace.

@@ -12,12 +12,10 @@ use controlplane::source::{
     tree::{self, Node},
     watch::Change,
 };
-use k8s_openapi::{
-    api::{
-        apps::v1::Deployment,
-        core::v1::{Namespace, Node as ApiNode, Pod, Service},
-        discovery::v1::EndpointSlice,
-    },
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{Namespace, Node as ApiNode, Pod, Service},
+    discovery::v1::EndpointSlice,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -36,7 +34,10 @@ pub struct Key {
 impl Key {
     /// A key from its two halves.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 }
 
@@ -105,9 +106,17 @@ impl Folder {
                 Content::Gone => {
                     self.files.remove(&path);
                 }
-                Content::Text(text) => self.files.entry(path.clone()).or_default().read(&path, &text),
+                Content::Text(text) => self
+                    .files
+                    .entry(path.clone())
+                    .or_default()
+                    .read(&path, &text),
                 Content::Unreadable(message) => {
-                    let problem = Problem { file: path.clone(), line: 0, message };
+                    let problem = Problem {
+                        file: path.clone(),
+                        line: 0,
+                        message,
+                    };
                     self.files.entry(path).or_default().problem = Some(problem);
                 }
             }
@@ -116,14 +125,24 @@ impl Folder {
 
     /// Everything that is in force, and what is wrong.
     pub fn objects(&mut self) -> (Objects, Vec<Problem>) {
-        let mut reading = Reading { good: &mut self.good, objects: Objects::default(), problems: Vec::new(), seen: HashSet::new() };
+        let mut reading = Reading {
+            good: &mut self.good,
+            objects: Objects::default(),
+            problems: Vec::new(),
+            seen: HashSet::new(),
+        };
         for (path, file) in &self.files {
             reading.problems.extend(file.problem.clone());
             for document in &file.documents {
                 reading.document(path, document);
             }
         }
-        let Reading { objects, problems, seen, .. } = reading;
+        let Reading {
+            objects,
+            problems,
+            seen,
+            ..
+        } = reading;
         self.good.retain(|known, _| seen.contains(known));
         (objects, problems)
     }
@@ -134,8 +153,11 @@ impl File {
         match tree::parse(text) {
             Ok(documents) => (self.documents, self.problem) = (documents, None),
             Err(error) => {
-                self.problem =
-                    Some(Problem { file: path.to_owned(), line: error.place.line, message: error.to_string() });
+                self.problem = Some(Problem {
+                    file: path.to_owned(),
+                    line: error.place.line,
+                    message: error.to_string(),
+                });
             }
         }
     }
@@ -151,7 +173,11 @@ struct Reading<'a> {
 impl Reading<'_> {
     /// Takes one document in. Kinds that the supervisor does not act on only make their namespace known.
     fn document(&mut self, path: &str, node: &Arc<Node>) {
-        let text = |node: &Node, key: &str| node.field(key).and_then(|field| field.text()).map(str::to_owned);
+        let text = |node: &Node, key: &str| {
+            node.field(key)
+                .and_then(|field| field.text())
+                .map(str::to_owned)
+        };
         let kind = text(node, "kind").unwrap_or_default();
         if kind.ends_with("List")
             && let Some(items) = node.field("items")
@@ -163,13 +189,26 @@ impl Reading<'_> {
         let metadata = node.field("metadata");
         let namespace = metadata.and_then(|metadata| text(metadata, "namespace"));
         let name = metadata.and_then(|metadata| text(metadata, "name"));
-        let acted_on = ["Namespace", "Node", "Pod", "Deployment", "Service", "EndpointSlice"].contains(&kind.as_str());
+        let acted_on = [
+            "Namespace",
+            "Node",
+            "Pod",
+            "Deployment",
+            "Service",
+            "EndpointSlice",
+        ]
+        .contains(&kind.as_str());
         if !matches!(kind.as_str(), "Namespace" | "Node") && (acted_on || namespace.is_some()) {
-            let namespace = namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+            let namespace = namespace
+                .clone()
+                .unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
             self.objects.namespaces.entry(namespace).or_default();
         }
         if acted_on && let Some(name) = name {
-            let key = Key::new(namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()), name);
+            let key = Key::new(
+                namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
+                name,
+            );
             self.object(path, &kind, key, node);
         }
     }
@@ -178,12 +217,16 @@ impl Reading<'_> {
         match kind {
             "Namespace" => {
                 if let Some(object) = self.typed::<Namespace>(path, kind, &key, node) {
-                    self.objects.namespaces.insert(key.name, object.metadata.labels.unwrap_or_default());
+                    self.objects
+                        .namespaces
+                        .insert(key.name, object.metadata.labels.unwrap_or_default());
                 }
             }
             "Node" => {
                 if let Some(object) = self.typed::<ApiNode>(path, kind, &key, node) {
-                    self.objects.nodes.insert(key.name, object.metadata.labels.unwrap_or_default());
+                    self.objects
+                        .nodes
+                        .insert(key.name, object.metadata.labels.unwrap_or_default());
                 }
             }
             "Pod" => {
@@ -192,21 +235,33 @@ impl Reading<'_> {
             }
             "Deployment" => {
                 let object = self.typed(path, kind, &key, node);
-                self.objects.deployments.extend(object.map(|object| (key, object)));
+                self.objects
+                    .deployments
+                    .extend(object.map(|object| (key, object)));
             }
             "Service" => {
                 let object = self.typed(path, kind, &key, node);
-                self.objects.services.extend(object.map(|object| (key, object)));
+                self.objects
+                    .services
+                    .extend(object.map(|object| (key, object)));
             }
             _ => {
                 let object = self.typed(path, kind, &key, node);
-                self.objects.slices.extend(object.map(|object| (key, object)));
+                self.objects
+                    .slices
+                    .extend(object.map(|object| (key, object)));
             }
         }
     }
 
     /// The object, or, where it has mistakes, what it was before; `None` where it never was without.
-    fn typed<T: DeserializeOwned>(&mut self, path: &str, kind: &str, key: &Key, node: &Arc<Node>) -> Option<T> {
+    fn typed<T: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        kind: &str,
+        key: &Key,
+        node: &Arc<Node>,
+    ) -> Option<T> {
         let known = (kind.to_owned(), key.clone());
         self.seen.insert(known.clone());
         let (object, faults) = read::<T>(node);
@@ -215,12 +270,17 @@ impl Reading<'_> {
             return object;
         }
         let before = self.good.get(&known).and_then(|node| read::<T>(node).0);
-        let now = if before.is_some() { "its last good state stays in force" } else { "it is left out" };
-        self.problems.extend(faults.into_iter().map(|fault| Problem {
-            file: path.to_owned(),
-            line: fault.place.line,
-            message: format!("{kind} {key}: {fault} ({now})"),
-        }));
+        let now = if before.is_some() {
+            "its last good state stays in force"
+        } else {
+            "it is left out"
+        };
+        self.problems
+            .extend(faults.into_iter().map(|fault| Problem {
+                file: path.to_owned(),
+                line: fault.place.line,
+                message: format!("{kind} {key}: {fault} ({now})"),
+            }));
         before
     }
 }
@@ -276,8 +336,15 @@ mod tests {
     use super::*;
 
     fn write(folder: &mut Folder, text: &str) -> (Objects, Vec<Problem>) {
-        let file = FileId { folder: 0, path: "a.yaml".into() };
-        folder.apply(vec![Change { file, content: Content::Text(text.to_owned()), changed: None }]);
+        let file = FileId {
+            folder: 0,
+            path: "a.yaml".into(),
+        };
+        folder.apply(vec![Change {
+            file,
+            content: Content::Text(text.to_owned()),
+            changed: None,
+        }]);
         folder.objects()
     }
 
@@ -288,7 +355,10 @@ mod tests {
         let (objects, problems) = write(&mut folder, good);
         assert_eq!(objects.namespaces["a"]["x"], "1");
         assert_eq!(problems, []);
-        let (objects, problems) = write(&mut folder, "kind: Namespace\nmetadata: {name: a, labels: [\n");
+        let (objects, problems) = write(
+            &mut folder,
+            "kind: Namespace\nmetadata: {name: a, labels: [\n",
+        );
         assert_eq!(objects.namespaces["a"]["x"], "1");
         assert!(problems[0].line > 1, "{problems:?}");
         assert!(write(&mut folder, "").0.namespaces.is_empty());
@@ -298,7 +368,9 @@ mod tests {
     fn an_unknown_field_leaves_the_object_as_it_was() {
         let mut folder = Folder::default();
         let pod = |extra: &str| {
-            format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p, namespace: a}}\nspec:\n  hostname: one\n  containers: []\n{extra}")
+            format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: p, namespace: a}}\nspec:\n  hostname: one\n  containers: []\n{extra}"
+            )
         };
         let (objects, problems) = write(&mut folder, &pod("  hostnam: two\n"));
         assert!(objects.pods.is_empty());
@@ -307,7 +379,10 @@ mod tests {
         let (objects, problems) = write(&mut folder, &pod("  hostnam: two\n"));
         let pod = &objects.pods[&Key::new("a", "p")];
         assert_eq!(pod.spec.as_ref().unwrap().hostname.as_deref(), Some("one"));
-        assert!(problems[0].to_string().starts_with("a.yaml:7: Pod a/p: "), "{problems:?}");
+        assert!(
+            problems[0].to_string().starts_with("a.yaml:7: Pod a/p: "),
+            "{problems:?}"
+        );
     }
 
     #[test]

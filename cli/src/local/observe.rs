@@ -21,7 +21,7 @@ use super::{
 const REDIRECTION: &str = cni::facts::REDIRECTION_ANNOTATION;
 
 /// A pod as its node's agent is told.
-pub fn facts(pod: &LivePod, namespace_labels: &Labels, probe_ports: Vec<u16>) -> PodFacts {
+pub(super) fn facts(pod: &LivePod, namespace_labels: &Labels, probe_ports: Vec<u16>) -> PodFacts {
     PodFacts {
         uid: pod.place.uid.clone(),
         name: pod.plan.key.name.clone(),
@@ -46,7 +46,7 @@ pub fn facts(pod: &LivePod, namespace_labels: &Labels, probe_ports: Vec<u16>) ->
 }
 
 /// What an API server would hold beside the user's objects.
-pub fn state(world: &World, members: &[Member]) -> Vec<Value> {
+pub(super) fn state(world: &World, members: &[Member]) -> Vec<Value> {
     let mut objects = Vec::new();
     for namespace in world.edits.namespaces.keys() {
         let labels = world.objects.namespace_labels(namespace);
@@ -58,7 +58,10 @@ pub fn state(world: &World, members: &[Member]) -> Vec<Value> {
     }
     objects.extend(world.pods.values().map(|pod| pod_object(world, pod)));
     let zones = world.nodes.keys().filter_map(|node| {
-        let zone = world.node_labels(node).get("topology.kubernetes.io/zone").cloned()?;
+        let zone = world
+            .node_labels(node)
+            .get("topology.kubernetes.io/zone")
+            .cloned()?;
         Some((node.clone(), zone))
     });
     let zones = zones.collect();
@@ -70,7 +73,11 @@ pub fn state(world: &World, members: &[Member]) -> Vec<Value> {
                 "metadata": {"namespace": key.namespace, "name": key.name},
                 "spec": {"clusterIP": first, "clusterIPs": view.addresses}}));
         }
-        objects.extend(services::slices(key, service, members, &zones).into_iter().map(|(_, slice)| slice));
+        objects.extend(
+            services::slices(key, service, members, &zones)
+                .into_iter()
+                .map(|(_, slice)| slice),
+        );
     }
     objects
 }
@@ -95,7 +102,7 @@ fn tunnel_object(node: &Node) -> Value {
 }
 
 /// The unique id of a node's tunnel as a pod.
-pub fn tunnel_uid(node: &str) -> String {
+pub(super) fn tunnel_uid(node: &str) -> String {
     plan::uid_of(&format!("ztunnel/{node}"))
 }
 
@@ -108,7 +115,8 @@ fn pod_object(world: &World, pod: &LivePod) -> Value {
     let from_deployment = !world.objects.pods.contains_key(key);
     if from_deployment {
         annotations.extend(pod.plan.annotations());
-        metadata["ownerReferences"] = serde_json::to_value(&pod.plan.pod.metadata.owner_references).unwrap_or_default();
+        metadata["ownerReferences"] =
+            serde_json::to_value(&pod.plan.pod.metadata.owner_references).unwrap_or_default();
         spec = serde_json::to_value(&pod.plan.pod.spec).unwrap_or_default();
         spec["nodeName"] = pod.place.node.as_str().into();
     }
@@ -132,7 +140,10 @@ fn pod_status(pod: &LivePod) -> Value {
     let ips = pod.place.address.texts();
     let truth = |truth: bool| if truth { "True" } else { "False" };
     let ready = state.ready && !pod.terminating;
-    let containers = state.containers.iter().map(|(name, container)| container_status(name, container));
+    let containers = state
+        .containers
+        .iter()
+        .map(|(name, container)| container_status(name, container));
     json!({
         "phase": state.phase.as_str(), "podIP": ips[0], "podIPs": ips.map(|ip| json!({"ip": ip})),
         "hostIP": pod.place.node_address.v4, "startTime": timestamp(pod.created),
@@ -153,11 +164,14 @@ fn container_status(name: &str, container: &ContainerState) -> Value {
 
 fn timestamp(at: SystemTime) -> String {
     let whole = OffsetDateTime::from(at).replace_nanosecond(0);
-    whole.ok().and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_default()
+    whole
+        .ok()
+        .and_then(|at| at.format(&Rfc3339).ok())
+        .unwrap_or_default()
 }
 
 /// A pod's `resolv.conf`: the cluster's DNS and its search list, with the pod's own `dnsConfig` after them.
-pub fn resolv_conf(plan: &PodPlan) -> String {
+pub(super) fn resolv_conf(plan: &PodPlan) -> String {
     let spec = plan.spec();
     let config = spec.dns_config.unwrap_or_default();
     let own = spec.dns_policy.as_deref() == Some("None");
@@ -165,16 +179,29 @@ pub fn resolv_conf(plan: &PodPlan) -> String {
     if !own {
         servers.push(address::CLUSTER_DNS.v4.to_string());
         let namespace = &plan.key.namespace;
-        searches.extend([format!("{namespace}.svc.cluster.local"), "svc.cluster.local".into(), "cluster.local".into()]);
+        searches.extend([
+            format!("{namespace}.svc.cluster.local"),
+            "svc.cluster.local".into(),
+            "cluster.local".into(),
+        ]);
     }
     servers.extend(config.nameservers.unwrap_or_default());
     searches.extend(config.searches.unwrap_or_default());
-    let mut options = if own { Vec::new() } else { vec!["ndots:5".to_owned()] };
-    options.extend(config.options.iter().flatten().filter_map(|option| match (&option.name, &option.value) {
-        (Some(name), Some(value)) => Some(format!("{name}:{value}")),
-        (name, _) => name.clone(),
+    let mut options = if own {
+        Vec::new()
+    } else {
+        vec!["ndots:5".to_owned()]
+    };
+    options.extend(config.options.iter().flatten().filter_map(|option| {
+        match (&option.name, &option.value) {
+            (Some(name), Some(value)) => Some(format!("{name}:{value}")),
+            (name, _) => name.clone(),
+        }
     }));
-    let mut text: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    let mut text: String = servers
+        .iter()
+        .map(|server| format!("nameserver {server}\n"))
+        .collect();
     for (keyword, words) in [("search", searches), ("options", options)] {
         if !words.is_empty() {
             text.push_str(&format!("{keyword} {}\n", words.join(" ")));
@@ -184,24 +211,40 @@ pub fn resolv_conf(plan: &PodPlan) -> String {
 }
 
 /// The `resolv.conf` of the mesh's own parts.
-pub fn parts_resolv_conf() -> String {
-    format!("nameserver {}\nsearch svc.cluster.local cluster.local\noptions ndots:5\n", address::CLUSTER_DNS.v4)
+pub(super) fn parts_resolv_conf() -> String {
+    format!(
+        "nameserver {}\nsearch svc.cluster.local cluster.local\noptions ndots:5\n",
+        address::CLUSTER_DNS.v4
+    )
 }
 
 /// A pod's `hosts`: itself, loopback and its `hostAliases`.
-pub fn hosts(plan: &PodPlan, place: &Place) -> String {
+pub(super) fn hosts(plan: &PodPlan, place: &Place) -> String {
     let hostname = plan::hostname(plan);
     let spec = plan.spec();
     let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
     let qualified = spec.subdomain.map(|subdomain| {
-        format!("{hostname}.{subdomain}.{}.svc.cluster.local\t", plan.key.namespace)
+        format!(
+            "{hostname}.{subdomain}.{}.svc.cluster.local\t",
+            plan.key.namespace
+        )
     });
     let names = format!("{}{hostname}", qualified.unwrap_or_default());
     for ip in place.address.both() {
         text.push_str(&format!("{ip}\t{names}\n"));
     }
     for alias in spec.host_aliases.iter().flatten() {
-        text.push_str(&format!("{}\t{}\n", alias.ip, alias.hostnames.iter().flatten().cloned().collect::<Vec<_>>().join("\t")));
+        text.push_str(&format!(
+            "{}\t{}\n",
+            alias.ip,
+            alias
+                .hostnames
+                .iter()
+                .flatten()
+                .cloned()
+                .collect::<Vec<_>>()
+                .join("\t")
+        ));
     }
     text
 }
@@ -213,7 +256,11 @@ mod tests {
 
     fn plan(spec: Value) -> PodPlan {
         let pod = json!({"metadata": {"name": "p", "namespace": "a"}, "spec": spec});
-        PodPlan { key: Key::new("a", "p"), pod: serde_json::from_value(pod).unwrap(), deployment: None }
+        PodPlan {
+            key: Key::new("a", "p"),
+            pod: serde_json::from_value(pod).unwrap(),
+            deployment: None,
+        }
     }
 
     #[test]
@@ -225,7 +272,10 @@ mod tests {
         );
         let own = json!({"containers": [], "dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.2.3.4"],
             "options": [{"name": "timeout", "value": "1"}]}});
-        assert_eq!(resolv_conf(&plan(own)), "nameserver 1.2.3.4\noptions timeout:1\n");
+        assert_eq!(
+            resolv_conf(&plan(own)),
+            "nameserver 1.2.3.4\noptions timeout:1\n"
+        );
     }
 
     #[test]
@@ -238,7 +288,10 @@ mod tests {
         };
         let spec = json!({"containers": [], "subdomain": "db", "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["x", "y"]}]});
         let text = hosts(&plan(spec), &place);
-        assert!(text.contains("10.100.0.19\tp.db.a.svc.cluster.local\tp\n"), "{text}");
+        assert!(
+            text.contains("10.100.0.19\tp.db.a.svc.cluster.local\tp\n"),
+            "{text}"
+        );
         assert!(text.ends_with("1.2.3.4\tx\ty\n"), "{text}");
     }
 }

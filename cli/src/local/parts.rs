@@ -18,8 +18,7 @@ use tokio::{
 };
 
 use super::{
-    address,
-    http,
+    address, http,
     logs::Log,
     netns::Netns,
     probe,
@@ -42,6 +41,9 @@ const TUNNEL_METRICS_PORT: u16 = 15020;
 const TUNNEL_ADMIN_PORT: u16 = 15000;
 /// Where an agent says whether it is ready.
 const AGENT_PORT: u16 = 8000;
+
+/// Tells an agent where to listen for its tunnel.
+pub(super) const ZDS_SOCKET_VARIABLE: &str = "ZTUNNEL_UDS_ADDRESS";
 
 /// Name of a node's tunnel among the parts.
 pub fn tunnel(node: &str) -> String {
@@ -115,12 +117,23 @@ impl PartHandle {
         let (stop, stopped) = watch::channel(false);
         let (end, ended) = watch::channel(false);
         let state = Arc::<Mutex<PartState>>::default();
-        let keeper = Keeper { part: part.clone(), log, state: state.clone(), held: false };
+        let keeper = Keeper {
+            part: part.clone(),
+            log,
+            state: state.clone(),
+            held: false,
+        };
         tokio::spawn(async move {
             keeper.run(asked, stopped).await;
             end.send_replace(true);
         });
-        Self { part, actions, state, stop, ended }
+        Self {
+            part,
+            actions,
+            state,
+            stop,
+            ended,
+        }
     }
 
     /// Its state now.
@@ -156,7 +169,11 @@ enum Next {
 }
 
 impl Keeper {
-    async fn run(mut self, mut asked: mpsc::UnboundedReceiver<Action>, mut stop: watch::Receiver<bool>) {
+    async fn run(
+        mut self,
+        mut asked: mpsc::UnboundedReceiver<Action>,
+        mut stop: watch::Receiver<bool>,
+    ) {
         const FIRST: Duration = Duration::from_millis(100);
         const LONGEST: Duration = Duration::from_secs(5);
         let mut pause = FIRST;
@@ -166,7 +183,14 @@ impl Keeper {
                 Next::Stop => return,
                 Next::Hold => {
                     self.held = true;
-                    self.change(|state| *state = PartState { held: true, restarts: state.restarts, reason: Some("stopped on purpose".to_owned()), ..PartState::default() });
+                    self.change(|state| {
+                        *state = PartState {
+                            held: true,
+                            restarts: state.restarts,
+                            reason: Some("stopped on purpose".to_owned()),
+                            ..PartState::default()
+                        }
+                    });
                     loop {
                         tokio::select! {
                             action = asked.recv() => if action == Some(Action::Restart) { break },
@@ -196,7 +220,11 @@ impl Keeper {
         change(&mut self.state.lock());
     }
 
-    async fn once(&self, asked: &mut mpsc::UnboundedReceiver<Action>, stop: &mut watch::Receiver<bool>) -> Next {
+    async fn once(
+        &self,
+        asked: &mut mpsc::UnboundedReceiver<Action>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Next {
         const GRACE: Duration = Duration::from_secs(8);
         let mut running = match Running::logged(&self.part.task, &self.log) {
             Ok(running) => running,
@@ -206,7 +234,10 @@ impl Keeper {
             }
         };
         let pid = running.shim();
-        self.change(|state| (state.running, state.pid, state.reason) = (true, Some(pid), Some("starting".to_owned())));
+        self.change(|state| {
+            (state.running, state.pid, state.reason) =
+                (true, Some(pid), Some("starting".to_owned()))
+        });
         let next = tokio::select! {
             code = running.ended() => {
                 self.log.note(&format!("{} ended with {code}", self.part.name));
@@ -243,14 +274,26 @@ impl Keeper {
     async fn watch(&self) -> Next {
         let (address, path) = self.part.ready;
         loop {
-            let answer = http::request(&self.part.netns, "GET", address, path, Duration::from_secs(1)).await;
+            let answer = http::request(
+                &self.part.netns,
+                "GET",
+                address,
+                path,
+                Duration::from_secs(1),
+            )
+            .await;
             let (ready, reason) = match answer {
                 Ok(answer) if answer.status == 200 => (true, None),
                 Ok(answer) => (false, Some(answer.body.trim().to_owned())),
                 Err(error) => (false, Some(error.to_string())),
             };
             self.change(|state| (state.ready, state.reason) = (ready, reason));
-            tokio::time::sleep(if ready { Duration::from_millis(500) } else { Duration::from_millis(20) }).await;
+            tokio::time::sleep(if ready {
+                Duration::from_millis(500)
+            } else {
+                Duration::from_millis(20)
+            })
+            .await;
         }
     }
 }
@@ -268,10 +311,15 @@ pub struct Settings<'a> {
 
 impl Settings<'_> {
     fn task(&self, netns: &Netns, command: Vec<String>, environment: &[(&str, String)]) -> Task {
-        let inherited = ["RUST_BACKTRACE", "RUST_LOG"].iter().filter_map(|name| Some((*name, std::env::var(name).ok()?)));
+        let inherited = ["RUST_BACKTRACE", "RUST_LOG"]
+            .iter()
+            .filter_map(|name| Some((*name, std::env::var(name).ok()?)));
         let path = std::env::var("PATH").unwrap_or_default();
         let own = [("PATH", format!("{path}:/usr/sbin:/sbin"))];
-        let all = own.into_iter().chain(inherited).chain(environment.iter().cloned());
+        let all = own
+            .into_iter()
+            .chain(inherited)
+            .chain(environment.iter().cloned());
         Task {
             netns: Some(netns.path().to_owned()),
             world: World::Part,
@@ -297,7 +345,13 @@ impl Settings<'_> {
             ("LEYLINE_ADMIN_LISTEN", admin.to_string()),
             ("LEYLINE_CA_DIR", text(&self.runtime.authority())),
             ("LEYLINE_JWKS", text(&self.runtime.key_set())),
-            ("LEYLINE_SERVING_NAMES", format!("istiod.istio-system.svc,localhost,{}", address::CONTROL.texts().join(","))),
+            (
+                "LEYLINE_SERVING_NAMES",
+                format!(
+                    "istiod.istio-system.svc,localhost,{}",
+                    address::CONTROL.texts().join(",")
+                ),
+            ),
         ];
         Part {
             name: CONTROL_PLANE.to_owned(),
@@ -309,7 +363,14 @@ impl Settings<'_> {
     }
 
     /// A node's tunnel: `program` instead of our own where given.
-    pub fn tunnel(&self, node: &str, number: u8, netns: &Netns, handle: Handle, program: Option<&Path>) -> Part {
+    pub fn tunnel(
+        &self,
+        node: &str,
+        number: u8,
+        netns: &Netns,
+        handle: Handle,
+        program: Option<&Path>,
+    ) -> Part {
         let server = SocketAddr::new(address::CONTROL.v4.into(), XDS_PORT);
         let folder = self.runtime.node(node);
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
@@ -330,7 +391,11 @@ impl Settings<'_> {
             ("TERMINATION_GRACE_PERIOD_SECONDS", "3".to_owned()),
         ];
         let command = match program {
-            Some(program) => vec![text(program.to_owned()), "proxy".to_owned(), "ztunnel".to_owned()],
+            Some(program) => vec![
+                text(program.to_owned()),
+                "proxy".to_owned(),
+                "ztunnel".to_owned(),
+            ],
             None => this_program("ztunnel"),
         };
         let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
@@ -339,7 +404,10 @@ impl Settings<'_> {
             task: self.task(netns, command, &environment),
             netns: handle,
             ready: (local(TUNNEL_READY_PORT), "/healthz/ready"),
-            admin: BTreeMap::from([("admin", local(TUNNEL_ADMIN_PORT)), ("metrics", local(TUNNEL_METRICS_PORT))]),
+            admin: BTreeMap::from([
+                ("admin", local(TUNNEL_ADMIN_PORT)),
+                ("metrics", local(TUNNEL_METRICS_PORT)),
+            ]),
         }
     }
 
@@ -348,8 +416,11 @@ impl Settings<'_> {
         let admin = SocketAddr::from(([127, 0, 0, 1], AGENT_PORT));
         let environment = [
             ("NODE_NAME", node.to_owned()),
-            ("ZTUNNEL_UDS_ADDRESS", zds_socket(node)),
-            ("LEYLINE_LOCAL_FOLDER", self.runtime.node(node).to_string_lossy().into_owned()),
+            (ZDS_SOCKET_VARIABLE, zds_socket(node)),
+            (
+                "LEYLINE_LOCAL_FOLDER",
+                self.runtime.node(node).to_string_lossy().into_owned(),
+            ),
             ("LEYLINE_PROBE_SOURCE", format!("mark:{:#x}", probe::MARK)),
             ("LEYLINE_CNI_ADMIN_ADDRESS", admin.to_string()),
         ];
@@ -370,7 +441,9 @@ fn zds_socket(node: &str) -> String {
 
 /// Folders that the parts expect.
 pub fn prepare(nodes: &[String]) -> std::io::Result<()> {
-    nodes.iter().try_for_each(|node| std::fs::create_dir_all(format!("/run/leyline/{node}")))
+    nodes
+        .iter()
+        .try_for_each(|node| std::fs::create_dir_all(format!("/run/leyline/{node}")))
 }
 
 /// This program in another role.

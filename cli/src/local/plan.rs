@@ -17,7 +17,7 @@ use super::{
 
 /// A pod that should run.
 #[derive(Clone, Debug, PartialEq)]
-pub struct PodPlan {
+pub(super) struct PodPlan {
     /// Its namespace and name.
     pub key: Key,
     /// Its object, with labels, annotations and owner as they should be.
@@ -28,29 +28,30 @@ pub struct PodPlan {
 
 impl PodPlan {
     /// Two pods of one name with different fingerprints are different pods: the old one is replaced.
-    pub fn fingerprint(&self) -> u64 {
+    pub(super) fn fingerprint(&self) -> u64 {
         fingerprint(&self.pod.spec)
     }
 
     /// Its specification.
-    pub fn spec(&self) -> PodSpec {
+    pub(super) fn spec(&self) -> PodSpec {
         self.pod.spec.clone().unwrap_or_default()
     }
 
     /// Its labels.
-    pub fn labels(&self) -> Labels {
+    pub(super) fn labels(&self) -> Labels {
         self.pod.metadata.labels.clone().unwrap_or_default()
     }
 
     /// Its annotations.
-    pub fn annotations(&self) -> Labels {
+    pub(super) fn annotations(&self) -> Labels {
         self.pod.metadata.annotations.clone().unwrap_or_default()
     }
 
     /// The service account it runs as.
-    pub fn service_account(&self) -> String {
+    pub(super) fn service_account(&self) -> String {
         let spec = self.pod.spec.as_ref();
-        spec.and_then(|spec| spec.service_account_name.clone()).unwrap_or_else(|| "default".to_owned())
+        spec.and_then(|spec| spec.service_account_name.clone())
+            .unwrap_or_else(|| "default".to_owned())
     }
 }
 
@@ -59,16 +60,25 @@ fn fingerprint(spec: &impl serde::Serialize) -> u64 {
 }
 
 /// Every pod that should run, by name. A pod written out wins over a deployment's of the same name.
-pub fn pods(objects: &Objects) -> BTreeMap<Key, PodPlan> {
+pub(super) fn pods(objects: &Objects) -> BTreeMap<Key, PodPlan> {
     let expanded = objects.deployments.iter().flat_map(|(key, deployment)| {
         let spec = &deployment.spec;
         let replicas = spec.replicas.unwrap_or(1).max(0);
         let set = format!("{}-{}", key.name, letters(fingerprint(&spec.template), 10));
-        (0..replicas).map(move |index| replica(key, &set, index, &spec.template)).collect::<Vec<_>>()
+        (0..replicas)
+            .map(move |index| replica(key, &set, index, &spec.template))
+            .collect::<Vec<_>>()
     });
     let mut plans: BTreeMap<Key, PodPlan> = expanded.map(|plan| (plan.key.clone(), plan)).collect();
     for (key, pod) in &objects.pods {
-        plans.insert(key.clone(), PodPlan { key: key.clone(), pod: pod.clone(), deployment: None });
+        plans.insert(
+            key.clone(),
+            PodPlan {
+                key: key.clone(),
+                pod: pod.clone(),
+                deployment: None,
+            },
+        );
     }
     plans
 }
@@ -103,12 +113,20 @@ fn replica(
         owner_references: Some(vec![owner]),
         ..ObjectMeta::default()
     };
-    let pod = Pod { metadata, spec: template.spec.clone(), status: None };
-    PodPlan { key, pod, deployment: Some(deployment.clone()) }
+    let pod = Pod {
+        metadata,
+        spec: template.spec.clone(),
+        status: None,
+    };
+    PodPlan {
+        key,
+        pod,
+        deployment: Some(deployment.clone()),
+    }
 }
 
 /// `count` characters of the alphabet that Kubernetes uses for generated names: no vowels, so no words.
-pub fn letters(mut hash: u64, count: usize) -> String {
+pub(super) fn letters(mut hash: u64, count: usize) -> String {
     const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
     let mut name = String::with_capacity(count);
     for _ in 0..count {
@@ -120,13 +138,16 @@ pub fn letters(mut hash: u64, count: usize) -> String {
 }
 
 /// A UUID that is always the same for the same text.
-pub fn uid_of(text: &str) -> String {
-    let (high, low) = (stable_hash(text.as_bytes()), stable_hash(format!("{text}/").as_bytes()));
+pub(super) fn uid_of(text: &str) -> String {
+    let (high, low) = (
+        stable_hash(text.as_bytes()),
+        stable_hash(format!("{text}/").as_bytes()),
+    );
     uuid(high, low)
 }
 
 /// 128 bits as a UUID of version 4.
-pub fn uuid(high: u64, low: u64) -> String {
+pub(super) fn uuid(high: u64, low: u64) -> String {
     let high = (high & 0xffff_ffff_ffff_0fff) | 0x4000;
     let low = (low & 0x3fff_ffff_ffff_ffff) | 0x8000_0000_0000_0000;
     format!(
@@ -141,16 +162,22 @@ pub fn uuid(high: u64, low: u64) -> String {
 
 /// Why a pod cannot be placed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ScheduleError {
+pub(super) enum ScheduleError {
     /// `spec.nodeName` or the host name label of `spec.nodeSelector` names no node of this mesh.
     #[error("no node is called {0} (there are: {1})")]
     NoSuchNode(String, String),
 }
 
 /// The node for a pod: the one it names, else the one with the fewest pods, the first of equals.
-pub fn schedule(spec: &PodSpec, load: &BTreeMap<String, usize>) -> Result<String, ScheduleError> {
+pub(super) fn schedule(
+    spec: &PodSpec,
+    load: &BTreeMap<String, usize>,
+) -> Result<String, ScheduleError> {
     let selector = spec.node_selector.as_ref();
-    let wanted = spec.node_name.as_ref().or_else(|| selector?.get("kubernetes.io/hostname"));
+    let wanted = spec
+        .node_name
+        .as_ref()
+        .or_else(|| selector?.get("kubernetes.io/hostname"));
     match wanted {
         Some(name) if load.contains_key(name) => Ok(name.clone()),
         Some(name) => {
@@ -158,7 +185,9 @@ pub fn schedule(spec: &PodSpec, load: &BTreeMap<String, usize>) -> Result<String
             Err(ScheduleError::NoSuchNode(name.clone(), nodes.join(", ")))
         }
         None => {
-            let least = load.iter().min_by_key(|(name, count)| (**count, name.len(), (*name).clone()));
+            let least = load
+                .iter()
+                .min_by_key(|(name, count)| (**count, name.len(), (*name).clone()));
             Ok(least.map(|(name, _)| name.clone()).unwrap_or_default())
         }
     }
@@ -166,7 +195,7 @@ pub fn schedule(spec: &PodSpec, load: &BTreeMap<String, usize>) -> Result<String
 
 /// One container of a pod, ready to be started.
 #[derive(Clone, Debug)]
-pub struct ContainerPlan {
+pub(super) struct ContainerPlan {
     /// Its name.
     pub name: String,
     /// Program and arguments.
@@ -193,7 +222,7 @@ pub struct ContainerPlan {
 
 /// Where a pod runs: what `fieldRef` may ask for.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub(super) struct Place {
     /// Name of its node.
     pub node: String,
     /// Address of its node.
@@ -206,12 +235,16 @@ pub struct Place {
 
 /// Why a container cannot be started as written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ContainerError {
+pub(super) enum ContainerError {
     /// Images are not run, so there is no entry point to fall back to.
-    #[error("container {0} has no command: images are not run here, so say what to execute in command")]
+    #[error(
+        "container {0} has no command: images are not run here, so say what to execute in command"
+    )]
     NoCommand(String),
     /// Processes share the machine's files, so root in a pod would be root.
-    #[error("container {0} asks to run as root, which is refused: it would be root on this machine's files")]
+    #[error(
+        "container {0} asks to run as root, which is refused: it would be root on this machine's files"
+    )]
     Root(String),
     /// A variable that nothing here can supply.
     #[error("container {0}: cannot resolve variable {1}: {2}")]
@@ -223,32 +256,52 @@ const PATH: &str = "/run/leyline/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/u
 const DEFAULT_USER: i64 = 1000;
 
 /// Works out a container. `init` says which list of the pod it stands in.
-pub fn container(plan: &PodPlan, container: &Container, init: bool, place: &Place) -> Result<ContainerPlan, ContainerError> {
+pub(super) fn container(
+    plan: &PodPlan,
+    container: &Container,
+    init: bool,
+    place: &Place,
+) -> Result<ContainerPlan, ContainerError> {
     let name = container.name.clone();
     let spec = plan.pod.spec.as_ref();
     let pod_context = spec.and_then(|spec| spec.security_context.as_ref());
     let own_context = container.security_context.as_ref();
-    let uid = own_context.and_then(|context| context.run_as_user).or(pod_context.and_then(|context| context.run_as_user));
-    let gid = own_context.and_then(|context| context.run_as_group).or(pod_context.and_then(|context| context.run_as_group));
+    let uid = own_context
+        .and_then(|context| context.run_as_user)
+        .or(pod_context.and_then(|context| context.run_as_user));
+    let gid = own_context
+        .and_then(|context| context.run_as_group)
+        .or(pod_context.and_then(|context| context.run_as_group));
     let uid = uid.unwrap_or(DEFAULT_USER);
-    let uid = u32::try_from(uid).ok().filter(|uid| *uid != 0).ok_or_else(|| ContainerError::Root(name.clone()))?;
+    let uid = u32::try_from(uid)
+        .ok()
+        .filter(|uid| *uid != 0)
+        .ok_or_else(|| ContainerError::Root(name.clone()))?;
     let environment = environment(plan, container, place)?;
     let mut command: Vec<String> = container.command.clone().unwrap_or_default();
     if command.is_empty() {
         return Err(ContainerError::NoCommand(name));
     }
     command.extend(container.args.clone().unwrap_or_default());
-    let command = command.iter().map(|word| substitute(word, &environment)).collect();
+    let command = command
+        .iter()
+        .map(|word| substitute(word, &environment))
+        .collect();
     let ports = container.ports.iter().flatten();
     Ok(ContainerPlan {
         command,
-        directory: container.working_dir.clone().unwrap_or_else(|| "/".to_owned()),
+        directory: container
+            .working_dir
+            .clone()
+            .unwrap_or_else(|| "/".to_owned()),
         uid,
         gid: gid.and_then(|gid| u32::try_from(gid).ok()).unwrap_or(uid),
         readiness: container.readiness_probe.clone(),
         liveness: container.liveness_probe.clone(),
         startup: container.startup_probe.clone(),
-        ports: ports.filter_map(|port| Some((port.name.clone()?, port.container_port))).collect(),
+        ports: ports
+            .filter_map(|port| Some((port.name.clone()?, port.container_port)))
+            .collect(),
         sidecar: init && container.restart_policy.as_deref() == Some("Always"),
         environment,
         name,
@@ -277,7 +330,11 @@ fn environment(
     Ok(environment)
 }
 
-fn variable_value(plan: &PodPlan, variable: &EnvVar, place: &Place) -> Result<Option<String>, String> {
+fn variable_value(
+    plan: &PodPlan,
+    variable: &EnvVar,
+    place: &Place,
+) -> Result<Option<String>, String> {
     let Some(source) = &variable.value_from else {
         return Ok(Some(variable.value.clone().unwrap_or_default()));
     };
@@ -296,7 +353,10 @@ fn variable_value(plan: &PodPlan, variable: &EnvVar, place: &Place) -> Result<Op
 
 fn downward(plan: &PodPlan, path: &str, place: &Place) -> Result<String, String> {
     let keyed = |prefix: &str, labels: Labels| {
-        let key = path.strip_prefix(prefix)?.strip_prefix("['")?.strip_suffix("']")?;
+        let key = path
+            .strip_prefix(prefix)?
+            .strip_prefix("['")?
+            .strip_suffix("']")?;
         Some(labels.get(key).cloned().unwrap_or_default())
     };
     let text = match path {
@@ -317,8 +377,12 @@ fn downward(plan: &PodPlan, path: &str, place: &Place) -> Result<String, String>
 }
 
 /// The pod's host name.
-pub fn hostname(plan: &PodPlan) -> String {
-    let chosen = plan.pod.spec.as_ref().and_then(|spec| spec.hostname.clone());
+pub(super) fn hostname(plan: &PodPlan) -> String {
+    let chosen = plan
+        .pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.hostname.clone());
     let mut name = chosen.unwrap_or_else(|| plan.key.name.clone());
     name.truncate(63);
     name
@@ -331,7 +395,9 @@ fn substitute(text: &str, environment: &BTreeMap<String, String>) -> String {
     while let Some(start) = rest.find('$') {
         result.push_str(&rest[..start]);
         rest = &rest[start..];
-        let reference = rest.strip_prefix("$(").and_then(|inner| inner.split_once(')'));
+        let reference = rest
+            .strip_prefix("$(")
+            .and_then(|inner| inner.split_once(')'));
         if let Some(after) = rest.strip_prefix("$$") {
             result.push('$');
             rest = after;
@@ -349,7 +415,7 @@ fn substitute(text: &str, environment: &BTreeMap<String, String>) -> String {
 }
 
 /// A port by number, or by its name among a pod's named ports.
-pub fn port(port: &IntOrString, named: &BTreeMap<String, i32>) -> Option<u16> {
+pub(super) fn port(port: &IntOrString, named: &BTreeMap<String, i32>) -> Option<u16> {
     let number = match port {
         IntOrString::Int(number) => *number,
         IntOrString::String(name) => named.get(name).copied().or_else(|| name.parse().ok())?,
@@ -358,9 +424,12 @@ pub fn port(port: &IntOrString, named: &BTreeMap<String, i32>) -> Option<u16> {
 }
 
 /// Images named by the pods of `plans`, for the one notice that they are ignored.
-pub fn images(plans: &BTreeMap<Key, PodPlan>) -> BTreeSet<String> {
+pub(super) fn images(plans: &BTreeMap<Key, PodPlan>) -> BTreeSet<String> {
     let specs = plans.values().filter_map(|plan| plan.pod.spec.as_ref());
-    specs.flat_map(|spec| &spec.containers).filter_map(|container| container.image.clone()).collect()
+    specs
+        .flat_map(|spec| &spec.containers)
+        .filter_map(|container| container.image.clone())
+        .collect()
 }
 
 #[cfg(test)]

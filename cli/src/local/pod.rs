@@ -26,7 +26,7 @@ use super::{
 
 /// Everything that a pod's task needs.
 #[derive(Clone, Debug)]
-pub struct Sandbox {
+pub(super) struct Sandbox {
     /// Which pod.
     pub plan: Arc<PodPlan>,
     /// Where it runs.
@@ -46,15 +46,24 @@ pub struct Sandbox {
 impl Sandbox {
     /// The machine's `/run` and the mesh's own folder.
     fn hidden(&self) -> Vec<PathBuf> {
-        let own = self.runtime.root().parent().unwrap_or(self.runtime.root()).to_owned();
+        let own = self
+            .runtime
+            .root()
+            .parent()
+            .unwrap_or(self.runtime.root())
+            .to_owned();
         let run = PathBuf::from("/run");
-        if own.starts_with(&run) { vec![run] } else { vec![run, own] }
+        if own.starts_with(&run) {
+            vec![run]
+        } else {
+            vec![run, own]
+        }
     }
 }
 
 /// How far a container is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ContainerState {
+pub(super) struct ContainerState {
     /// Whether it runs now.
     pub running: bool,
     /// Whether its readiness probe (if any) succeeds.
@@ -71,7 +80,7 @@ pub struct ContainerState {
 
 /// How far a pod is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PodState {
+pub(super) struct PodState {
     /// `Pending`, `Running`, `Succeeded` or `Failed`.
     pub phase: Phase,
     /// By container, init containers too.
@@ -84,7 +93,7 @@ pub struct PodState {
 
 /// `status.phase`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Phase {
+pub(super) enum Phase {
     /// Being set up.
     #[default]
     Pending,
@@ -98,7 +107,7 @@ pub enum Phase {
 
 impl Phase {
     /// As Kubernetes writes it.
-    pub fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "Pending",
             Self::Running => "Running",
@@ -110,14 +119,14 @@ impl Phase {
 
 /// A pod's task as the supervisor holds it.
 #[derive(Debug)]
-pub struct PodHandle {
+pub(super) struct PodHandle {
     stop: watch::Sender<bool>,
     state: Arc<Mutex<PodState>>,
 }
 
 /// What a pod's task tells: that its state changed, or (`ended`) that every process of it is gone for good.
 #[derive(Clone, Debug)]
-pub struct PodNews {
+pub(super) struct PodNews {
     /// Unique id of the pod.
     pub uid: String,
     /// Nothing of it runs any more, because it was told to stop.
@@ -126,29 +135,42 @@ pub struct PodNews {
 
 impl PodHandle {
     /// Starts the pod's task.
-    pub fn start(sandbox: Sandbox, containers: Containers, news: mpsc::UnboundedSender<PodNews>) -> Self {
+    pub(super) fn start(
+        sandbox: Sandbox,
+        containers: Containers,
+        news: mpsc::UnboundedSender<PodNews>,
+    ) -> Self {
         let (stop, stopped) = watch::channel(false);
         let state = Arc::new(Mutex::new(PodState::default()));
         let uid = sandbox.place.uid.clone();
-        let main = containers.iter().flat_map(|(_, main)| main).map(|container| container.name.clone()).collect();
-        let report = Report { state: state.clone(), news, uid, main };
+        let main = containers
+            .iter()
+            .flat_map(|(_, main)| main)
+            .map(|container| container.name.clone())
+            .collect();
+        let report = Report {
+            state: state.clone(),
+            news,
+            uid,
+            main,
+        };
         tokio::spawn(run(Arc::new(sandbox), containers, report, stopped));
         Self { stop, state }
     }
 
     /// Tells the pod to stop. It says so when it has.
-    pub fn stop(&self) {
+    pub(super) fn stop(&self) {
         self.stop.send_replace(true);
     }
 
     /// Its state now.
-    pub fn state(&self) -> PodState {
+    pub(super) fn state(&self) -> PodState {
         self.state.lock().clone()
     }
 }
 
 /// The containers of a pod, or why it has none.
-pub type Containers = Result<(Vec<ContainerPlan>, Vec<ContainerPlan>), String>;
+pub(super) type Containers = Result<(Vec<ContainerPlan>, Vec<ContainerPlan>), String>;
 
 #[derive(Clone)]
 struct Report {
@@ -164,10 +186,18 @@ impl Report {
         let mut state = self.state.lock();
         let before = state.clone();
         change(&mut state);
-        let ready = |name: &String| state.containers.get(name).is_some_and(|container| container.ready);
+        let ready = |name: &String| {
+            state
+                .containers
+                .get(name)
+                .is_some_and(|container| container.ready)
+        };
         state.ready = state.phase == Phase::Running && self.main.iter().all(ready);
         if *state != before {
-            let _ = self.news.send(PodNews { uid: self.uid.clone(), ended: false });
+            let _ = self.news.send(PodNews {
+                uid: self.uid.clone(),
+                ended: false,
+            });
         }
     }
 
@@ -186,10 +216,19 @@ async fn run(sandbox: Arc<Sandbox>, containers: Containers, report: Report, mut 
         Err(message) => report.change(|state| state.message = Some(message)),
     }
     stopped(&mut stop).await;
-    let _ = report.news.send(PodNews { uid: report.uid.clone(), ended: true });
+    let _ = report.news.send(PodNews {
+        uid: report.uid.clone(),
+        ended: true,
+    });
 }
 
-async fn live(sandbox: &Arc<Sandbox>, init: Vec<ContainerPlan>, main: Vec<ContainerPlan>, report: &Report, stop: &mut Stop) {
+async fn live(
+    sandbox: &Arc<Sandbox>,
+    init: Vec<ContainerPlan>,
+    main: Vec<ContainerPlan>,
+    report: &Report,
+    stop: &mut Stop,
+) {
     for container in init.iter().chain(&main) {
         report.container(&container.name, |_| {});
     }
@@ -197,7 +236,13 @@ async fn live(sandbox: &Arc<Sandbox>, init: Vec<ContainerPlan>, main: Vec<Contai
     for container in init {
         let sidecar = container.sidecar;
         let name = container.name.clone();
-        let life = keep_running(sandbox.clone(), container, report.clone(), stop.clone(), sidecar.into());
+        let life = keep_running(
+            sandbox.clone(),
+            container,
+            report.clone(),
+            stop.clone(),
+            sidecar.into(),
+        );
         if sidecar {
             tasks.spawn(life);
             continue;
@@ -218,7 +263,13 @@ async fn live(sandbox: &Arc<Sandbox>, init: Vec<ContainerPlan>, main: Vec<Contai
     report.change(|state| state.phase = Phase::Running);
     let mut main_tasks = JoinSet::new();
     for container in main {
-        let life = keep_running(sandbox.clone(), container, report.clone(), stop.clone(), Kind::Main);
+        let life = keep_running(
+            sandbox.clone(),
+            container,
+            report.clone(),
+            stop.clone(),
+            Kind::Main,
+        );
         main_tasks.spawn(life);
     }
     let mut worst = 0;
@@ -226,7 +277,11 @@ async fn live(sandbox: &Arc<Sandbox>, init: Vec<ContainerPlan>, main: Vec<Contai
         worst = worst.max(ended.unwrap_or(-1));
     }
     report.change(|state| {
-        state.phase = if worst == 0 { Phase::Succeeded } else { Phase::Failed };
+        state.phase = if worst == 0 {
+            Phase::Succeeded
+        } else {
+            Phase::Failed
+        };
     });
     tasks.shutdown().await;
 }
@@ -246,10 +301,20 @@ impl From<bool> for Kind {
 
 /// Runs a container until it need not run again: its last exit code. Restarts wait 0.2 s, then twice as long each time up
 /// to 10 s, from the start again after a minute of health. (Kubernetes waits 10 s to 5 min; here somebody is watching.)
-async fn keep_running(sandbox: Arc<Sandbox>, container: ContainerPlan, report: Report, mut stop: Stop, kind: Kind) -> ExitCode {
+async fn keep_running(
+    sandbox: Arc<Sandbox>,
+    container: ContainerPlan,
+    report: Report,
+    mut stop: Stop,
+    kind: Kind,
+) -> ExitCode {
     const FIRST: Duration = Duration::from_millis(200);
     const LONGEST: Duration = Duration::from_secs(10);
-    let policy = sandbox.plan.spec().restart_policy.unwrap_or_else(|| "Always".to_owned());
+    let policy = sandbox
+        .plan
+        .spec()
+        .restart_policy
+        .unwrap_or_else(|| "Always".to_owned());
     let mut pause = FIRST;
     loop {
         let started = Instant::now();
@@ -277,13 +342,24 @@ async fn keep_running(sandbox: Arc<Sandbox>, container: ContainerPlan, report: R
     }
 }
 
-async fn run_once(sandbox: &Arc<Sandbox>, container: &ContainerPlan, report: &Report, stop: &mut Stop) -> ExitCode {
-    let log = Log::open(sandbox.runtime.container_log(&sandbox.plan.key, &container.name));
+async fn run_once(
+    sandbox: &Arc<Sandbox>,
+    container: &ContainerPlan,
+    report: &Report,
+    stop: &mut Stop,
+) -> ExitCode {
+    let log = Log::open(
+        sandbox
+            .runtime
+            .container_log(&sandbox.plan.key, &container.name),
+    );
     let started = log.and_then(|log| Running::logged(&task(sandbox, container, None), &log));
     let mut running = match started {
         Ok(running) => running,
         Err(error) => {
-            report.container(&container.name, |state| state.reason = Some(format!("cannot start: {error}")));
+            report.container(&container.name, |state| {
+                state.reason = Some(format!("cannot start: {error}"))
+            });
             return 126;
         }
     };
@@ -308,18 +384,30 @@ async fn run_once(sandbox: &Arc<Sandbox>, container: &ContainerPlan, report: &Re
     };
     report.container(&container.name, |state| {
         let restarts = state.restarts;
-        *state = ContainerState { restarts, last_exit: Some(code), ..ContainerState::default() };
+        *state = ContainerState {
+            restarts,
+            last_exit: Some(code),
+            ..ContainerState::default()
+        };
     });
     code
 }
 
 fn grace(sandbox: &Sandbox) -> Duration {
-    let seconds = sandbox.plan.spec().termination_grace_period_seconds.unwrap_or(30);
+    let seconds = sandbox
+        .plan
+        .spec()
+        .termination_grace_period_seconds
+        .unwrap_or(30);
     Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
 }
 
 /// The shim's task for a container, or (`inside`) for a command within one that runs.
-pub fn task(sandbox: &Sandbox, container: &ContainerPlan, inside: Option<(i32, Vec<String>)>) -> Task {
+pub(super) fn task(
+    sandbox: &Sandbox,
+    container: &ContainerPlan,
+    inside: Option<(i32, Vec<String>)>,
+) -> Task {
     let (world, command) = match inside {
         Some((shim, command)) => (World::Inside(shim), command),
         None => (World::Container, container.command.clone()),
@@ -330,7 +418,11 @@ pub fn task(sandbox: &Sandbox, container: &ContainerPlan, inside: Option<(i32, V
         files: sandbox.files.clone(),
         hide: sandbox.hidden(),
         hostname: Some(super::plan::hostname(&sandbox.plan)),
-        user: Some(User { uid: container.uid, gid: container.gid, nested: sandbox.rootless }),
+        user: Some(User {
+            uid: container.uid,
+            gid: container.gid,
+            nested: sandbox.rootless,
+        }),
         directory: container.directory.clone().into(),
         command,
         environment: container.environment.clone(),
@@ -339,14 +431,21 @@ pub fn task(sandbox: &Sandbox, container: &ContainerPlan, inside: Option<(i32, V
 }
 
 /// Probes a running container until liveness fails for good: then the reason. Ends with the container (its shim).
-async fn probe_all(sandbox: &Sandbox, container: &ContainerPlan, report: &Report, shim: i32) -> String {
+async fn probe_all(
+    sandbox: &Sandbox,
+    container: &ContainerPlan,
+    report: &Report,
+    shim: i32,
+) -> String {
     if let Some(startup) = &container.startup
         && let Err(reason) = until_started(sandbox, container, startup, shim).await
     {
         return reason;
     }
     if container.readiness.is_none() {
-        report.container(&container.name, |state| state.ready = state.running && state.shim == Some(shim));
+        report.container(&container.name, |state| {
+            state.ready = state.running && state.shim == Some(shim)
+        });
     }
     let readiness = async {
         match &container.readiness {
@@ -368,7 +467,12 @@ async fn probe_all(sandbox: &Sandbox, container: &ContainerPlan, report: &Report
 
 type ApiProbe = k8s_openapi::api::core::v1::Probe;
 
-async fn until_started(sandbox: &Sandbox, container: &ContainerPlan, probe: &ApiProbe, shim: i32) -> Result<(), String> {
+async fn until_started(
+    sandbox: &Sandbox,
+    container: &ContainerPlan,
+    probe: &ApiProbe,
+    shim: i32,
+) -> Result<(), String> {
     let rhythm = Rhythm::of(probe);
     tokio::time::sleep(rhythm.initial_delay).await;
     let mut failures = 0;
@@ -386,7 +490,12 @@ async fn until_started(sandbox: &Sandbox, container: &ContainerPlan, probe: &Api
     }
 }
 
-async fn until_unhealthy(sandbox: &Sandbox, container: &ContainerPlan, probe: &ApiProbe, shim: i32) -> String {
+async fn until_unhealthy(
+    sandbox: &Sandbox,
+    container: &ContainerPlan,
+    probe: &ApiProbe,
+    shim: i32,
+) -> String {
     let rhythm = Rhythm::of(probe);
     tokio::time::sleep(rhythm.initial_delay).await;
     let mut failures = 0;
@@ -404,7 +513,13 @@ async fn until_unhealthy(sandbox: &Sandbox, container: &ContainerPlan, probe: &A
     }
 }
 
-async fn watch_readiness(sandbox: &Sandbox, container: &ContainerPlan, probe: &ApiProbe, report: &Report, shim: i32) -> String {
+async fn watch_readiness(
+    sandbox: &Sandbox,
+    container: &ContainerPlan,
+    probe: &ApiProbe,
+    report: &Report,
+    shim: i32,
+) -> String {
     /// Until it is ready for the first time, a container is asked more often than it says: somebody is waiting.
     const EAGER: Duration = Duration::from_millis(100);
     let rhythm = Rhythm::of(probe);
@@ -424,7 +539,9 @@ async fn watch_readiness(sandbox: &Sandbox, container: &ContainerPlan, probe: &A
                 state.reason = None;
             });
         } else if failures >= rhythm.failures || !been_ready {
-            let reason = result.err().map(|reason| format!("readiness probe: {reason}"));
+            let reason = result
+                .err()
+                .map(|reason| format!("readiness probe: {reason}"));
             report.container(&container.name, |state| {
                 if own(state) {
                     state.ready = false;
@@ -432,14 +549,28 @@ async fn watch_readiness(sandbox: &Sandbox, container: &ContainerPlan, probe: &A
                 }
             });
         }
-        tokio::time::sleep(if been_ready { rhythm.period } else { rhythm.period.min(EAGER) }).await;
+        tokio::time::sleep(if been_ready {
+            rhythm.period
+        } else {
+            rhythm.period.min(EAGER)
+        })
+        .await;
     }
 }
 
-async fn once(sandbox: &Sandbox, container: &ContainerPlan, probe: &ApiProbe, rhythm: Rhythm, shim: i32) -> Result<(), String> {
-    let call = probe::call(probe, sandbox.place.address.v4.into(), &container.ports).map_err(|error| error.to_string())?;
+async fn once(
+    sandbox: &Sandbox,
+    container: &ContainerPlan,
+    probe: &ApiProbe,
+    rhythm: Rhythm,
+    shim: i32,
+) -> Result<(), String> {
+    let call = probe::call(probe, sandbox.place.address.v4.into(), &container.ports)
+        .map_err(|error| error.to_string())?;
     let result = match call {
-        probe::Call::Exec(command) => run_command(sandbox, container, command, rhythm.timeout, shim).await,
+        probe::Call::Exec(command) => {
+            run_command(sandbox, container, command, rhythm.timeout, shim).await
+        }
         call => probe::send(&sandbox.node, call, rhythm.timeout).await,
     };
     result.map_err(|error| describe(&error))
@@ -460,7 +591,8 @@ async fn run_command(
     shim: i32,
 ) -> Result<(), probe::ProbeError> {
     let task = task(sandbox, container, Some((shim, command)));
-    let mut running = Running::silent(&task).map_err(|error| probe::ProbeError::Invalid(error.to_string()))?;
+    let mut running =
+        Running::silent(&task).map_err(|error| probe::ProbeError::Invalid(error.to_string()))?;
     match tokio::time::timeout(limit, running.ended()).await {
         Ok(0) => Ok(()),
         Ok(code) => Err(probe::ProbeError::Exit(code)),

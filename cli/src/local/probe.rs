@@ -18,11 +18,11 @@ use tokio::{
 use super::plan;
 
 /// The mark on every probe, which the agent is told.
-pub const MARK: u32 = 0x2000;
+pub(super) const MARK: u32 = 0x2000;
 
 /// Why a probe did not succeed.
 #[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
+pub(super) enum ProbeError {
     /// No connection.
     #[error("connect to {0}")]
     Connect(SocketAddr, #[source] io::Error),
@@ -45,7 +45,7 @@ pub enum ProbeError {
 
 /// What a probe calls.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Call {
+pub(super) enum Call {
     /// Connecting is enough.
     Tcp(SocketAddr),
     /// A status from 200 to 399.
@@ -55,14 +55,19 @@ pub enum Call {
 }
 
 /// Works out what to call.
-pub fn call(probe: &Probe, pod: IpAddr, ports: &BTreeMap<String, i32>) -> Result<Call, ProbeError> {
+pub(super) fn call(
+    probe: &Probe,
+    pod: IpAddr,
+    ports: &BTreeMap<String, i32>,
+) -> Result<Call, ProbeError> {
     let invalid = |text: &str| ProbeError::Invalid(text.to_owned());
     if let Some(exec) = &probe.exec {
         return Ok(Call::Exec(exec.command.clone().unwrap_or_default()));
     }
     if let Some(tcp) = &probe.tcp_socket {
         let host = host(tcp.host.as_deref(), pod)?;
-        let port = plan::port(&tcp.port, ports).ok_or_else(|| invalid("the probe's port is unknown"))?;
+        let port =
+            plan::port(&tcp.port, ports).ok_or_else(|| invalid("the probe's port is unknown"))?;
         return Ok(Call::Tcp(SocketAddr::new(host, port)));
     }
     if let Some(http) = &probe.http_get {
@@ -70,21 +75,29 @@ pub fn call(probe: &Probe, pod: IpAddr, ports: &BTreeMap<String, i32>) -> Result
             return Err(invalid("probes over HTTPS are not supported here"));
         }
         let host = host(http.host.as_deref(), pod)?;
-        let port = plan::port(&http.port, ports).ok_or_else(|| invalid("the probe's port is unknown"))?;
-        return Ok(Call::Http(SocketAddr::new(host, port), Box::new(http.clone())));
+        let port =
+            plan::port(&http.port, ports).ok_or_else(|| invalid("the probe's port is unknown"))?;
+        return Ok(Call::Http(
+            SocketAddr::new(host, port),
+            Box::new(http.clone()),
+        ));
     }
-    Err(invalid("only exec, httpGet and tcpSocket probes are supported here"))
+    Err(invalid(
+        "only exec, httpGet and tcpSocket probes are supported here",
+    ))
 }
 
 fn host(host: Option<&str>, pod: IpAddr) -> Result<IpAddr, ProbeError> {
     match host.filter(|host| !host.is_empty()) {
         None => Ok(pod),
-        Some(host) => host.parse().map_err(|_| ProbeError::Invalid(format!("the probe's host {host} is no address"))),
+        Some(host) => host
+            .parse()
+            .map_err(|_| ProbeError::Invalid(format!("the probe's host {host} is no address"))),
     }
 }
 
 /// The TCP port that a probe calls, which the agent's rules let through.
-pub fn port(probe: &Probe, ports: &BTreeMap<String, i32>) -> Option<u16> {
+pub(super) fn port(probe: &Probe, ports: &BTreeMap<String, i32>) -> Option<u16> {
     match call(probe, IpAddr::from([0, 0, 0, 0]), ports).ok()? {
         Call::Tcp(address) | Call::Http(address, _) => Some(address.port()),
         Call::Exec(_) => None,
@@ -92,43 +105,72 @@ pub fn port(probe: &Probe, ports: &BTreeMap<String, i32>) -> Option<u16> {
 }
 
 /// Sends one TCP or HTTP probe from `node`, the runtime that lives in the node's namespace.
-pub async fn send(node: &Handle, call: Call, limit: Duration) -> Result<(), ProbeError> {
+pub(super) async fn send(node: &Handle, call: Call, limit: Duration) -> Result<(), ProbeError> {
     let sent = node.spawn(async move {
         let sent = tokio::time::timeout(limit, send_here(call));
         sent.await.unwrap_or(Err(ProbeError::TimedOut(limit)))
     });
-    sent.await.unwrap_or_else(|error| Err(ProbeError::Invalid(error.to_string())))
+    sent.await
+        .unwrap_or_else(|error| Err(ProbeError::Invalid(error.to_string())))
 }
 
 async fn send_here(call: Call) -> Result<(), ProbeError> {
     match call {
-        Call::Tcp(address) => connect(address).await.map(drop).map_err(|error| ProbeError::Connect(address, error)),
+        Call::Tcp(address) => connect(address)
+            .await
+            .map(drop)
+            .map_err(|error| ProbeError::Connect(address, error)),
         Call::Http(address, action) => {
-            let stream = connect(address).await.map_err(|error| ProbeError::Connect(address, error))?;
-            match status(stream, address, &action).await.map_err(|error| ProbeError::Http(address, error))? {
+            let stream = connect(address)
+                .await
+                .map_err(|error| ProbeError::Connect(address, error))?;
+            match status(stream, address, &action)
+                .await
+                .map_err(|error| ProbeError::Http(address, error))?
+            {
                 200..400 => Ok(()),
                 status => Err(ProbeError::Status(status)),
             }
         }
-        Call::Exec(_) => Err(ProbeError::Invalid("commands are run by the container".to_owned())),
+        Call::Exec(_) => Err(ProbeError::Invalid(
+            "commands are run by the container".to_owned(),
+        )),
     }
 }
 
 async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    }?;
     socket2::SockRef::from(&socket).set_mark(MARK)?;
     socket.connect(address).await
 }
 
 /// RFC 9112 4: only the status line matters, so a client library would be too much.
-async fn status(mut stream: TcpStream, address: SocketAddr, action: &HTTPGetAction) -> io::Result<u16> {
+async fn status(
+    mut stream: TcpStream,
+    address: SocketAddr,
+    action: &HTTPGetAction,
+) -> io::Result<u16> {
     let path = action.path.as_deref().unwrap_or("/");
     let headers = action.http_headers.iter().flatten();
-    let named = |name: &str| headers.clone().find(|header| header.name.eq_ignore_ascii_case(name));
+    let named = |name: &str| {
+        headers
+            .clone()
+            .find(|header| header.name.eq_ignore_ascii_case(name))
+    };
     let host = named("host").map_or_else(|| address.to_string(), |header| header.value.clone());
-    let others = headers.clone().filter(|header| !header.name.eq_ignore_ascii_case("host"));
-    let others: String = others.map(|header| format!("{}: {}\r\n", header.name, header.value)).collect();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: kube-probe/leyline\r\nConnection: close\r\n{others}\r\n");
+    let others = headers
+        .clone()
+        .filter(|header| !header.name.eq_ignore_ascii_case("host"));
+    let others: String = others
+        .map(|header| format!("{}: {}\r\n", header.name, header.value))
+        .collect();
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: kube-probe/leyline\r\nConnection: close\r\n{others}\r\n"
+    );
     stream.write_all(request.as_bytes()).await?;
     let mut line = Vec::new();
     while line.len() < 512 && !line.contains(&b'\n') && stream.read_buf(&mut line).await? > 0 {}
@@ -144,7 +186,7 @@ fn parse_status(line: &[u8]) -> Option<u16> {
 
 /// The rhythm of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rhythm {
+pub(super) struct Rhythm {
     /// Wait before the first.
     pub initial_delay: Duration,
     /// From one to the next.
@@ -159,12 +201,19 @@ pub struct Rhythm {
 
 impl Rhythm {
     /// Kubernetes' defaults where the probe is silent.
-    pub fn of(probe: &Probe) -> Self {
+    pub(super) fn of(probe: &Probe) -> Self {
         let seconds = |value: Option<i32>, default: u64, least: u64| {
-            let chosen = value.and_then(|value| u64::try_from(value).ok()).unwrap_or(default);
+            let chosen = value
+                .and_then(|value| u64::try_from(value).ok())
+                .unwrap_or(default);
             Duration::from_secs(chosen.max(least))
         };
-        let count = |value: Option<i32>, default| value.and_then(|value| u32::try_from(value).ok()).unwrap_or(default).max(1);
+        let count = |value: Option<i32>, default| {
+            value
+                .and_then(|value| u32::try_from(value).ok())
+                .unwrap_or(default)
+                .max(1)
+        };
         Self {
             initial_delay: seconds(probe.initial_delay_seconds, 0, 0),
             period: seconds(probe.period_seconds, 10, 1),
@@ -185,10 +234,25 @@ mod tests {
     fn probes_find_their_port_by_name_or_number() {
         let ports = BTreeMap::from([("web".to_owned(), 8080)]);
         let parse = |value| serde_json::from_value::<Probe>(value).unwrap();
-        assert_eq!(port(&parse(json!({"httpGet": {"port": "web", "path": "/"}})), &ports), Some(8080));
-        assert_eq!(port(&parse(json!({"tcpSocket": {"port": 5432}})), &ports), Some(5432));
-        assert_eq!(port(&parse(json!({"exec": {"command": ["true"]}})), &ports), None);
-        assert_eq!(port(&parse(json!({"tcpSocket": {"port": "other"}})), &ports), None);
+        assert_eq!(
+            port(
+                &parse(json!({"httpGet": {"port": "web", "path": "/"}})),
+                &ports
+            ),
+            Some(8080)
+        );
+        assert_eq!(
+            port(&parse(json!({"tcpSocket": {"port": 5432}})), &ports),
+            Some(5432)
+        );
+        assert_eq!(
+            port(&parse(json!({"exec": {"command": ["true"]}})), &ports),
+            None
+        );
+        assert_eq!(
+            port(&parse(json!({"tcpSocket": {"port": "other"}})), &ports),
+            None
+        );
     }
 
     #[test]
@@ -202,6 +266,14 @@ mod tests {
     fn a_silent_probe_has_the_usual_rhythm() {
         let rhythm = Rhythm::of(&Probe::default());
         let seconds = Duration::from_secs;
-        assert_eq!((rhythm.period, rhythm.timeout, rhythm.successes, rhythm.failures), (seconds(10), seconds(1), 1, 3));
+        assert_eq!(
+            (
+                rhythm.period,
+                rhythm.timeout,
+                rhythm.successes,
+                rhythm.failures
+            ),
+            (seconds(10), seconds(1), 1, 3)
+        );
     }
 }

@@ -1,11 +1,6 @@
 //! Starting and stopping one process behind its shim.
 
-use std::{
-    io,
-    os::fd::OwnedFd,
-    process::Stdio,
-    time::Duration,
-};
+use std::{io, os::fd::OwnedFd, process::Stdio, time::Duration};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -23,61 +18,82 @@ use super::{
 
 /// A running process with its shim.
 #[derive(Debug)]
-pub struct Running {
+pub(super) struct Running {
     child: Child,
     shim: i32,
 }
 
 /// How a process ended, as shells number it: its exit code, or 128 plus the signal.
-pub type ExitCode = i32;
+pub(super) type ExitCode = i32;
 
 impl Running {
     /// Starts `task`, with its output going to `log`.
-    pub fn logged(task: &Task, log: &Log) -> io::Result<Self> {
+    pub(super) fn logged(task: &Task, log: &Log) -> io::Result<Self> {
         let mut command = command(task)?;
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut running = Self::spawn(command)?;
-        running.child.stdout.take().map(|pipe| tokio::spawn(log.clone().copy(pipe)));
-        running.child.stderr.take().map(|pipe| tokio::spawn(log.clone().copy(pipe)));
+        running
+            .child
+            .stdout
+            .take()
+            .map(|pipe| tokio::spawn(log.clone().copy(pipe)));
+        running
+            .child
+            .stderr
+            .take()
+            .map(|pipe| tokio::spawn(log.clone().copy(pipe)));
         Ok(running)
     }
 
     /// Starts `task` on somebody else's standard input, output and error.
-    pub fn attached(task: &Task, [input, output, error]: [OwnedFd; 3]) -> io::Result<Self> {
+    pub(super) fn attached(task: &Task, [input, output, error]: [OwnedFd; 3]) -> io::Result<Self> {
         let mut command = command(task)?;
         command.stdin(input).stdout(output).stderr(error);
         Self::spawn(command)
     }
 
     /// Starts `task` without output.
-    pub fn silent(task: &Task) -> io::Result<Self> {
+    pub(super) fn silent(task: &Task) -> io::Result<Self> {
         let mut command = command(task)?;
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         Self::spawn(command)
     }
 
     fn spawn(mut command: Command) -> io::Result<Self> {
         let child = command.kill_on_drop(true).spawn()?;
-        let id = child.id().ok_or_else(|| io::Error::other("the process ended at once"))?;
-        Ok(Self { child, shim: i32::try_from(id).map_err(io::Error::other)? })
+        let id = child
+            .id()
+            .ok_or_else(|| io::Error::other("the process ended at once"))?;
+        Ok(Self {
+            child,
+            shim: i32::try_from(id).map_err(io::Error::other)?,
+        })
     }
 
     /// Process id of the shim, through which its world can be entered.
-    pub fn shim(&self) -> i32 {
+    pub(super) fn shim(&self) -> i32 {
         self.shim
     }
 
     /// Waits until it has ended. Cancel-safe.
-    pub async fn ended(&mut self) -> ExitCode {
+    pub(super) async fn ended(&mut self) -> ExitCode {
         use std::os::unix::process::ExitStatusExt;
         match self.child.wait().await {
-            Ok(status) => status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
+            Ok(status) => status
+                .code()
+                .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
             Err(_) => -1,
         }
     }
 
     /// Asks it to end, waits `grace`, then makes it.
-    pub async fn stop(&mut self, grace: Duration) -> ExitCode {
+    pub(super) async fn stop(&mut self, grace: Duration) -> ExitCode {
         self.signal(Signal::SIGTERM);
         if let Ok(code) = tokio::time::timeout(grace, self.ended()).await {
             return code;
@@ -87,7 +103,7 @@ impl Running {
     }
 
     /// Sends a signal to the shim, which passes it on (`SIGKILL` ends it, and with it everything behind it).
-    pub fn signal(&self, signal: Signal) {
+    pub(super) fn signal(&self, signal: Signal) {
         // Once it has been waited for, the number may be another process's.
         if self.child.id().is_some() {
             let _ = kill(Pid::from_raw(self.shim), signal);
@@ -96,7 +112,7 @@ impl Running {
 }
 
 /// Completes when `stop` says so, or when whoever could say so is gone.
-pub async fn stopped(stop: &mut watch::Receiver<bool>) {
+pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 

@@ -144,13 +144,27 @@ pub struct PodStatus {
 const LIMIT_BYTES: usize = 1 << 20;
 
 /// Sends one line with open files beside it.
-pub fn send_request(stream: &UnixStream, request: &Request, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub fn send_request(
+    stream: &UnixStream,
+    request: &Request,
+    files: &[BorrowedFd<'_>],
+) -> io::Result<()> {
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
     let raw: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
-    let control = if raw.is_empty() { &rights[..0] } else { &rights[..] };
-    let sent = sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(&line)], control, MsgFlags::empty(), None)?;
+    let control = if raw.is_empty() {
+        &rights[..0]
+    } else {
+        &rights[..]
+    };
+    let sent = sendmsg::<()>(
+        stream.as_raw_fd(),
+        &[IoSlice::new(&line)],
+        control,
+        MsgFlags::empty(),
+        None,
+    )?;
     (&mut &*stream).write_all(&line[sent..])
 }
 
@@ -184,7 +198,10 @@ fn receive_some(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, Ve
     Ok((message.bytes, files))
 }
 
-#[allow(unsafe_code, reason = "the kernel hands received files over as numbers")]
+#[allow(
+    unsafe_code,
+    reason = "the kernel hands received files over as numbers"
+)]
 fn owned(fd: RawFd) -> OwnedFd {
     // SAFETY: the kernel has just made this descriptor for us; nobody else knows its number.
     unsafe { OwnedFd::from_raw_fd(fd) }
@@ -235,7 +252,9 @@ mod tests {
         writer.write_all(b"hello").unwrap();
         drop(writer);
         let mut text = String::new();
-        std::fs::File::from(files.remove(0)).read_to_string(&mut text).unwrap();
+        std::fs::File::from(files.remove(0))
+            .read_to_string(&mut text)
+            .unwrap();
         assert_eq!(text, "hello");
     }
 }

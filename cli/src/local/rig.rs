@@ -104,27 +104,55 @@ impl Rig {
     /// Starts a mesh and waits until it is up.
     pub fn start(options: &Options) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let folder = tempfile::Builder::new().prefix("leyline-").tempdir().context("make a folder")?;
+        let folder = tempfile::Builder::new()
+            .prefix("leyline-")
+            .tempdir()
+            .context("make a folder")?;
         // Rootless or not, the supervisor reads it; nobody else needs to.
         for (name, text) in &options.files {
             fs::write(folder.path().join(name), text).with_context(|| format!("write {name}"))?;
         }
-        let name = format!("rig-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "rig-{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
         let mut command = Command::new(&options.program);
-        command.args(["local", "up", "--until-input-ends", "--name", &name, "--nodes", &options.nodes.to_string()]);
+        command.args([
+            "local",
+            "up",
+            "--until-input-ends",
+            "--name",
+            &name,
+            "--nodes",
+            &options.nodes.to_string(),
+        ]);
         for (node, program) in &options.tunnels {
-            command.arg("--ztunnel").arg(format!("{node}={}", program.display()));
+            command
+                .arg("--ztunnel")
+                .arg(format!("{node}={}", program.display()));
         }
         command.arg(folder.path()).envs(&options.environment);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("start {}", options.program.display()))?;
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("start {}", options.program.display()))?;
         let said = Arc::<Mutex<Vec<String>>>::default();
         collect(child.stdout.take(), &said);
         collect(child.stderr.take(), &said);
         let hold = child.stdin.take();
         let client = await_up(&mut child, &said, &name);
         let client = client.inspect_err(|_| end(&mut child))?;
-        Ok(Self { child, hold, client, folder, said })
+        Ok(Self {
+            child,
+            hold,
+            client,
+            folder,
+            said,
+        })
     }
 
     /// The folder that the mesh follows.
@@ -134,7 +162,8 @@ impl Rig {
 
     /// Writes a file of the folder in one step.
     pub fn write(&self, name: &str, yaml: &str) -> Result<()> {
-        super::runtime::write_atomically(&self.folder().join(name), yaml.as_bytes()).with_context(|| format!("write {name}"))
+        super::runtime::write_atomically(&self.folder().join(name), yaml.as_bytes())
+            .with_context(|| format!("write {name}"))
     }
 
     /// Removes a file of the folder.
@@ -160,13 +189,19 @@ impl Rig {
     /// Changes labels as `leyline local label` does: `key=value`, `key-`.
     pub fn label(&self, target: &str, labels: &[&str]) -> Result<()> {
         let labels: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
-        self.client.ask(&Request::Label { target: target.to_owned(), labels: parse_labels(&labels)? })?;
+        self.client.ask(&Request::Label {
+            target: target.to_owned(),
+            labels: parse_labels(&labels)?,
+        })?;
         Ok(())
     }
 
     /// Does something to a part.
     pub fn part(&self, part: &str, action: Action) -> Result<()> {
-        self.client.ask(&Request::Part { part: part.to_owned(), action })?;
+        self.client.ask(&Request::Part {
+            part: part.to_owned(),
+            action,
+        })?;
         Ok(())
     }
 
@@ -186,10 +221,24 @@ impl Rig {
     }
 
     /// Asks a part with any method.
-    pub fn admin(&self, part: &str, endpoint: &str, method: &str, path: &str) -> Result<(u64, String)> {
+    pub fn admin(
+        &self,
+        part: &str,
+        endpoint: &str,
+        method: &str,
+        path: &str,
+    ) -> Result<(u64, String)> {
         let [part, endpoint, method, path] = [part, endpoint, method, path].map(str::to_owned);
-        let answer = self.client.ask(&Request::Admin { part, endpoint, method, path })?;
-        Ok((answer["status"].as_u64().unwrap_or(0), answer["body"].as_str().unwrap_or_default().to_owned()))
+        let answer = self.client.ask(&Request::Admin {
+            part,
+            endpoint,
+            method,
+            path,
+        })?;
+        Ok((
+            answer["status"].as_u64().unwrap_or(0),
+            answer["body"].as_str().unwrap_or_default().to_owned(),
+        ))
     }
 
     /// The log of a part.
@@ -199,14 +248,30 @@ impl Rig {
 
     /// The log of a pod's container.
     pub fn pod_log(&self, namespace: &str, pod: &str, container: &str) -> String {
-        logs::tail(&self.client.runtime().container_log(&Key::new(namespace, pod), container), None).unwrap_or_default()
+        logs::tail(
+            &self
+                .client
+                .runtime()
+                .container_log(&Key::new(namespace, pod), container),
+            None,
+        )
+        .unwrap_or_default()
     }
 
     /// Waits until the status is as wanted: how long it took. An error after `limit`, with what was seen last.
-    pub fn wait_for(&self, what: &str, limit: Duration, wanted: impl Fn(&Status) -> bool) -> Result<Duration> {
+    pub fn wait_for(
+        &self,
+        what: &str,
+        limit: Duration,
+        wanted: impl Fn(&Status) -> bool,
+    ) -> Result<Duration> {
         until(what, limit, || {
             let status = self.status()?;
-            if wanted(&status) { Ok(None) } else { Ok(Some(brief(&status))) }
+            if wanted(&status) {
+                Ok(None)
+            } else {
+                Ok(Some(brief(&status)))
+            }
         })
     }
 
@@ -214,24 +279,40 @@ impl Rig {
     pub fn wait_for_mesh(&self, namespace: &str, mesh: &str, limit: Duration) -> Result<Duration> {
         let what = format!("pods of {namespace}: mesh = {mesh}");
         self.wait_for(&what, limit, |status| {
-            let mut pods = status.pods.iter().filter(|pod| pod.namespace == namespace).peekable();
+            let mut pods = status
+                .pods
+                .iter()
+                .filter(|pod| pod.namespace == namespace)
+                .peekable();
             pods.peek().is_some() && pods.all(|pod| pod.mesh == mesh)
         })
     }
 
     /// Waits until every pod is ready.
     pub fn wait_ready(&self, limit: Duration) -> Result<Duration> {
-        self.wait_for("every pod ready", limit, |status| status.pods.iter().all(|pod| pod.ready))
+        self.wait_for("every pod ready", limit, |status| {
+            status.pods.iter().all(|pod| pod.ready)
+        })
     }
 
     /// What is worth reading after a failure: the ends of all logs.
     pub fn logs(&self) -> String {
-        let files = fs::read_dir(self.client.runtime().logs()).into_iter().flatten().flatten();
+        let files = fs::read_dir(self.client.runtime().logs())
+            .into_iter()
+            .flatten()
+            .flatten();
         let mut paths: Vec<PathBuf> = files.map(|entry| entry.path()).collect();
         paths.sort();
         let tail = |path: &PathBuf| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            format!("==> {name}\n{}", logs::tail(path, Some(40)).unwrap_or_default())
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            format!(
+                "==> {name}\n{}",
+                logs::tail(path, Some(40)).unwrap_or_default()
+            )
         };
         paths.iter().map(tail).collect()
     }
@@ -240,7 +321,11 @@ impl Rig {
     pub fn stop(mut self) -> Result<()> {
         drop(self.hold.take());
         let ended = until("the mesh to end", Duration::from_secs(20), || {
-            Ok(self.child.try_wait()?.is_none().then(|| "it still runs".to_owned()))
+            Ok(self
+                .child
+                .try_wait()?
+                .is_none()
+                .then(|| "it still runs".to_owned()))
         });
         ended.map(drop)
     }
@@ -252,7 +337,9 @@ impl Drop for Rig {
             eprintln!("{}\n{}", self.said(), self.logs());
         }
         drop(self.hold.take());
-        let gone = until("", Duration::from_secs(10), || Ok(self.child.try_wait()?.is_none().then(String::new)));
+        let gone = until("", Duration::from_secs(10), || {
+            Ok(self.child.try_wait()?.is_none().then(String::new))
+        });
         if gone.is_err() {
             end(&mut self.child);
         }
@@ -270,14 +357,21 @@ fn collect(from: Option<impl Read + Send + 'static>, lines: &Arc<Mutex<Vec<Strin
     let lines = lines.clone();
     if let Some(from) = from {
         thread::spawn(move || {
-            BufReader::new(from).lines().map_while(Result::ok).for_each(|line| lines.lock().push(line));
+            BufReader::new(from)
+                .lines()
+                .map_while(Result::ok)
+                .for_each(|line| lines.lock().push(line));
         });
     }
 }
 
 fn await_up(child: &mut Child, said: &Mutex<Vec<String>>, name: &str) -> Result<Client> {
     let up = until("the mesh to come up", START, || {
-        if said.lock().iter().any(|line| line.starts_with("The mesh is up")) {
+        if said
+            .lock()
+            .iter()
+            .any(|line| line.starts_with("The mesh is up"))
+        {
             return Ok(None);
         }
         if child.try_wait()?.is_some() {
@@ -289,10 +383,16 @@ fn await_up(child: &mut Child, said: &Mutex<Vec<String>>, name: &str) -> Result<
 }
 
 /// Asks until `missing` answers that nothing is: how long it took. An error after `limit`, with what was missing last.
-pub fn until(what: &str, limit: Duration, mut missing: impl FnMut() -> Result<Option<String>>) -> Result<Duration> {
+pub fn until(
+    what: &str,
+    limit: Duration,
+    mut missing: impl FnMut() -> Result<Option<String>>,
+) -> Result<Duration> {
     let started = Instant::now();
     loop {
-        let Some(last) = missing()? else { return Ok(started.elapsed()) };
+        let Some(last) = missing()? else {
+            return Ok(started.elapsed());
+        };
         if started.elapsed() > limit {
             bail!("waited {limit:?} for {what}; last seen: {last}");
         }
@@ -302,9 +402,20 @@ pub fn until(what: &str, limit: Duration, mut missing: impl FnMut() -> Result<Op
 
 fn brief(status: &Status) -> String {
     let pods = status.pods.iter().map(|pod| {
-        format!("{}/{} ready={} mesh={} {}", pod.namespace, pod.name, pod.ready, pod.mesh, pod.reason.as_deref().unwrap_or(""))
+        format!(
+            "{}/{} ready={} mesh={} {}",
+            pod.namespace,
+            pod.name,
+            pod.ready,
+            pod.mesh,
+            pod.reason.as_deref().unwrap_or("")
+        )
     });
-    let parts = status.parts.iter().filter(|(_, part)| !part.ready).map(|(name, part)| format!("{name}: {:?}", part.reason));
+    let parts = status
+        .parts
+        .iter()
+        .filter(|(_, part)| !part.ready)
+        .map(|(name, part)| format!("{name}: {:?}", part.reason));
     pods.chain(parts).collect::<Vec<_>>().join("; ")
 }
 
@@ -333,21 +444,32 @@ impl Running {
         let connection = client.start_exec(&request, [&input, &output, &error])?;
         drop((input, output, error));
         let (stdout, stderr) = (Arc::default(), Arc::default());
-        let readers = [(File::from(output_here), Arc::clone(&stdout)), (File::from(error_here), Arc::clone(&stderr))];
+        let readers = [
+            (File::from(output_here), Arc::clone(&stdout)),
+            (File::from(error_here), Arc::clone(&stderr)),
+        ];
         let code = Arc::<Mutex<Option<Result<u8, String>>>>::default();
         let (waiting, ended) = (connection.try_clone()?, code.clone());
         thread::spawn(move || {
             let copies = readers.map(|(from, to): (File, Arc<Mutex<Vec<String>>>)| {
                 thread::spawn(move || {
                     let lines = BufReader::new(from).split(b'\n').map_while(Result::ok);
-                    lines.for_each(|line| to.lock().push(String::from_utf8_lossy(&line).into_owned()));
+                    lines.for_each(|line| {
+                        to.lock().push(String::from_utf8_lossy(&line).into_owned())
+                    });
                 })
             });
             let answer = Client::finish_exec(&waiting);
             copies.into_iter().for_each(|copy| drop(copy.join()));
             *ended.lock() = Some(answer.map_err(|error| format!("{error:#}")));
         });
-        Ok(Self { input: Some(input_here.into()), stdout, stderr, code, connection })
+        Ok(Self {
+            input: Some(input_here.into()),
+            stdout,
+            stderr,
+            code,
+            connection,
+        })
     }
 
     /// The lines it has printed so far.
@@ -357,7 +479,11 @@ impl Running {
 
     /// Writes to its standard input.
     pub fn write(&mut self, text: &str) -> Result<()> {
-        self.input.as_mut().context("its input is closed")?.write_all(text.as_bytes()).context("write to the command")
+        self.input
+            .as_mut()
+            .context("its input is closed")?
+            .write_all(text.as_bytes())
+            .context("write to the command")
     }
 
     /// Closes its standard input.
@@ -373,11 +499,27 @@ impl Running {
     /// Closes its standard input and waits for its end.
     pub fn finish(mut self, limit: Duration) -> Result<Output> {
         self.close_input();
-        until("the command to end", limit, || Ok(self.is_running().then(|| self.lines().join("\n"))))?;
-        let code = self.code.lock().clone().context("an ended command has a code")?;
-        let text = |lines: &Mutex<Vec<String>>| lines.lock().iter().map(|line| format!("{line}\n")).collect();
+        until("the command to end", limit, || {
+            Ok(self.is_running().then(|| self.lines().join("\n")))
+        })?;
+        let code = self
+            .code
+            .lock()
+            .clone()
+            .context("an ended command has a code")?;
+        let text = |lines: &Mutex<Vec<String>>| {
+            lines
+                .lock()
+                .iter()
+                .map(|line| format!("{line}\n"))
+                .collect()
+        };
         match code {
-            Ok(code) => Ok(Output { code, stdout: text(&self.stdout), stderr: text(&self.stderr) }),
+            Ok(code) => Ok(Output {
+                code,
+                stdout: text(&self.stdout),
+                stderr: text(&self.stderr),
+            }),
             Err(error) => bail!(error),
         }
     }
@@ -390,15 +532,29 @@ impl Drop for Running {
 }
 
 /// The conditions that the control plane reports of an object, by type: status, reason and message.
-pub fn conditions(status: &Status, kind: &str, namespace: &str, name: &str) -> BTreeMap<String, (String, String, String)> {
+pub fn conditions(
+    status: &Status,
+    kind: &str,
+    namespace: &str,
+    name: &str,
+) -> BTreeMap<String, (String, String, String)> {
     let text = |value: &Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
     let object = status.objects.iter().find(|object| {
-        text(object, "kind") == kind && text(object, "namespace") == namespace && text(object, "name") == name
+        text(object, "kind") == kind
+            && text(object, "namespace") == namespace
+            && text(object, "name") == name
     });
-    let conditions = object.and_then(|object| object["conditions"].as_array()).into_iter().flatten();
+    let conditions = object
+        .and_then(|object| object["conditions"].as_array())
+        .into_iter()
+        .flatten();
     conditions
         .map(|condition| {
-            let told = (text(condition, "status"), text(condition, "reason"), text(condition, "message"));
+            let told = (
+                text(condition, "status"),
+                text(condition, "reason"),
+                text(condition, "message"),
+            );
             (text(condition, "type"), told)
         })
         .collect()

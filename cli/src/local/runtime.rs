@@ -26,9 +26,13 @@ impl Runtime {
     pub fn named(name: &str) -> Result<Self> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
         if name.is_empty() || name.len() > 40 || !name.bytes().all(plain) {
-            bail!("{name:?} cannot be a mesh's name: letters, digits, '-' and '_', at most 40 of them");
+            bail!(
+                "{name:?} cannot be a mesh's name: letters, digits, '-' and '_', at most 40 of them"
+            );
         }
-        Ok(Self { root: parent().join(name) })
+        Ok(Self {
+            root: parent().join(name),
+        })
     }
 
     /// The folder at `root`.
@@ -47,7 +51,13 @@ impl Runtime {
         })?;
         let _ = fs::remove_dir_all(&self.root);
         private_folder(&self.root).with_context(context)?;
-        for folder in [self.state(), self.logs(), self.authority(), self.nodes(), self.etc()] {
+        for folder in [
+            self.state(),
+            self.logs(),
+            self.authority(),
+            self.nodes(),
+            self.etc(),
+        ] {
             private_folder(&folder).with_context(context)?;
         }
         Ok(lock)
@@ -86,7 +96,8 @@ impl Runtime {
 
     /// The log of a container.
     pub fn container_log(&self, pod: &super::objects::Key, container: &str) -> PathBuf {
-        self.logs().join(format!("{}_{}_{container}.log", pod.namespace, pod.name))
+        self.logs()
+            .join(format!("{}_{}_{container}.log", pod.namespace, pod.name))
     }
 
     /// The certificate authority's folder.
@@ -118,14 +129,18 @@ impl Runtime {
     pub fn names() -> Vec<String> {
         let entries = fs::read_dir(parent()).into_iter().flatten().flatten();
         let folders = entries.filter(|entry| entry.path().is_dir());
-        folders.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        folders
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect()
     }
 }
 
 /// `$XDG_RUNTIME_DIR`, else `/run` for root, else `/tmp`; in it, a folder of the user's own.
 fn parent() -> PathBuf {
     let uid = Uid::effective();
-    let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_dir());
+    let own = std::env::var_os("XDG_RUNTIME_DIR")
+        .map(PathBuf::from)
+        .filter(|path| path.is_dir());
     let base = own.unwrap_or_else(|| PathBuf::from(if uid.is_root() { "/run" } else { "/tmp" }));
     base.join(format!("leyline-{uid}"))
 }
@@ -137,7 +152,10 @@ pub fn private_folder(path: &Path) -> io::Result<()> {
             let metadata = fs::symlink_metadata(path)?;
             let own = std::os::unix::fs::MetadataExt::uid(&metadata) == Uid::effective().as_raw();
             if !metadata.is_dir() || !own {
-                return Err(io::Error::other(format!("{} belongs to somebody else", path.display())));
+                return Err(io::Error::other(format!(
+                    "{} belongs to somebody else",
+                    path.display()
+                )));
             }
             fs::set_permissions(path, Permissions::from_mode(0o700))
         }
@@ -164,7 +182,10 @@ pub struct StateFolder {
 impl StateFolder {
     /// A state folder that is empty so far.
     pub fn new(path: PathBuf) -> Self {
-        Self { path, written: std::collections::BTreeMap::new() }
+        Self {
+            path,
+            written: std::collections::BTreeMap::new(),
+        }
     }
 
     /// Makes the folder hold `objects` and nothing else, changing as few files as possible. Each has `kind`,
@@ -172,12 +193,23 @@ impl StateFolder {
     pub fn replace(&mut self, objects: &[Value]) -> io::Result<()> {
         let mut wanted = std::collections::BTreeMap::new();
         for object in objects {
-            wanted.insert(file_name(object), serde_json::to_vec(object).map_err(io::Error::other)?);
+            wanted.insert(
+                file_name(object),
+                serde_json::to_vec(object).map_err(io::Error::other)?,
+            );
         }
-        let gone: Vec<String> = self.written.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
+        let gone: Vec<String> = self
+            .written
+            .keys()
+            .filter(|name| !wanted.contains_key(*name))
+            .cloned()
+            .collect();
         for name in gone {
             let removed = fs::remove_file(self.path.join(&name));
-            if removed.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::NotFound) {
+            if removed
+                .as_ref()
+                .is_err_and(|error| error.kind() != io::ErrorKind::NotFound)
+            {
                 removed?;
             }
             self.written.remove(&name);
@@ -193,8 +225,18 @@ impl StateFolder {
 }
 
 fn file_name(object: &Value) -> String {
-    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let (kind, namespace, name) = (text("/kind"), text("/metadata/namespace"), text("/metadata/name"));
+    let text = |pointer: &str| {
+        object
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let (kind, namespace, name) = (
+        text("/kind"),
+        text("/metadata/namespace"),
+        text("/metadata/name"),
+    );
     format!("{}_{namespace}_{name}.yaml", kind.to_ascii_lowercase())
 }
 
@@ -210,16 +252,29 @@ mod tests {
         let mut state = StateFolder::new(folder.path().to_owned());
         let object = |name: &str, value: u8| json!({"kind": "Pod", "metadata": {"name": name, "namespace": "a"}, "x": value});
         let names = || {
-            let mut names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            let mut names: Vec<_> = fs::read_dir(folder.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name())
+                .collect();
             names.sort();
             names
         };
-        state.replace(&[object("one", 1), object("two", 1)]).unwrap();
+        state
+            .replace(&[object("one", 1), object("two", 1)])
+            .unwrap();
         assert_eq!(names(), ["pod_a_one.yaml", "pod_a_two.yaml"]);
-        let before = fs::metadata(folder.path().join("pod_a_one.yaml")).unwrap().modified().unwrap();
-        state.replace(&[object("one", 1), object("three", 1)]).unwrap();
+        let before = fs::metadata(folder.path().join("pod_a_one.yaml"))
+            .unwrap()
+            .modified()
+            .unwrap();
+        state
+            .replace(&[object("one", 1), object("three", 1)])
+            .unwrap();
         assert_eq!(names(), ["pod_a_one.yaml", "pod_a_three.yaml"]);
-        let after = fs::metadata(folder.path().join("pod_a_one.yaml")).unwrap().modified().unwrap();
+        let after = fs::metadata(folder.path().join("pod_a_one.yaml"))
+            .unwrap()
+            .modified()
+            .unwrap();
         assert_eq!(before, after);
     }
 
@@ -229,7 +284,13 @@ mod tests {
         let runtime = Runtime::at(folder.path().join("user").join("m"));
         let held = runtime.claim().unwrap();
         fs::write(runtime.root().join("left"), "").unwrap();
-        assert!(runtime.claim().unwrap_err().to_string().contains("up already"));
+        assert!(
+            runtime
+                .claim()
+                .unwrap_err()
+                .to_string()
+                .contains("up already")
+        );
         drop(held);
         let _held = runtime.claim().unwrap();
         assert!(!runtime.root().join("left").exists());

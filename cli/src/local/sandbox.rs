@@ -18,7 +18,7 @@ use nix::{
 
 /// How the supervisor is started.
 #[derive(Debug)]
-pub struct Start {
+pub(super) struct Start {
     /// Arguments of the new process, its own name first.
     pub arguments: Vec<CString>,
     /// Its environment, `NAME=value` each.
@@ -34,23 +34,24 @@ pub struct Start {
 /// Why this system refuses the namespaces, with the remedy.
 #[derive(Debug, thiserror::Error)]
 #[error("create the mesh's own namespaces{}", hint.as_deref().map(|hint| format!(" ({hint})")).unwrap_or_default())]
-pub struct SandboxError {
+pub(super) struct SandboxError {
     /// The setting that forbids it, and how to change it, where we can tell.
     pub hint: Option<String>,
     source: Errno,
 }
 
 /// Whether the caller needs a user namespace of its own: it is not root, or root without the power to make namespaces.
-pub fn needs_user_namespace() -> bool {
+pub(super) fn needs_user_namespace() -> bool {
     !Uid::effective().is_root() || !has_sys_admin()
 }
 
 /// Clones the supervisor. Must be called while the process has one thread.
 ///
 /// The child is PID 1 of its own PID namespace: when it ends, the kernel ends everything in it.
-pub fn spawn(start: &Start) -> Result<Pid, SandboxError> {
+pub(super) fn spawn(start: &Start) -> Result<Pid, SandboxError> {
     let rootless = needs_user_namespace();
-    let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
+    let mut flags =
+        libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
     if rootless {
         flags |= libc::CLONE_NEWUSER;
     }
@@ -61,14 +62,23 @@ pub fn spawn(start: &Start) -> Result<Pid, SandboxError> {
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
     match Errno::result(pid) {
         Ok(0) => child(start, rootless.then_some(ids)),
-        Ok(pid) => Ok(Pid::from_raw(i32::try_from(pid).expect("a process id fits"))),
-        Err(errno) => Err(SandboxError { hint: hint(errno), source: errno }),
+        Ok(pid) => Ok(Pid::from_raw(
+            i32::try_from(pid).expect("a process id fits"),
+        )),
+        Err(errno) => Err(SandboxError {
+            hint: hint(errno),
+            source: errno,
+        }),
     }
 }
 
 /// What stands in the way of an ordinary user's namespaces on this system, with its remedy.
-pub fn hint(errno: Errno) -> Option<String> {
-    let setting = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
+pub(super) fn hint(errno: Errno) -> Option<String> {
+    let setting = |path: &str| {
+        fs::read_to_string(path)
+            .ok()
+            .map(|text| text.trim().to_owned())
+    };
     if setting("/proc/sys/kernel/unprivileged_userns_clone").as_deref() == Some("0") {
         return Some("run as root, or: sudo sysctl kernel.unprivileged_userns_clone=1".to_owned());
     }
@@ -95,7 +105,9 @@ pub fn hint(errno: Errno) -> Option<String> {
 
 fn child(start: &Start, rootless: Option<(Uid, Gid)>) -> ! {
     let Err(error) = prepare_and_execute(start, rootless);
-    let hint = error.raw_os_error().and_then(|code| hint(Errno::from_raw(code)));
+    let hint = error
+        .raw_os_error()
+        .and_then(|code| hint(Errno::from_raw(code)));
     let line = match hint {
         Some(hint) => format!("error: enter the mesh's own namespaces: {error} ({hint})\n"),
         None => format!("error: enter the mesh's own namespaces: {error}\n"),
@@ -105,7 +117,10 @@ fn child(start: &Start, rootless: Option<(Uid, Gid)>) -> ! {
     unsafe { libc::_exit(1) }
 }
 
-fn prepare_and_execute(start: &Start, rootless: Option<(Uid, Gid)>) -> io::Result<std::convert::Infallible> {
+fn prepare_and_execute(
+    start: &Start,
+    rootless: Option<(Uid, Gid)>,
+) -> io::Result<std::convert::Infallible> {
     if let Some((uid, gid)) = rootless {
         map_ids(uid, gid, 0)?;
     }
@@ -118,11 +133,15 @@ fn prepare_and_execute(start: &Start, rootless: Option<(Uid, Gid)>) -> io::Resul
     nix::unistd::dup2_stdout(&start.output)?;
     nix::unistd::dup2_stderr(&start.output)?;
     std::env::set_current_dir("/")?;
-    Ok(nix::unistd::execve(c"/proc/self/exe", &start.arguments, &start.environment)?)
+    Ok(nix::unistd::execve(
+        c"/proc/self/exe",
+        &start.arguments,
+        &start.environment,
+    )?)
 }
 
 /// Maps one user and one group: `uid` and `gid` outside are `inside` within. Needs no privilege.
-pub fn map_ids(uid: Uid, gid: Gid, inside: u32) -> io::Result<()> {
+pub(super) fn map_ids(uid: Uid, gid: Gid, inside: u32) -> io::Result<()> {
     let this = Path::new("/proc/self");
     fs::write(this.join("setgroups"), "deny")?;
     fs::write(this.join("uid_map"), format!("{inside} {uid} 1"))?;
@@ -130,7 +149,7 @@ pub fn map_ids(uid: Uid, gid: Gid, inside: u32) -> io::Result<()> {
 }
 
 /// Lets `fd` live through an exec.
-pub fn keep_across_exec(fd: &impl AsRawFd) -> io::Result<()> {
+pub(super) fn keep_across_exec(fd: &impl AsRawFd) -> io::Result<()> {
     // SAFETY: F_SETFD on a descriptor that the caller owns changes only its flags.
     Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) })?;
     Ok(())

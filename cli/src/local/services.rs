@@ -17,7 +17,7 @@ use super::{
 
 /// A pod as a service sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
+pub(super) struct Member {
     /// Its name.
     pub key: Key,
     /// Its unique id.
@@ -42,7 +42,7 @@ pub struct Member {
 
 /// A service with what stands behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServiceView {
+pub(super) struct ServiceView {
     /// Its name.
     pub key: Key,
     /// Its virtual addresses, in the order of its families; none for a headless service.
@@ -59,7 +59,7 @@ pub struct ServiceView {
 
 /// One port of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PortView {
+pub(super) struct PortView {
     /// Its name; empty where it has none.
     pub name: String,
     /// `tcp` or `udp`.
@@ -71,12 +71,16 @@ pub struct PortView {
 }
 
 /// The cluster DNS server's own service, which exists in every mesh.
-pub fn dns_service() -> ServiceView {
+pub(super) fn dns_service() -> ServiceView {
     let port = |protocol: &str| PortView {
         name: format!("dns-{protocol}"),
         protocol: protocol.to_owned(),
         port: 53,
-        backends: address::CONTROL.both().into_iter().map(|ip| (ip, 53)).collect(),
+        backends: address::CONTROL
+            .both()
+            .into_iter()
+            .map(|ip| (ip, 53))
+            .collect(),
     };
     ServiceView {
         key: Key::new("kube-system", "kube-dns"),
@@ -89,7 +93,11 @@ pub fn dns_service() -> ServiceView {
 }
 
 /// Every service as it is now. Addresses are taken from `pool` for those that have none of their own.
-pub fn view(objects: &Objects, members: &[Member], pool: &mut ServicePool) -> BTreeMap<Key, ServiceView> {
+pub(super) fn view(
+    objects: &Objects,
+    members: &[Member],
+    pool: &mut ServicePool,
+) -> BTreeMap<Key, ServiceView> {
     let dns = dns_service();
     let mut views = BTreeMap::from([(dns.key.clone(), dns)]);
     let names: BTreeSet<String> = objects.services.keys().map(Key::to_string).collect();
@@ -97,7 +105,9 @@ pub fn view(objects: &Objects, members: &[Member], pool: &mut ServicePool) -> BT
     for (key, service) in &objects.services {
         let mut view = empty_view(key, service, pool);
         match selector(service) {
-            Some(selector) => fill_from_pods(&mut view, service, &selected(key, &selector, members)),
+            Some(selector) => {
+                fill_from_pods(&mut view, service, &selected(key, &selector, members))
+            }
             None => fill_from_slices(&mut view, service, objects),
         }
         views.insert(key.clone(), view);
@@ -108,69 +118,135 @@ pub fn view(objects: &Objects, members: &[Member], pool: &mut ServicePool) -> BT
 fn empty_view(key: &Key, service: &Service, pool: &mut ServicePool) -> ServiceView {
     let spec = service.spec.clone().unwrap_or_default();
     let headless = spec.cluster_ip.as_deref() == Some("None");
-    let external_name = spec.external_name.filter(|_| spec.type_.as_deref() == Some("ExternalName"));
-    let chosen: Vec<IpAddr> = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip).filter_map(|ip| ip.parse().ok()).collect();
+    let external_name = spec
+        .external_name
+        .filter(|_| spec.type_.as_deref() == Some("ExternalName"));
+    let chosen: Vec<IpAddr> = spec
+        .cluster_ips
+        .iter()
+        .flatten()
+        .chain(&spec.cluster_ip)
+        .filter_map(|ip| ip.parse().ok())
+        .collect();
     let addresses = if headless || external_name.is_some() {
         Vec::new()
     } else {
         let families = spec.ip_families.unwrap_or_default();
-        addresses(key, &chosen, &families, spec.ip_family_policy.as_deref(), pool)
+        addresses(
+            key,
+            &chosen,
+            &families,
+            spec.ip_family_policy.as_deref(),
+            pool,
+        )
     };
     let ports = spec.ports.iter().flatten().filter_map(|port| {
         Some(PortView {
             name: port.name.clone().unwrap_or_default(),
-            protocol: port.protocol.as_deref().unwrap_or("TCP").to_ascii_lowercase(),
+            protocol: port
+                .protocol
+                .as_deref()
+                .unwrap_or("TCP")
+                .to_ascii_lowercase(),
             port: u16::try_from(port.port).ok()?,
             backends: BTreeSet::new(),
         })
     });
-    ServiceView { key: key.clone(), addresses, headless, external_name, ports: ports.collect(), hosts: Vec::new() }
+    ServiceView {
+        key: key.clone(),
+        addresses,
+        headless,
+        external_name,
+        ports: ports.collect(),
+        hosts: Vec::new(),
+    }
 }
 
 /// A service gets an address of each family, IPv4 first, unless it asks for less. (Kubernetes' default is one family; here
 /// both are there, and a name that resolves to both serves everyone.)
-fn addresses(key: &Key, chosen: &[IpAddr], families: &[String], policy: Option<&str>, pool: &mut ServicePool) -> Vec<IpAddr> {
+fn addresses(
+    key: &Key,
+    chosen: &[IpAddr],
+    families: &[String],
+    policy: Option<&str>,
+    pool: &mut ServicePool,
+) -> Vec<IpAddr> {
     if chosen.len() > 1 || (chosen.len() == 1 && policy == Some("SingleStack")) {
-        return chosen.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
+        return chosen
+            .iter()
+            .copied()
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect();
     }
     let both = match chosen {
         [IpAddr::V4(v4)] => vec![IpAddr::V4(*v4), address::service_v6(*v4).into()],
         [v6] => vec![*v6],
-        _ => pool.take(&key.to_string()).map(|dual| dual.both().to_vec()).unwrap_or_default(),
+        _ => pool
+            .take(&key.to_string())
+            .map(|dual| dual.both().to_vec())
+            .unwrap_or_default(),
     };
     match (policy, families) {
-        (Some("SingleStack"), [family, ..]) => both.into_iter().filter(|ip| ip.is_ipv6() == (family == "IPv6")).collect(),
+        (Some("SingleStack"), [family, ..]) => both
+            .into_iter()
+            .filter(|ip| ip.is_ipv6() == (family == "IPv6"))
+            .collect(),
         (Some("SingleStack"), []) => both.into_iter().take(1).collect(),
-        (None, [family]) => both.into_iter().filter(|ip| ip.is_ipv6() == (family == "IPv6")).collect(),
+        (None, [family]) => both
+            .into_iter()
+            .filter(|ip| ip.is_ipv6() == (family == "IPv6"))
+            .collect(),
         (_, [first, ..]) if first == "IPv6" => both.into_iter().rev().collect(),
         _ => both,
     }
 }
 
 fn selector(service: &Service) -> Option<Labels> {
-    service.spec.as_ref()?.selector.clone().filter(|selector| !selector.is_empty())
+    service
+        .spec
+        .as_ref()?
+        .selector
+        .clone()
+        .filter(|selector| !selector.is_empty())
 }
 
 fn selected<'a>(key: &Key, selector: &Labels, members: &'a [Member]) -> Vec<&'a Member> {
     let matches = |member: &&Member| {
         member.key.namespace == key.namespace
-            && selector.iter().all(|(name, value)| member.labels.get(name) == Some(value))
+            && selector
+                .iter()
+                .all(|(name, value)| member.labels.get(name) == Some(value))
     };
     members.iter().filter(matches).collect()
 }
 
 fn fill_from_pods(view: &mut ServiceView, service: &Service, members: &[&Member]) {
     let spec = service.spec.as_ref();
-    let unready_too = spec.and_then(|spec| spec.publish_not_ready_addresses).unwrap_or(false);
-    let serving: Vec<&&Member> =
-        members.iter().filter(|member| (member.ready || unready_too) && !member.terminating).collect();
-    let ports = spec.and_then(|spec| spec.ports.as_ref()).into_iter().flatten();
+    let unready_too = spec
+        .and_then(|spec| spec.publish_not_ready_addresses)
+        .unwrap_or(false);
+    let serving: Vec<&&Member> = members
+        .iter()
+        .filter(|member| (member.ready || unready_too) && !member.terminating)
+        .collect();
+    let ports = spec
+        .and_then(|spec| spec.ports.as_ref())
+        .into_iter()
+        .flatten();
     for (port, view) in ports.zip(&mut view.ports) {
-        let targets = serving.iter().filter_map(|member| Some((member.address, target_port(port, member)?)));
-        view.backends = targets.flat_map(|(address, port)| address.both().map(|ip| (ip, port))).collect();
+        let targets = serving
+            .iter()
+            .filter_map(|member| Some((member.address, target_port(port, member)?)));
+        view.backends = targets
+            .flat_map(|(address, port)| address.both().map(|ip| (ip, port)))
+            .collect();
     }
     let hosts = serving.iter().flat_map(|member| {
-        let named = member.hostname.clone().filter(|_| member.subdomain.as_deref() == Some(view.key.name.as_str()));
+        let named = member
+            .hostname
+            .clone()
+            .filter(|_| member.subdomain.as_deref() == Some(view.key.name.as_str()));
         member.address.both().map(|ip| (ip, named.clone()))
     });
     view.hosts = hosts.collect();
@@ -187,43 +263,70 @@ fn fill_from_slices(view: &mut ServiceView, service: &Service, objects: &Objects
     let own = objects.slices.values().filter(|slice| {
         let labels = slice.metadata.labels.as_ref();
         let of = labels.and_then(|labels| labels.get("kubernetes.io/service-name"));
-        slice.metadata.namespace.as_deref().unwrap_or("default") == view.key.namespace && of == Some(&view.key.name)
+        slice.metadata.namespace.as_deref().unwrap_or("default") == view.key.namespace
+            && of == Some(&view.key.name)
     });
-    let ports = service.spec.as_ref().and_then(|spec| spec.ports.clone()).unwrap_or_default();
+    let ports = service
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.ports.clone())
+        .unwrap_or_default();
     for slice in own {
         let endpoints = slice.endpoints.iter().flatten().filter(|endpoint| {
-            endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
+            endpoint
+                .conditions
+                .as_ref()
+                .and_then(|conditions| conditions.ready)
+                .unwrap_or(true)
         });
         for endpoint in endpoints {
-            let ips = endpoint.addresses.iter().filter_map(|text| text.parse::<IpAddr>().ok());
+            let ips = endpoint
+                .addresses
+                .iter()
+                .filter_map(|text| text.parse::<IpAddr>().ok());
             for ip in ips {
                 view.hosts.push((ip, endpoint.hostname.clone()));
                 for (port, view) in ports.iter().zip(&mut view.ports) {
                     let named = slice.ports.iter().flatten();
                     let same = |known: &&_| slice_port_matches(known, port);
-                    let number = named.clone().find(same).and_then(|found| found.port).unwrap_or(port.port);
-                    view.backends.extend(u16::try_from(number).ok().map(|number| (ip, number)));
+                    let number = named
+                        .clone()
+                        .find(same)
+                        .and_then(|found| found.port)
+                        .unwrap_or(port.port);
+                    view.backends
+                        .extend(u16::try_from(number).ok().map(|number| (ip, number)));
                 }
             }
         }
     }
 }
 
-fn slice_port_matches(known: &k8s_openapi::api::discovery::v1::EndpointPort, port: &ServicePort) -> bool {
+fn slice_port_matches(
+    known: &k8s_openapi::api::discovery::v1::EndpointPort,
+    port: &ServicePort,
+) -> bool {
     known.name.as_deref().unwrap_or_default() == port.name.as_deref().unwrap_or_default()
 }
 
 /// The `EndpointSlice` objects of a service with a selector, one per family: what Kubernetes' own controller would write.
-pub fn slices(key: &Key, service: &Service, members: &[Member], zones: &BTreeMap<String, String>) -> Vec<(String, Value)> {
-    let Some(selector) = selector(service) else { return Vec::new() };
+pub(super) fn slices(
+    key: &Key,
+    service: &Service,
+    members: &[Member],
+    zones: &BTreeMap<String, String>,
+) -> Vec<(String, Value)> {
+    let Some(selector) = selector(service) else {
+        return Vec::new();
+    };
     let members = selected(key, &selector, members);
-    let families: [(&str, fn(&Member) -> IpAddr); 2] =
-        [("IPv4", |member| member.address.v4.into()), ("IPv6", |member| member.address.v6.into())];
+    // As `Dual::both` orders them.
+    let families = [("IPv4", 0), ("IPv6", 1)];
     families
         .into_iter()
-        .map(|(family, ip)| {
+        .map(|(family, which)| {
             let name = format!("{}-{}", key.name, family.to_ascii_lowercase());
-            let endpoints: Vec<Value> = members.iter().map(|member| endpoint(member, ip(member), zones)).collect();
+            let endpoints: Vec<Value> = members.iter().map(|member| endpoint(member, member.address.both()[which], zones)).collect();
             let slice = json!({
                 "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
                 "metadata": {"name": name, "namespace": key.namespace,
@@ -251,7 +354,12 @@ fn endpoint(member: &Member, ip: IpAddr, zones: &BTreeMap<String, String>) -> Va
 }
 
 fn slice_ports(service: &Service, members: &[&Member]) -> Vec<Value> {
-    let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref()).into_iter().flatten();
+    let ports = service
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.ports.as_ref())
+        .into_iter()
+        .flatten();
     let with_target = ports.filter_map(|port| {
         let number = match members.first() {
             Some(member) => target_port(port, member)?,
@@ -289,17 +397,26 @@ mod tests {
     fn objects(spec: Value) -> Objects {
         let service = json!({"metadata": {"name": "web", "namespace": "a"}, "spec": spec});
         let mut objects = Objects::default();
-        objects.services.insert(Key::new("a", "web"), serde_json::from_value(service).unwrap());
+        objects.services.insert(
+            Key::new("a", "web"),
+            serde_json::from_value(service).unwrap(),
+        );
         objects
     }
 
     #[test]
     fn ready_pods_stand_behind_a_service_by_the_name_of_their_port() {
-        let objects = objects(json!({"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "web"}]}));
+        let objects = objects(
+            json!({"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "web"}]}),
+        );
         let members = [member("one", 1, true), member("two", 2, false)];
         let views = view(&objects, &members, &mut ServicePool::default());
         let web = &views[&Key::new("a", "web")];
-        let expected: BTreeSet<_> = address::node(1).both().into_iter().map(|ip| (ip, 8080)).collect();
+        let expected: BTreeSet<_> = address::node(1)
+            .both()
+            .into_iter()
+            .map(|ip| (ip, 8080))
+            .collect();
         assert_eq!(web.ports[0].backends, expected);
         assert_eq!(web.addresses.len(), 2);
         assert!(web.addresses[0].is_ipv4());
@@ -309,28 +426,41 @@ mod tests {
     fn families_are_as_the_service_asks() {
         let count = |extra: Value| {
             let mut spec = json!({"selector": {"app": "web"}, "ports": [{"port": 80}]});
-            spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            spec.as_object_mut()
+                .unwrap()
+                .extend(extra.as_object().unwrap().clone());
             let views = view(&objects(spec), &[], &mut ServicePool::default());
             let addresses = views[&Key::new("a", "web")].addresses.clone();
-            addresses.iter().map(|ip| if ip.is_ipv4() { '4' } else { '6' }).collect::<String>()
+            addresses
+                .iter()
+                .map(|ip| if ip.is_ipv4() { '4' } else { '6' })
+                .collect::<String>()
         };
         assert_eq!(count(json!({})), "46");
         assert_eq!(count(json!({"clusterIP": "None"})), "");
         assert_eq!(count(json!({"ipFamilyPolicy": "SingleStack"})), "4");
         assert_eq!(count(json!({"ipFamilies": ["IPv6"]})), "6");
-        assert_eq!(count(json!({"ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv6", "IPv4"]})), "64");
+        assert_eq!(
+            count(json!({"ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv6", "IPv4"]})),
+            "64"
+        );
         assert_eq!(count(json!({"clusterIP": "10.96.7.7"})), "46");
     }
 
     #[test]
     fn slices_name_every_pod_and_tell_which_are_ready() {
-        let objects = objects(json!({"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}));
+        let objects = objects(
+            json!({"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}),
+        );
         let key = Key::new("a", "web");
         let members = [member("one", 1, true), member("two", 2, false)];
         let slices = slices(&key, &objects.services[&key], &members, &BTreeMap::new());
         assert_eq!(slices.len(), 2);
         let endpoints = slices[0].1["endpoints"].as_array().unwrap();
-        let ready: Vec<_> = endpoints.iter().map(|endpoint| endpoint["conditions"]["ready"].clone()).collect();
+        let ready: Vec<_> = endpoints
+            .iter()
+            .map(|endpoint| endpoint["conditions"]["ready"].clone())
+            .collect();
         assert_eq!(ready, [json!(true), json!(false)]);
         assert_eq!(slices[0].1["ports"][0]["port"], 8080);
     }

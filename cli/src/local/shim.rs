@@ -31,9 +31,9 @@ use serde::{Deserialize, Serialize};
 use super::sandbox;
 
 /// The first argument that selects this role.
-pub const ROLE: &str = "leyline-shim";
+pub(crate) const ROLE: &str = "leyline-shim";
 /// The variable that holds the [`Task`] as JSON.
-pub const VARIABLE: &str = "LEYLINE_SHIM";
+pub(super) const VARIABLE: &str = "LEYLINE_SHIM";
 
 /// What to run, where and as whom.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -83,16 +83,16 @@ pub struct User {
 }
 
 /// This very program, whatever became of its file since it was started.
-pub const OWN_PROGRAM: &str = "/proc/self/exe";
+pub(super) const OWN_PROGRAM: &str = "/proc/self/exe";
 /// The same where pods find it, whoever may enter the folder that it lies in.
-pub const SHARED_PROGRAM: &str = "/run/leyline/bin/leyline";
+pub(super) const SHARED_PROGRAM: &str = "/run/leyline/bin/leyline";
 /// Exit code for what could not be executed, as shells use it.
 const CANNOT_EXECUTE: u8 = 126;
 /// Exit code for a program that does not exist, as shells use it.
 const NOT_FOUND: u8 = 127;
 
 /// The role's entry: ends with the exit code of what it ran.
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     match read_task().and_then(run) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -103,7 +103,8 @@ pub fn main() -> ExitCode {
 }
 
 fn read_task() -> Result<Task> {
-    let text = std::env::var(VARIABLE).context("this role is for leyline itself: its task is missing")?;
+    let text =
+        std::env::var(VARIABLE).context("this role is for leyline itself: its task is missing")?;
     serde_json::from_str(&text).context("read the task")
 }
 
@@ -132,7 +133,9 @@ fn run(task: Task) -> Result<u8> {
 }
 
 fn enter_netns(task: &Task) -> Result<()> {
-    let Some(path) = &task.netns else { return Ok(()) };
+    let Some(path) = &task.netns else {
+        return Ok(());
+    };
     let namespace = File::open(path).with_context(|| format!("open {}", path.display()))?;
     setns(namespace, CloneFlags::CLONE_NEWNET).with_context(|| format!("enter {}", path.display()))
 }
@@ -141,20 +144,48 @@ fn enter_netns(task: &Task) -> Result<()> {
 /// files, which in a user namespace belong to the very user that the pod runs as.
 fn private_mounts(task: &Task) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).context("create a mount namespace")?;
-    let propagation = if matches!(task.world, World::Part) { MsFlags::MS_SLAVE } else { MsFlags::MS_PRIVATE };
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | propagation, None::<&str>).context("separate the mounts")?;
-    let open = |path: &PathBuf| File::open(path).with_context(|| format!("open {}", path.display()));
-    let files = task.files.iter().map(|(from, to)| Ok((open(from)?, to))).collect::<Result<Vec<_>>>()?;
+    let propagation = if matches!(task.world, World::Part) {
+        MsFlags::MS_SLAVE
+    } else {
+        MsFlags::MS_PRIVATE
+    };
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_REC | propagation,
+        None::<&str>,
+    )
+    .context("separate the mounts")?;
+    let open =
+        |path: &PathBuf| File::open(path).with_context(|| format!("open {}", path.display()));
+    let files = task
+        .files
+        .iter()
+        .map(|(from, to)| Ok((open(from)?, to)))
+        .collect::<Result<Vec<_>>>()?;
     for path in &task.hide {
         let options = Some("mode=1777,size=64m");
-        mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, options)
-            .with_context(|| format!("hide {}", path.display()))?;
+        mount(
+            Some("tmpfs"),
+            path,
+            Some("tmpfs"),
+            MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+            options,
+        )
+        .with_context(|| format!("hide {}", path.display()))?;
     }
     for (from, to) in &files {
         mountable(to);
         let from = format!("/proc/self/fd/{}", from.as_raw_fd());
-        mount(Some(from.as_str()), *to, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-            .with_context(|| format!("mount on {}", to.display()))?;
+        mount(
+            Some(from.as_str()),
+            *to,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )
+        .with_context(|| format!("mount on {}", to.display()))?;
     }
     Ok(())
 }
@@ -170,8 +201,16 @@ fn join(shim: i32) -> Result<()> {
         ("mnt", CloneFlags::CLONE_NEWNS),
     ];
     let folder = PathBuf::from(format!("/proc/{shim}/ns"));
-    let open = |(name, flag)| Ok((File::open(folder.join(name)).context("the container has ended")?, flag));
-    let files = NAMESPACES.into_iter().map(open).collect::<Result<Vec<_>>>()?;
+    let open = |(name, flag)| {
+        Ok((
+            File::open(folder.join(name)).context("the container has ended")?,
+            flag,
+        ))
+    };
+    let files = NAMESPACES
+        .into_iter()
+        .map(open)
+        .collect::<Result<Vec<_>>>()?;
     for (file, flag) in files {
         setns(file, flag)?;
     }
@@ -181,12 +220,18 @@ fn join(shim: i32) -> Result<()> {
 /// PID 1 of the container: its own `/proc`, then the program as a child, whose exit code is the container's.
 fn container_init(task: &Task) -> Result<u8> {
     // Where a container engine masks /proc, the kernel refuses a fresh one to a user namespace; the old one then stays.
-    let _ = mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), None::<&str>);
+    let _ = mount(
+        Some("proc"),
+        "/proc",
+        Some("proc"),
+        MsFlags::empty(),
+        None::<&str>,
+    );
     in_child(|| execute(task))
 }
 
 /// Runs `body` in a child, passes signals on to it, reaps orphans, and ends as the child ends. The child dies with us.
-pub fn in_child(body: impl FnOnce() -> Result<u8>) -> Result<u8> {
+pub(super) fn in_child(body: impl FnOnce() -> Result<u8>) -> Result<u8> {
     let signals = forwarded();
     signals.thread_block().context("block signals")?;
     // SAFETY: there is one thread, so the child may do anything.
@@ -210,7 +255,11 @@ fn child_body(signals: &SigSet, body: impl FnOnce() -> Result<u8>) -> Result<u8>
 
 fn forwarded() -> SigSet {
     use Signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
-    [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH].into_iter().collect()
+    [
+        SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH,
+    ]
+    .into_iter()
+    .collect()
 }
 
 fn wait(child: Pid, signals: &SigSet) -> Result<u8> {
@@ -232,7 +281,9 @@ fn wait(child: Pid, signals: &SigSet) -> Result<u8> {
 fn reap(child: Pid) -> Result<Option<u8>> {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, code)) if pid == child => return Ok(Some(u8::try_from(code & 0xff)?)),
+            Ok(WaitStatus::Exited(pid, code)) if pid == child => {
+                return Ok(Some(u8::try_from(code & 0xff)?));
+            }
             Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => {
                 return Ok(Some(u8::try_from(128 + (signal as i32))?));
             }
@@ -271,7 +322,8 @@ fn become_user(user: User) -> Result<()> {
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     if user.nested {
         unshare(CloneFlags::CLONE_NEWUSER).context("create the pod's user namespace")?;
-        sandbox::map_ids(Uid::from_raw(0), Gid::from_raw(0), user.uid).context("map the pod's user")?;
+        sandbox::map_ids(Uid::from_raw(0), Gid::from_raw(0), user.uid)
+            .context("map the pod's user")?;
     }
     drop_bounding_set()?;
     if !user.nested {
@@ -297,14 +349,21 @@ fn drop_bounding_set() -> Result<()> {
 }
 
 fn replace(task: &Task) -> Result<u8> {
-    let text = |text: &str| CString::new(text).with_context(|| format!("{text:?} holds a zero byte"));
+    let text =
+        |text: &str| CString::new(text).with_context(|| format!("{text:?} holds a zero byte"));
     let name = task.command.first().context("the command is empty")?;
     let shown = |word: &String| text(if word == OWN_PROGRAM { "leyline" } else { word });
     let arguments = task.command.iter().map(shown).collect::<Result<Vec<_>>>()?;
-    let pairs = task.environment.iter().map(|(key, value)| text(&format!("{key}={value}")));
+    let pairs = task
+        .environment
+        .iter()
+        .map(|(key, value)| text(&format!("{key}={value}")));
     let environment = pairs.collect::<Result<Vec<_>>>()?;
     let mut refused = None;
-    for path in candidates(name, task.environment.get("PATH").map_or("", String::as_str)) {
+    for path in candidates(
+        name,
+        task.environment.get("PATH").map_or("", String::as_str),
+    ) {
         let program = CString::new(path.as_os_str().as_bytes())?;
         match nix::unistd::execve(&program, &arguments, &environment) {
             Ok(never) => match never {},
@@ -336,33 +395,72 @@ fn candidates(name: &str, path: &str) -> Vec<PathBuf> {
     if name.contains('/') {
         return vec![name.into()];
     }
-    path.split(':').filter(|folder| !folder.is_empty()).map(|folder| Path::new(folder).join(name)).collect()
+    path.split(':')
+        .filter(|folder| !folder.is_empty())
+        .map(|folder| Path::new(folder).join(name))
+        .collect()
 }
 
 /// PID 1 of the mesh: everything that lost its parent is reaped here, and when the supervisor (a child) ends, this ends
 /// and the kernel ends the rest.
-pub fn supervise(body: impl FnOnce() -> Result<u8>) -> Result<u8> {
+pub(super) fn supervise(body: impl FnOnce() -> Result<u8>) -> Result<u8> {
     in_child(body)
 }
 
 /// Mounts that no other process of the machine sees: nothing of the machine's `/run` is touched from here on but what
 /// `keep` names.
-pub fn private_world(keep: &[PathBuf]) -> Result<()> {
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
-        .context("make mounts private")?;
-    let held = keep.iter().filter(|path| path.starts_with("/run") || path.starts_with("/var/run"));
-    let held = held.map(|path| Ok((path, File::open(path)?))).collect::<std::io::Result<Vec<_>>>()?;
-    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=755")).context("mount a private /run")?;
+pub(super) fn private_world(keep: &[PathBuf]) -> Result<()> {
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+        None::<&str>,
+    )
+    .context("make mounts private")?;
+    let held = keep
+        .iter()
+        .filter(|path| path.starts_with("/run") || path.starts_with("/var/run"));
+    let held = held
+        .map(|path| Ok((path, File::open(path)?)))
+        .collect::<std::io::Result<Vec<_>>>()?;
+    mount(
+        Some("tmpfs"),
+        "/run",
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID,
+        Some("mode=755"),
+    )
+    .context("mount a private /run")?;
     // Names made in it later are seen by the parts too.
-    mount(None::<&str>, "/run", None::<&str>, MsFlags::MS_SHARED, None::<&str>).context("share /run with the parts")?;
+    mount(
+        None::<&str>,
+        "/run",
+        None::<&str>,
+        MsFlags::MS_SHARED,
+        None::<&str>,
+    )
+    .context("share /run with the parts")?;
     for (path, file) in held {
         fs::create_dir_all(path)?;
         let from = format!("/proc/self/fd/{}", file.as_raw_fd());
-        mount(Some(from.as_str()), path, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
-            .with_context(|| format!("keep {}", path.display()))?;
+        mount(
+            Some(from.as_str()),
+            path,
+            None::<&str>,
+            MsFlags::MS_BIND | MsFlags::MS_REC,
+            None::<&str>,
+        )
+        .with_context(|| format!("keep {}", path.display()))?;
     }
     // As for containers: an old /proc is good enough where a fresh one is refused.
-    let _ = mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), None::<&str>);
+    let _ = mount(
+        Some("proc"),
+        "/proc",
+        Some("proc"),
+        MsFlags::empty(),
+        None::<&str>,
+    );
     for name in ["hosts", "resolv.conf"] {
         mountable(&Path::new("/etc").join(name));
     }
@@ -372,7 +470,10 @@ pub fn private_world(keep: &[PathBuf]) -> Result<()> {
 /// Makes something to be mounted on where there is nothing: in `/run`, which is empty, and where `/etc/resolv.conf` often
 /// leads. Elsewhere it would be the machine's own folder, which stays as it is.
 fn mountable(path: &Path) {
-    let target = fs::read_link(path).map_or_else(|_| path.to_owned(), |link| path.parent().unwrap_or(path).join(link));
+    let target = fs::read_link(path).map_or_else(
+        |_| path.to_owned(),
+        |link| path.parent().unwrap_or(path).join(link),
+    );
     let in_run = target.components().any(|part| part.as_os_str() == "run");
     if in_run && !target.exists() {
         // What fails here is told by the mount that follows.

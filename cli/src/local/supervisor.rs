@@ -18,7 +18,6 @@ use futures_util::StreamExt;
 use inotify::{Inotify, WatchMask};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -41,13 +40,13 @@ use super::{
 };
 
 /// The first argument that selects this role.
-pub const ROLE: &str = "leyline-supervisor";
+pub(crate) const ROLE: &str = "leyline-supervisor";
 /// The variable that holds the [`Plan`] as JSON.
-pub const VARIABLE: &str = "LEYLINE_SUPERVISOR";
+pub(super) const VARIABLE: &str = "LEYLINE_SUPERVISOR";
 
 /// What mesh to run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Plan {
+pub(super) struct Plan {
     /// Its name.
     pub name: String,
     /// Its runtime folder.
@@ -69,7 +68,7 @@ pub struct Plan {
 /// What the supervisor tells whoever started it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum News {
+pub(super) enum News {
     /// A step of starting was taken.
     Step(String),
     /// Everything runs.
@@ -82,7 +81,7 @@ pub enum News {
 
 /// Tells [`News`].
 #[derive(Clone, Debug)]
-pub struct Teller {
+pub(super) struct Teller {
     pipe: Arc<Mutex<Option<fs::File>>>,
 }
 
@@ -92,20 +91,28 @@ impl Teller {
         let mut pipe = self.pipe.lock();
         let line = serde_json::to_string(news).unwrap_or_default();
         // Once nobody listens (`up --detach` has returned), nobody is told.
-        if pipe.as_mut().is_some_and(|pipe| writeln!(pipe, "{line}").is_err()) {
+        if pipe
+            .as_mut()
+            .is_some_and(|pipe| writeln!(pipe, "{line}").is_err())
+        {
             *pipe = None;
         }
     }
 }
 
 /// The role's entry.
-pub fn main() -> ExitCode {
-    let Ok(plan) = std::env::var(VARIABLE).map_err(drop).and_then(|text| serde_json::from_str::<Plan>(&text).map_err(drop)) else {
+pub(crate) fn main() -> ExitCode {
+    let Ok(plan) = std::env::var(VARIABLE)
+        .map_err(drop)
+        .and_then(|text| serde_json::from_str::<Plan>(&text).map_err(drop))
+    else {
         eprintln!("leyline: this role is for leyline itself");
         return ExitCode::FAILURE;
     };
     let (report, _lock) = (inherited(plan.report), inherited(plan.lock));
-    let teller = Teller { pipe: Arc::new(Mutex::new(Some(report.into()))) };
+    let teller = Teller {
+        pipe: Arc::new(Mutex::new(Some(report.into()))),
+    };
     match start(&plan, &teller) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -121,13 +128,20 @@ fn inherited(fd: RawFd) -> OwnedFd {
     // SAFETY: whoever started this role opened the descriptor for it and owns it no more.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     // It can fail only for what is no descriptor, and that shows at its first use.
-    let _ = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC));
+    let _ = nix::fcntl::fcntl(
+        &fd,
+        nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC),
+    );
     fd
 }
 
 fn start(plan: &Plan, teller: &Teller) -> Result<()> {
     let mut keep = vec![plan.root.clone(), plan.folder.clone()];
-    keep.extend(plan.tunnels.values().filter_map(|path| Some(path.parent()?.to_owned())));
+    keep.extend(
+        plan.tunnels
+            .values()
+            .filter_map(|path| Some(path.parent()?.to_owned())),
+    );
     shim::private_world(&keep)?;
     offer_this_program().context("offer leyline to pods")?;
     let code = shim::supervise(|| {
@@ -159,7 +173,10 @@ fn offer_this_program() -> Result<()> {
 }
 
 fn serve(plan: &Plan, teller: &Teller) -> Result<()> {
-    let executor = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let executor = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     executor.block_on(async {
         let log = net::log::init(&net::log::Options::default()).context("start logging")?;
         let result = run(plan, teller).await;
@@ -181,7 +198,8 @@ async fn run(plan: &Plan, teller: &Teller) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (events, mut happened) = mpsc::unbounded_channel();
     let mut mesh = Mesh::build(plan, teller, &events).await?;
-    control::listen(&mesh.runtime.control_socket(), asked_into(&events)).context("open the control socket")?;
+    control::listen(&mesh.runtime.control_socket(), asked_into(&events))
+        .context("open the control socket")?;
     mesh.start_parts(plan, teller).await?;
     watch_folder(&plan.folder, &events).context("watch the folder")?;
     watch_enrolments(&mesh.world, &events).context("watch the agents' folders")?;
@@ -213,7 +231,9 @@ async fn run(plan: &Plan, teller: &Teller) -> Result<()> {
     Ok(())
 }
 
-fn asked_into(events: &mpsc::UnboundedSender<Event>) -> impl Fn(Asked) + Send + Sync + Clone + 'static {
+fn asked_into(
+    events: &mpsc::UnboundedSender<Event>,
+) -> impl Fn(Asked) + Send + Sync + Clone + 'static {
     let events = events.clone();
     move |asked| drop(events.send(Event::Asked(asked)))
 }
@@ -223,16 +243,20 @@ fn watch_folder(folder: &Path, events: &mpsc::UnboundedSender<Event>) -> Result<
     let first = watcher.rescan()?;
     let _ = events.send(Event::Folder(first));
     let events = events.clone();
-    std::thread::Builder::new().name("folder".to_owned()).spawn(move || {
-        // Never readable: this thread ends with the process. (A closed pipe's end would wake it at once.)
-        let Ok((wake, _held)) = nix::unistd::pipe() else { return };
-        while let Ok(changes) = watcher.next(&wake) {
-            if !changes.is_empty() && events.send(Event::Folder(changes)).is_err() {
+    std::thread::Builder::new()
+        .name("folder".to_owned())
+        .spawn(move || {
+            // Never readable: this thread ends with the process. (A closed pipe's end would wake it at once.)
+            let Ok((wake, _held)) = nix::unistd::pipe() else {
                 return;
+            };
+            while let Ok(changes) = watcher.next(&wake) {
+                if !changes.is_empty() && events.send(Event::Folder(changes)).is_err() {
+                    return;
+                }
             }
-        }
-        tracing::error!("the folder is no longer watched");
-    })?;
+            tracing::error!("the folder is no longer watched");
+        })?;
     Ok(())
 }
 
@@ -251,7 +275,10 @@ fn watch_enrolments(world: &World, events: &mpsc::UnboundedSender<Event>) -> Res
         while let Some(Ok(event)) = stream.next().await {
             let node = nodes.get(&event.wd.get_watch_descriptor_id());
             // An overflow names no folder: then all are read.
-            let read = node.map_or_else(|| nodes.values().cloned().collect(), |node| vec![node.clone()]);
+            let read = node.map_or_else(
+                || nodes.values().cloned().collect(),
+                |node| vec![node.clone()],
+            );
             for node in read {
                 let _ = events.send(Event::Enrolment(node));
             }
@@ -261,7 +288,7 @@ fn watch_enrolments(world: &World, events: &mpsc::UnboundedSender<Event>) -> Res
 }
 
 /// The running mesh.
-pub struct Mesh {
+pub(super) struct Mesh {
     /// Its folder.
     pub runtime: Runtime,
     /// What runs on it.
@@ -278,24 +305,33 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    async fn build(plan: &Plan, teller: &Teller, events: &mpsc::UnboundedSender<Event>) -> Result<Self> {
+    async fn build(
+        plan: &Plan,
+        teller: &Teller,
+        events: &mpsc::UnboundedSender<Event>,
+    ) -> Result<Self> {
         let runtime = Runtime::at(plan.root.clone());
         let control = Netns::create("control").context("create a network namespace")?;
         let mut nodes = Vec::new();
         for number in 1..=plan.nodes {
-            let netns = Netns::create(&world::name(number)).context("create a network namespace")?;
-            for folder in [runtime.node(&world::name(number))] {
-                runtime::private_folder(&folder)?;
-                runtime::private_folder(&cni::local::pods_folder(&folder))?;
-                runtime::private_folder(&cni::local::enrolments_folder(&folder))?;
-            }
+            let netns =
+                Netns::create(&world::name(number)).context("create a network namespace")?;
+            let folder = runtime.node(&world::name(number));
+            runtime::private_folder(&folder)?;
+            runtime::private_folder(&cni::local::pods_folder(&folder))?;
+            runtime::private_folder(&cni::local::enrolments_folder(&folder))?;
             let handle = netns.runtime().context("enter a network namespace")?;
             nodes.push(Node::new(number, netns, handle));
         }
-        lay_link(&control, &nodes).await.context("lay the link between the nodes")?;
+        lay_link(&control, &nodes)
+            .await
+            .context("lay the link between the nodes")?;
         let names: Vec<String> = nodes.iter().map(|node| node.name.clone()).collect();
         parts::prepare(&names)?;
-        teller.tell(&News::Step(format!("network: {} and the link between them", names.join(", "))));
+        teller.tell(&News::Step(format!(
+            "network: {} and the link between them",
+            names.join(", ")
+        )));
         let zone = dns::Zone::default();
         let control_handle = control.runtime().context("enter a network namespace")?;
         dns::serve(&control_handle, &zone);
@@ -309,7 +345,16 @@ impl Mesh {
             }
         });
         let world = World::new(runtime.clone(), nodes, zone, news, plan.rootless);
-        let mesh = Self { runtime, world, parts: BTreeMap::new(), plan: plan.clone(), control, minter, control_handle, down: false };
+        let mesh = Self {
+            runtime,
+            world,
+            parts: BTreeMap::new(),
+            plan: plan.clone(),
+            control,
+            minter,
+            control_handle,
+            down: false,
+        };
         mesh.write_tokens()?;
         Ok(mesh)
     }
@@ -338,21 +383,39 @@ impl Mesh {
         fs::write(&resolver, observe::parts_resolv_conf())?;
         let files = vec![(resolver, PathBuf::from("/etc/resolv.conf"))];
         let runtime = self.runtime.clone();
-        let settings = Settings { runtime: &runtime, folder: &plan.folder, files };
+        let settings = Settings {
+            runtime: &runtime,
+            folder: &plan.folder,
+            files,
+        };
         let part = settings.control_plane(&self.control, self.control_handle.clone());
         self.start_part(part)?;
         self.await_ready(CONTROL_PLANE).await?;
         teller.tell(&News::Step("control plane".to_owned()));
-        let mut names = Vec::new();
+        let (mut agents, mut tunnels) = (Vec::new(), Vec::new());
         for node in self.world.nodes.values() {
             let program = plan.tunnels.get(&node.name).map(PathBuf::as_path);
-            names.push(settings.agent(&node.name, &node.netns, node.handle.clone()));
-            names.push(settings.tunnel(&node.name, node.number, &node.netns, node.handle.clone(), program));
+            agents.push(settings.agent(&node.name, &node.netns, node.handle.clone()));
+            tunnels.push(settings.tunnel(
+                &node.name,
+                node.number,
+                &node.netns,
+                node.handle.clone(),
+                program,
+            ));
         }
-        let started: Vec<String> = names.iter().map(|part| part.name.clone()).collect();
-        names.into_iter().try_for_each(|part| self.start_part(part))?;
-        for name in started {
-            self.await_ready(&name).await?;
+        // Each agent before its tunnel, which would otherwise complain that there is none.
+        for parts in [agents, tunnels] {
+            let names: Vec<String> = parts.iter().map(|part| part.name.clone()).collect();
+            parts
+                .into_iter()
+                .try_for_each(|part| self.start_part(part))?;
+            for name in names {
+                self.await_started(&name).await?;
+            }
+        }
+        for name in self.parts.keys() {
+            self.await_ready(name).await?;
         }
         teller.tell(&News::Step("agents and tunnels".to_owned()));
         Ok(())
@@ -360,29 +423,61 @@ impl Mesh {
 
     fn start_part(&mut self, part: parts::Part) -> Result<()> {
         let log = Log::open(self.runtime.part_log(&part.name)).context("open a log")?;
-        self.parts.insert(part.name.clone(), PartHandle::start(part, log));
+        self.parts
+            .insert(part.name.clone(), PartHandle::start(part, log));
+        Ok(())
+    }
+
+    /// Until an agent listens for its tunnel; a tunnel has nothing that need be waited for.
+    async fn await_started(&self, name: &str) -> Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let part = self
+            .parts
+            .get(name)
+            .context("a part that was just started is known")?;
+        let Some(socket) = part.part.task.environment.get(parts::ZDS_SOCKET_VARIABLE) else {
+            return Ok(());
+        };
+        let listening = async {
+            while !Path::new(socket).exists() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        // One that is slow delays nothing else: the tunnel tries again.
+        let _ = tokio::time::timeout(PATIENCE, listening).await;
         Ok(())
     }
 
     async fn await_ready(&self, name: &str) -> Result<()> {
         const LIMIT: Duration = Duration::from_secs(20);
         let started = Instant::now();
-        let part = self.parts.get(name).context("a part that was just started is known")?;
+        let part = self
+            .parts
+            .get(name)
+            .context("a part that was just started is known")?;
         loop {
             let state = part.state();
             if state.ready {
                 return Ok(());
             }
             if started.elapsed() > LIMIT {
-                let log = super::logs::tail(&self.runtime.part_log(name), Some(15)).unwrap_or_default();
-                bail!("{name} is not ready after {LIMIT:?}: {}\n{log}", state.reason.unwrap_or_default());
+                let log =
+                    super::logs::tail(&self.runtime.part_log(name), Some(15)).unwrap_or_default();
+                bail!(
+                    "{name} is not ready after {LIMIT:?}: {}\n{log}",
+                    state.reason.unwrap_or_default()
+                );
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
     /// Until the pods that the folder asks for run, or it is clear which do not.
-    async fn first_round(&mut self, happened: &mut mpsc::UnboundedReceiver<Event>, teller: &Teller) -> Result<()> {
+    async fn first_round(
+        &mut self,
+        happened: &mut mpsc::UnboundedReceiver<Event>,
+        teller: &Teller,
+    ) -> Result<()> {
         const LIMIT: Duration = Duration::from_secs(15);
         let deadline = tokio::time::Instant::now() + LIMIT;
         loop {
@@ -392,11 +487,22 @@ impl Mesh {
                 self.reconcile(teller);
             }
             let pods = &self.world.pods;
-            if self.down || pods.values().all(|pod| pod.state().ready || pod.state().message.is_some() && pod.handle.is_some()) {
+            if self.down
+                || pods.values().all(|pod| {
+                    pod.state().ready || pod.state().message.is_some() && pod.handle.is_some()
+                })
+            {
                 break;
             }
         }
-        let (ready, all) = (self.world.pods.values().filter(|pod| pod.state().ready).count(), self.world.pods.len());
+        let (ready, all) = (
+            self.world
+                .pods
+                .values()
+                .filter(|pod| pod.state().ready)
+                .count(),
+            self.world.pods.len(),
+        );
         teller.tell(&News::Step(format!("pods: {ready} of {all} ready")));
         Ok(())
     }
@@ -454,15 +560,14 @@ impl Mesh {
         let parts = self.parts.values().map(PartHandle::stop);
         let _ = tokio::time::timeout(LIMIT, futures_util::future::join_all(parts)).await;
     }
-
-    /// The mesh's name and folders, for status.
-    pub fn describe(&self) -> serde_json::Value {
-        json!({"name": self.plan.name, "folder": self.plan.folder, "rootless": self.plan.rootless})
-    }
 }
 
 async fn lay_link(control: &Netns, nodes: &[Node]) -> std::io::Result<()> {
-    let mut stations = vec![Station { netns: control, address: address::CONTROL, node: None }];
+    let mut stations = vec![Station {
+        netns: control,
+        address: address::CONTROL,
+        node: None,
+    }];
     stations.extend(nodes.iter().map(|node| Station {
         netns: &node.netns,
         address: address::node(node.number),

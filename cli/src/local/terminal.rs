@@ -28,7 +28,7 @@ impl Drop for Restore {
 }
 
 /// Runs `body` with the end for the command; meanwhile keys go there and output comes back.
-pub fn with_own<T>(body: impl FnOnce(&dyn AsFd) -> Result<T>) -> Result<T> {
+pub(super) fn with_own<T>(body: impl FnOnce(&dyn AsFd) -> Result<T>) -> Result<T> {
     let OpenptyResult { master, slave } = openpty(None, None).context("make a terminal")?;
     copy_size(&master);
     let before = tcgetattr(io::stdin()).context("read the terminal's settings")?;
@@ -54,7 +54,11 @@ fn copy(mut from: impl Read, mut to: impl Write) {
     loop {
         match from.read(&mut buffer) {
             Ok(length @ 1..) => {
-                if to.write_all(&buffer[..length]).and_then(|()| to.flush()).is_err() {
+                if to
+                    .write_all(&buffer[..length])
+                    .and_then(|()| to.flush())
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -77,11 +81,21 @@ fn follow_size(master: OwnedFd) -> Result<()> {
 }
 
 fn copy_size(master: &OwnedFd) {
-    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    let mut size = libc::winsize {
+        ws_row: 0,
+        ws_col: 0,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     // SAFETY: both calls are given a valid winsize, which the first fills and the second reads.
     let copied = unsafe {
-        Errno::result(libc::ioctl(0, libc::TIOCGWINSZ, &raw mut size))
-            .and_then(|_| Errno::result(libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &raw const size)))
+        Errno::result(libc::ioctl(0, libc::TIOCGWINSZ, &raw mut size)).and_then(|_| {
+            Errno::result(libc::ioctl(
+                master.as_raw_fd(),
+                libc::TIOCSWINSZ,
+                &raw const size,
+            ))
+        })
     };
     // Without a size, programs use their default.
     let _ = copied;

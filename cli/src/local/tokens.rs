@@ -8,14 +8,14 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 
 /// Who issues the tokens.
-pub const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
+pub(super) const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 /// Whom they are for: the certificate authority and the discovery service.
-pub const AUDIENCE: &str = "istio-ca";
+pub(super) const AUDIENCE: &str = "istio-ca";
 /// How long a token is good, in seconds; it is replaced long before.
-pub const LIFETIME_SECONDS: u64 = 3600;
+pub(super) const LIFETIME_SECONDS: u64 = 3600;
 
 /// Signs tokens.
-pub struct Minter {
+pub(super) struct Minter {
     key: EncodingKey,
     public: Vec<u8>,
 }
@@ -28,7 +28,7 @@ impl std::fmt::Debug for Minter {
 
 /// The pod that a token speaks for.
 #[derive(Clone, Debug)]
-pub struct Bearer {
+pub(super) struct Bearer {
     /// Namespace of pod and account.
     pub namespace: String,
     /// The service account.
@@ -45,15 +45,19 @@ const KEY_ID: &str = "leyline-local";
 
 impl Minter {
     /// A new key, which is never written anywhere.
-    pub fn new() -> Result<Self> {
-        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).context("make the tokens' key")?;
+    pub(super) fn new() -> Result<Self> {
+        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING)
+            .context("make the tokens' key")?;
         let document = pair.to_pkcs8v1().context("encode the tokens' key")?;
         let public = pair.public_key().as_ref().to_vec();
-        Ok(Self { key: EncodingKey::from_ec_der(document.as_ref()), public })
+        Ok(Self {
+            key: EncodingKey::from_ec_der(document.as_ref()),
+            public,
+        })
     }
 
     /// The public half, as RFC 7517 writes it.
-    pub fn key_set(&self) -> Value {
+    pub(super) fn key_set(&self) -> Value {
         // SEC 1 2.3.3: 0x04, then both coordinates.
         let (x, y) = self.public[1..].split_at(32);
         let text = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
@@ -62,8 +66,14 @@ impl Minter {
     }
 
     /// A token for `bearer`, good from now (`now` is in seconds since 1970).
-    pub fn mint(&self, bearer: &Bearer, now: u64) -> Result<String> {
-        let Bearer { namespace, service_account, pod, pod_uid, node } = bearer;
+    pub(super) fn mint(&self, bearer: &Bearer, now: u64) -> Result<String> {
+        let Bearer {
+            namespace,
+            service_account,
+            pod,
+            pod_uid,
+            node,
+        } = bearer;
         let claims = json!({
             "iss": ISSUER, "aud": [AUDIENCE],
             "sub": format!("system:serviceaccount:{namespace}:{service_account}"),
@@ -75,7 +85,10 @@ impl Minter {
                 "node": {"name": node, "uid": super::plan::uid_of(&format!("node/{node}"))},
             },
         });
-        let header = Header { kid: Some(KEY_ID.to_owned()), ..Header::new(Algorithm::ES256) };
+        let header = Header {
+            kid: Some(KEY_ID.to_owned()),
+            ..Header::new(Algorithm::ES256)
+        };
         jsonwebtoken::encode(&header, &claims, &self.key).context("sign a token")
     }
 }
@@ -96,14 +109,19 @@ mod tests {
             pod_uid: "u".to_owned(),
             node: "node1".to_owned(),
         };
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap()
+            .as_secs();
         let token = minter.mint(&bearer, now).unwrap();
         let set: JwkSet = serde_json::from_value(minter.key_set()).unwrap();
         let key = DecodingKey::from_jwk(&set.keys[0]).unwrap();
         let mut validation = Validation::new(Algorithm::ES256);
         validation.set_audience(&[AUDIENCE]);
         validation.set_issuer(&[ISSUER]);
-        let claims = jsonwebtoken::decode::<Value>(&token, &key, &validation).unwrap().claims;
+        let claims = jsonwebtoken::decode::<Value>(&token, &key, &validation)
+            .unwrap()
+            .claims;
         assert_eq!(claims["sub"], "system:serviceaccount:istio-system:ztunnel");
         assert_eq!(claims["kubernetes.io"]["node"]["name"], "node1");
         assert_eq!(claims["kubernetes.io"]["pod"]["uid"], "u");

@@ -29,7 +29,7 @@ use super::{
 use crate::{args::Up, screen};
 
 /// Runs the command.
-pub fn run(options: &Up) -> Result<ExitCode> {
+pub(crate) fn run(options: &Up) -> Result<ExitCode> {
     let runtime = Runtime::named(&options.mesh.name)?;
     check_tools()?;
     let tunnels = tunnels(options)?;
@@ -37,7 +37,9 @@ pub fn run(options: &Up) -> Result<ExitCode> {
     // The lock must live as long as the mesh: the supervisor inherits it.
     sandbox::keep_across_exec(&*lock)?;
     let folder = match &options.folder {
-        Some(folder) => folder.canonicalize().with_context(|| format!("open the folder {}", folder.display()))?,
+        Some(folder) => folder
+            .canonicalize()
+            .with_context(|| format!("open the folder {}", folder.display()))?,
         None => empty_folder(&runtime)?,
     };
     let (reading, writing) = nix::unistd::pipe().context("make a pipe")?;
@@ -68,12 +70,16 @@ fn check_tools() -> Result<()> {
 
 fn tunnels(options: &Up) -> Result<BTreeMap<String, PathBuf>> {
     let parse = |text: &String| {
-        let (node, path) = text.split_once('=').with_context(|| format!("{text:?} is not of the form NODE=PATH"))?;
+        let (node, path) = text
+            .split_once('=')
+            .with_context(|| format!("{text:?} is not of the form NODE=PATH"))?;
         let known = (1..=options.nodes).any(|number| super::world::name(number) == node);
         if !known {
             bail!("there will be no {node}: --nodes is {}", options.nodes);
         }
-        let path = PathBuf::from(path).canonicalize().with_context(|| format!("find the tunnel {path}"))?;
+        let path = PathBuf::from(path)
+            .canonicalize()
+            .with_context(|| format!("find the tunnel {path}"))?;
         Ok((node.to_owned(), path))
     };
     options.tunnels.iter().map(parse).collect()
@@ -87,21 +93,45 @@ fn empty_folder(runtime: &Runtime) -> Result<PathBuf> {
 
 fn start(plan: &Plan, runtime: &Runtime, report: OwnedFd, die_with_parent: bool) -> Result<Pid> {
     let log = runtime.part_log("supervisor");
-    let log = File::options().create(true).append(true).open(&log).with_context(|| format!("open {}", log.display()))?;
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(&log)
+        .with_context(|| format!("open {}", log.display()))?;
     let arguments = ["leyline", supervisor::ROLE, &plan.name].map(CString::new);
     let arguments = arguments.into_iter().collect::<Result<Vec<_>, _>>()?;
     let plan = serde_json::to_string(plan)?;
-    let environment = std::env::vars_os().filter_map(|(name, value)| Some(format!("{}={}", name.to_str()?, value.to_str()?)));
-    let environment = environment.chain([format!("{}={plan}", supervisor::VARIABLE)]).filter_map(|pair| CString::new(pair).ok());
-    let start = Start { arguments, environment: environment.collect(), die_with_parent, report, output: log.into() };
+    let environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some(format!("{}={}", name.to_str()?, value.to_str()?)));
+    let environment = environment
+        .chain([format!("{}={plan}", supervisor::VARIABLE)])
+        .filter_map(|pair| CString::new(pair).ok());
+    let start = Start {
+        arguments,
+        environment: environment.collect(),
+        die_with_parent,
+        report,
+        output: log.into(),
+    };
     Ok(sandbox::spawn(&start)?)
 }
 
 /// Tells how it goes. Returns when the mesh runs (detached), or has ended.
 fn attend(plan: &Plan, child: Pid, reading: OwnedFd, options: &Up) -> Result<ExitCode> {
-    let Up { detach, until_input_ends, .. } = *options;
+    let Up {
+        detach,
+        until_input_ends,
+        ..
+    } = *options;
     let screen = screen::output();
-    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD].into_iter().collect();
+    let signals: SigSet = [
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGCHLD,
+    ]
+    .into_iter()
+    .collect();
     signals.thread_block().context("block signals")?;
     let watcher = std::thread::spawn(move || forward(child, &signals));
     if until_input_ends {
@@ -136,10 +166,21 @@ fn attend(plan: &Plan, child: Pid, reading: OwnedFd, options: &Up) -> Result<Exi
     if !failed && code == 0 {
         say("the mesh is down");
     } else if !failed {
-        let log = super::logs::tail(&Runtime::at(plan.root.clone()).part_log("supervisor"), Some(20)).unwrap_or_default();
-        eprintln!("{} the mesh ended unexpectedly ({code})\n{log}", screen::errors().bad("error:"));
+        let log = super::logs::tail(
+            &Runtime::at(plan.root.clone()).part_log("supervisor"),
+            Some(20),
+        )
+        .unwrap_or_default();
+        eprintln!(
+            "{} the mesh ended unexpectedly ({code})\n{log}",
+            screen::errors().bad("error:")
+        );
     }
-    Ok(if code == 0 && !failed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if code == 0 && !failed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn say(text: &str) {
@@ -160,7 +201,14 @@ fn forward(child: Pid, signals: &SigSet) -> i32 {
             },
             Ok(_) => {
                 asked += 1;
-                let _ = kill(child, if asked > 1 { Signal::SIGKILL } else { Signal::SIGTERM });
+                let _ = kill(
+                    child,
+                    if asked > 1 {
+                        Signal::SIGKILL
+                    } else {
+                        Signal::SIGTERM
+                    },
+                );
             }
             Err(_) => return 1,
         }
@@ -169,7 +217,11 @@ fn forward(child: Pid, signals: &SigSet) -> i32 {
 
 fn summary(plan: &Plan, detach: bool) {
     let screen = screen::output();
-    let name = if plan.name == "default" { String::new() } else { format!(" --name {}", plan.name) };
+    let name = if plan.name == "default" {
+        String::new()
+    } else {
+        format!(" --name {}", plan.name)
+    };
     let mut lines = vec![format!(
         "\n{} {} node{} on this machine, following {}",
         screen.good("The mesh is up:"),
@@ -177,14 +229,27 @@ fn summary(plan: &Plan, detach: bool) {
         if plan.nodes == 1 { "" } else { "s" },
         plan.folder.display()
     )];
-    let row = |command: &str, what: &str| format!("  {:<58} {}", format!("leyline local {command}{name}"), screen.quiet(what));
+    let row = |command: &str, what: &str| {
+        format!(
+            "  {:<58} {}",
+            format!("leyline local {command}{name}"),
+            screen.quiet(what)
+        )
+    };
     lines.push(row("status", "what runs, what is in force"));
-    lines.push(row("label NAMESPACE istio.io/dataplane-mode=ambient", "bring a namespace into the mesh"));
-    lines.push(row("exec NAMESPACE/POD -- COMMAND", "run something in a pod"));
+    lines.push(row(
+        "label NAMESPACE istio.io/dataplane-mode=ambient",
+        "bring a namespace into the mesh",
+    ));
+    lines.push(row(
+        "exec NAMESPACE/POD -- COMMAND",
+        "run something in a pod",
+    ));
     lines.push(row("logs ztunnel-node1 -f", "watch connections"));
     lines.push(row("down", "stop; nothing is left"));
     if plan.rootless {
-        lines.push(screen.quiet("  (in a user namespace: pods reach each other, not the internet)"));
+        lines
+            .push(screen.quiet("  (in a user namespace: pods reach each other, not the internet)"));
     }
     if !detach {
         lines.push(screen.quiet("Ctrl-C stops it."));

@@ -22,26 +22,47 @@ const TABLE: &str = "leyline-services";
 ///
 /// `local` are the addresses of the node's own pods: one that reaches itself through a service must see its answer come
 /// back through the node, so its source is rewritten.
-pub fn render(services: &BTreeMap<Key, ServiceView>, local: &BTreeSet<IpAddr>) -> String {
-    let mut text = format!("add table inet {TABLE}\nflush table inet {TABLE}\ntable inet {TABLE} {{\n");
-    text.push_str("\tchain refuse {\n\t\ttype filter hook prerouting priority -110; policy accept;\n");
+pub(super) fn render(services: &BTreeMap<Key, ServiceView>, local: &BTreeSet<IpAddr>) -> String {
+    let mut text =
+        format!("add table inet {TABLE}\nflush table inet {TABLE}\ntable inet {TABLE} {{\n");
+    text.push_str(
+        "\tchain refuse {\n\t\ttype filter hook prerouting priority -110; policy accept;\n",
+    );
     text.push_str("\t\tjump without-endpoints\n\t}\n");
-    text.push_str("\tchain refuse-own {\n\t\ttype filter hook output priority -110; policy accept;\n");
+    text.push_str(
+        "\tchain refuse-own {\n\t\ttype filter hook output priority -110; policy accept;\n",
+    );
     text.push_str("\t\tjump without-endpoints\n\t}\n");
-    text.push_str("\tchain prerouting {\n\t\ttype nat hook prerouting priority dstnat; policy accept;\n");
+    text.push_str(
+        "\tchain prerouting {\n\t\ttype nat hook prerouting priority dstnat; policy accept;\n",
+    );
     text.push_str("\t\tjump services\n\t}\n");
     text.push_str("\tchain output {\n\t\ttype nat hook output priority -100; policy accept;\n");
     text.push_str("\t\tjump services\n\t}\n");
-    text.push_str("\tchain postrouting {\n\t\ttype nat hook postrouting priority srcnat; policy accept;\n");
+    text.push_str(
+        "\tchain postrouting {\n\t\ttype nat hook postrouting priority srcnat; policy accept;\n",
+    );
     for ip in local {
         let family = family(ip);
-        let _ = writeln!(text, "\t\tct status dnat {family} saddr {ip} {family} daddr {ip} masquerade");
+        let _ = writeln!(
+            text,
+            "\t\tct status dnat {family} saddr {ip} {family} daddr {ip} masquerade"
+        );
     }
     text.push_str("\t}\n\tchain without-endpoints {\n");
     each_port(services, |service, address, port| {
         if backends(port, address).is_empty() {
-            let rejection = if port.protocol == "tcp" { "reject with tcp reset" } else { "reject" };
-            let _ = writeln!(text, "\t\t{} {rejection} comment \"{}\"", matches(address, port), service.key);
+            let rejection = if port.protocol == "tcp" {
+                "reject with tcp reset"
+            } else {
+                "reject"
+            };
+            let _ = writeln!(
+                text,
+                "\t\t{} {rejection} comment \"{}\"",
+                matches(address, port),
+                service.key
+            );
         }
     });
     text.push_str("\t}\n\tchain services {\n");
@@ -49,17 +70,29 @@ pub fn render(services: &BTreeMap<Key, ServiceView>, local: &BTreeSet<IpAddr>) -
         let backends = backends(port, address);
         if !backends.is_empty() {
             let rule = dnat(&backends, address);
-            let _ = writeln!(text, "\t\t{} {rule} comment \"{}\"", matches(address, port), service.key);
+            let _ = writeln!(
+                text,
+                "\t\t{} {rule} comment \"{}\"",
+                matches(address, port),
+                service.key
+            );
         }
     });
     text.push_str("\t}\n}\n");
     text
 }
 
-fn each_port<'a>(services: &'a BTreeMap<Key, ServiceView>, mut visit: impl FnMut(&'a ServiceView, &'a IpAddr, &'a PortView)) {
+fn each_port<'a>(
+    services: &'a BTreeMap<Key, ServiceView>,
+    mut visit: impl FnMut(&'a ServiceView, &'a IpAddr, &'a PortView),
+) {
     for service in services.values() {
         for address in &service.addresses {
-            for port in service.ports.iter().filter(|port| ["tcp", "udp"].contains(&port.protocol.as_str())) {
+            for port in service
+                .ports
+                .iter()
+                .filter(|port| ["tcp", "udp"].contains(&port.protocol.as_str()))
+            {
                 visit(service, address, port);
             }
         }
@@ -67,11 +100,20 @@ fn each_port<'a>(services: &'a BTreeMap<Key, ServiceView>, mut visit: impl FnMut
 }
 
 fn matches(address: &IpAddr, port: &PortView) -> String {
-    format!("{} daddr {address} {} dport {}", family(address), port.protocol, port.port)
+    format!(
+        "{} daddr {address} {} dport {}",
+        family(address),
+        port.protocol,
+        port.port
+    )
 }
 
 fn backends(port: &PortView, address: &IpAddr) -> Vec<(IpAddr, u16)> {
-    port.backends.iter().filter(|(ip, _)| ip.is_ipv4() == address.is_ipv4()).copied().collect()
+    port.backends
+        .iter()
+        .filter(|(ip, _)| ip.is_ipv4() == address.is_ipv4())
+        .copied()
+        .collect()
 }
 
 fn dnat(backends: &[(IpAddr, u16)], address: &IpAddr) -> String {
@@ -80,9 +122,15 @@ fn dnat(backends: &[(IpAddr, u16)], address: &IpAddr) -> String {
         [(ip @ IpAddr::V4(_), port)] => format!("dnat {family} to {ip}:{port}"),
         [(ip, port)] => format!("dnat {family} to [{ip}]:{port}"),
         many => {
-            let choices = many.iter().enumerate().map(|(index, (ip, port))| format!("{index} : {ip} . {port}"));
+            let choices = many
+                .iter()
+                .enumerate()
+                .map(|(index, (ip, port))| format!("{index} : {ip} . {port}"));
             let choices = choices.collect::<Vec<_>>().join(", ");
-            format!("dnat {family} to numgen random mod {} map {{ {choices} }}", many.len())
+            format!(
+                "dnat {family} to numgen random mod {} map {{ {choices} }}",
+                many.len()
+            )
         }
     }
 }
@@ -92,25 +140,40 @@ fn family(address: &IpAddr) -> &'static str {
 }
 
 /// Puts the rules into force in a node's namespace, all or nothing.
-pub fn apply(node: &Netns, rules: String) -> io::Result<()> {
+pub(super) fn apply(node: &Netns, rules: String) -> io::Result<()> {
     node.run(move |_| {
         let mut nft = Command::new(nft_program());
-        let mut child = nft.args(["-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        child.stdin.take().map(|mut input| input.write_all(rules.as_bytes())).transpose()?;
+        let mut child = nft
+            .args(["-f", "-"])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        child
+            .stdin
+            .take()
+            .map(|mut input| input.write_all(rules.as_bytes()))
+            .transpose()?;
         let output = child.wait_with_output()?;
         match output.status.success() {
             true => Ok(()),
-            false => Err(io::Error::other(format!("nft: {}", String::from_utf8_lossy(&output.stderr).trim()))),
+            false => Err(io::Error::other(format!(
+                "nft: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            ))),
         }
     })
 }
 
 /// `nft`, also where `/usr/sbin` is not in an ordinary user's `PATH`.
-pub fn nft_program() -> std::path::PathBuf {
+pub(super) fn nft_program() -> std::path::PathBuf {
     let folders = std::env::var_os("PATH").unwrap_or_default();
     let known = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(std::path::PathBuf::from);
-    let mut candidates = std::env::split_paths(&folders).chain(known).map(|folder| folder.join("nft"));
-    candidates.find(|path| path.is_file()).unwrap_or_else(|| "nft".into())
+    let mut candidates = std::env::split_paths(&folders)
+        .chain(known)
+        .map(|folder| folder.join("nft"));
+    candidates
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| "nft".into())
 }
 
 #[cfg(test)]
@@ -123,7 +186,10 @@ mod tests {
             name: String::new(),
             protocol: protocol.to_owned(),
             port,
-            backends: backends.iter().map(|(ip, port)| (ip.parse().unwrap(), *port)).collect(),
+            backends: backends
+                .iter()
+                .map(|(ip, port)| (ip.parse().unwrap(), *port))
+                .collect(),
         };
         let service = |name: &str, addresses: &[&str], ports| ServiceView {
             key: Key::new("a", name),
@@ -133,13 +199,30 @@ mod tests {
             ports,
             hosts: Vec::new(),
         };
-        let two = [("10.244.1.2", 8080), ("10.244.2.2", 8080), ("fd00:10:244:1::2", 8080)];
-        let services = [
-            service("web", &["10.96.1.1", "fd00:10:96::101"], vec![port("tcp", 80, &two)]),
-            service("gone", &["10.96.1.2"], vec![port("tcp", 80, &[]), port("udp", 53, &[])]),
+        let two = [
+            ("10.244.1.2", 8080),
+            ("10.244.2.2", 8080),
+            ("fd00:10:244:1::2", 8080),
         ];
-        let services = services.into_iter().map(|service| (service.key.clone(), service)).collect();
-        let local = ["10.244.1.2", "fd00:10:244:1::2"].map(|ip| ip.parse().unwrap()).into();
+        let services = [
+            service(
+                "web",
+                &["10.96.1.1", "fd00:10:96::101"],
+                vec![port("tcp", 80, &two)],
+            ),
+            service(
+                "gone",
+                &["10.96.1.2"],
+                vec![port("tcp", 80, &[]), port("udp", 53, &[])],
+            ),
+        ];
+        let services = services
+            .into_iter()
+            .map(|service| (service.key.clone(), service))
+            .collect();
+        let local = ["10.244.1.2", "fd00:10:244:1::2"]
+            .map(|ip| ip.parse().unwrap())
+            .into();
         let golden = include_str!("testdata/services.nft");
         assert_eq!(render(&services, &local), golden);
     }

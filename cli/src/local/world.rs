@@ -25,13 +25,12 @@ use super::{
     probe,
     runtime::{Runtime, StateFolder, write_atomically},
     services::{self, Member, ServiceView},
-    shim,
-    vip,
+    shim, vip,
 };
 
 /// A node.
 #[derive(Debug)]
-pub struct Node {
+pub(super) struct Node {
     /// Its name.
     pub name: String,
     /// Its number, from 1.
@@ -46,19 +45,26 @@ pub struct Node {
 
 impl Node {
     /// A node in its namespace.
-    pub fn new(number: u8, netns: Netns, handle: Handle) -> Self {
-        Self { name: name(number), number, netns, handle, pool: PodPool::new(number), rules: String::new() }
+    pub(super) fn new(number: u8, netns: Netns, handle: Handle) -> Self {
+        Self {
+            name: name(number),
+            number,
+            netns,
+            handle,
+            pool: PodPool::new(number),
+            rules: String::new(),
+        }
     }
 }
 
 /// The name of node `number`.
-pub fn name(number: u8) -> String {
+pub(super) fn name(number: u8) -> String {
     format!("node{number}")
 }
 
 /// A pod that exists, running or on its way in or out.
 #[derive(Debug)]
-pub struct LivePod {
+pub(super) struct LivePod {
     /// What it is.
     pub plan: Arc<PodPlan>,
     /// Where it is.
@@ -82,10 +88,13 @@ pub struct LivePod {
 
 impl LivePod {
     /// How far its processes are.
-    pub fn state(&self) -> PodState {
+    pub(super) fn state(&self) -> PodState {
         match &self.handle {
             Some(handle) => handle.state(),
-            None => PodState { message: Some("waiting for the mesh to take it in".to_owned()), ..PodState::default() },
+            None => PodState {
+                message: Some("waiting for the mesh to take it in".to_owned()),
+                ..PodState::default()
+            },
         }
     }
 
@@ -96,7 +105,7 @@ impl LivePod {
 
 /// Everything.
 #[derive(Debug)]
-pub struct World {
+pub(super) struct World {
     /// The mesh's folder.
     pub runtime: Runtime,
     /// The user's folder as last read.
@@ -127,7 +136,13 @@ pub struct World {
 
 impl World {
     /// A world of nodes without pods.
-    pub fn new(runtime: Runtime, nodes: Vec<Node>, zone: Zone, news: mpsc::UnboundedSender<PodNews>, rootless: bool) -> Self {
+    pub(super) fn new(
+        runtime: Runtime,
+        nodes: Vec<Node>,
+        zone: Zone,
+        news: mpsc::UnboundedSender<PodNews>,
+        rootless: bool,
+    ) -> Self {
         let state = StateFolder::new(runtime.state());
         Self {
             runtime,
@@ -136,7 +151,10 @@ impl World {
             objects: Objects::default(),
             problems: Vec::new(),
             unplaced: BTreeMap::new(),
-            nodes: nodes.into_iter().map(|node| (node.name.clone(), node)).collect(),
+            nodes: nodes
+                .into_iter()
+                .map(|node| (node.name.clone(), node))
+                .collect(),
             pods: BTreeMap::new(),
             services: BTreeMap::new(),
             service_pool: ServicePool::default(),
@@ -151,13 +169,16 @@ impl World {
     }
 
     /// Takes the objects in force from the folder and the label edits. Answers with what is new to tell the user.
-    pub fn read(&mut self) -> Vec<String> {
+    pub(super) fn read(&mut self) -> Vec<String> {
         let (mut objects, problems) = self.folder.objects();
         for (namespace, labels) in &mut objects.namespaces {
             self.edits.namespace(namespace, labels);
         }
-        let mut notes: Vec<String> =
-            problems.iter().filter(|problem| !self.problems.contains(problem)).map(ToString::to_string).collect();
+        let mut notes: Vec<String> = problems
+            .iter()
+            .filter(|problem| !self.problems.contains(problem))
+            .map(ToString::to_string)
+            .collect();
         self.objects = objects;
         self.problems = problems;
         notes.extend(self.note_of_images());
@@ -174,7 +195,7 @@ impl World {
     }
 
     /// Starts what should run and is not there, stops what should not, and writes everything down.
-    pub fn reconcile(&mut self) -> Vec<String> {
+    pub(super) fn reconcile(&mut self) -> Vec<String> {
         let mut wanted = plan::pods(&self.objects);
         for plan in wanted.values_mut() {
             let mut labels = plan.labels();
@@ -221,7 +242,11 @@ impl World {
         for pod in self.pods.values_mut().filter(|pod| !pod.terminating) {
             let stays = match wanted.get(&pod.plan.key) {
                 Some(plan) => plan.fingerprint() == pod.plan.fingerprint(),
-                None => pod.plan.deployment.as_ref().is_some_and(|deployment| awaited.contains(deployment)),
+                None => pod
+                    .plan
+                    .deployment
+                    .as_ref()
+                    .is_some_and(|deployment| awaited.contains(deployment)),
             };
             if !stays {
                 pod.terminating = true;
@@ -232,12 +257,19 @@ impl World {
 
     fn create(&mut self, plan: PodPlan) -> Result<()> {
         let load = self.nodes.keys().map(|node| {
-            let count = self.pods.values().filter(|pod| &pod.place.node == node).count();
+            let count = self
+                .pods
+                .values()
+                .filter(|pod| &pod.place.node == node)
+                .count();
             (node.clone(), count)
         });
         let node = plan::schedule(&plan.spec(), &load.collect())?;
         let node = self.nodes.get_mut(&node).context("the mesh has no nodes")?;
-        let address = node.pool.take().with_context(|| format!("{} has no free address (253 pods fit)", node.name))?;
+        let address = node
+            .pool
+            .take()
+            .with_context(|| format!("{} has no free address (253 pods fit)", node.name))?;
         self.counter += 1;
         let place = Place {
             node: node.name.clone(),
@@ -246,11 +278,19 @@ impl World {
             uid: plan::uuid(rand::random(), rand::random()),
         };
         let near = format!("pod{}", self.counter);
-        let netns = wire(node, &near, &place).inspect_err(|_| node.pool.release(address)).context("wire the pod")?;
+        let netns = wire(node, &near, &place)
+            .inspect_err(|_| node.pool.release(address))
+            .context("wire the pod")?;
         let startable = containers(&plan, &place);
-        let files = self.pod_files(&plan, &place).context("write the pod's resolv.conf and hosts")?;
+        let files = self
+            .pod_files(&plan, &place)
+            .context("write the pod's resolv.conf and hosts")?;
         let pod = LivePod {
-            containers: startable.iter().flat_map(|(init, main)| main.iter().chain(init)).cloned().collect(),
+            containers: startable
+                .iter()
+                .flat_map(|(init, main)| main.iter().chain(init))
+                .cloned()
+                .collect(),
             plan: Arc::new(plan),
             netns,
             handle: None,
@@ -276,17 +316,28 @@ impl World {
         let resolver = write("resolv.conf", observe::resolv_conf(plan))?;
         let hosts = write("hosts", observe::hosts(plan, place))?;
         let own = PathBuf::from(shim::SHARED_PROGRAM);
-        Ok(vec![(resolver, "/etc/resolv.conf".into()), (hosts, "/etc/hosts".into()), (own.clone(), own)])
+        Ok(vec![
+            (resolver, "/etc/resolv.conf".into()),
+            (hosts, "/etc/hosts".into()),
+            (own.clone(), own),
+        ])
     }
 
     /// Lets those pods' processes start that need not wait for the mesh, or need not wait any more: a pod of the mesh
     /// never runs uncaptured.
     fn release_pods(&mut self) {
         let policy = cni::facts::Policy::default();
-        for pod in self.pods.values_mut().filter(|pod| pod.handle.is_none() && !pod.terminating) {
+        for pod in self
+            .pods
+            .values_mut()
+            .filter(|pod| pod.handle.is_none() && !pod.terminating)
+        {
             let labels = self.objects.namespace_labels(&pod.plan.key.namespace);
             let facts = observe::facts(pod, &labels, Vec::new());
-            let enrolled = pod.enrolment.as_ref().is_some_and(|(redirection, _)| redirection == "enabled");
+            let enrolled = pod
+                .enrolment
+                .as_ref()
+                .is_some_and(|(redirection, _)| redirection == "enabled");
             if policy.wanted(&facts) != cni::facts::Wanted::In || enrolled {
                 let sandbox = Sandbox {
                     plan: pod.plan.clone(),
@@ -297,25 +348,37 @@ impl World {
                     files: pod.files.clone(),
                     rootless: self.rootless,
                 };
-                pod.handle = Some(PodHandle::start(sandbox, pod.startable.clone(), self.news.clone()));
+                pod.handle = Some(PodHandle::start(
+                    sandbox,
+                    pod.startable.clone(),
+                    self.news.clone(),
+                ));
             }
         }
         // A pod that was told to stop before it was let start has nothing to wait for.
-        let unborn = self.pods.iter().filter(|(_, pod)| pod.terminating && pod.handle.is_none());
+        let unborn = self
+            .pods
+            .iter()
+            .filter(|(_, pod)| pod.terminating && pod.handle.is_none());
         for uid in unborn.map(|(uid, _)| uid.clone()).collect::<Vec<_>>() {
             self.remove(&uid);
         }
     }
 
     /// Tells every pod to stop, for good.
-    pub fn stop_pods(&mut self) {
+    pub(super) fn stop_pods(&mut self) {
         self.pods.retain(|_, pod| pod.handle.is_some());
-        self.pods.values().filter_map(|pod| pod.handle.as_ref()).for_each(PodHandle::stop);
+        self.pods
+            .values()
+            .filter_map(|pod| pod.handle.as_ref())
+            .for_each(PodHandle::stop);
     }
 
     /// Removes a pod of which nothing runs any more.
-    pub fn remove(&mut self, uid: &str) {
-        let Some(pod) = self.pods.remove(uid) else { return };
+    pub(super) fn remove(&mut self, uid: &str) {
+        let Some(pod) = self.pods.remove(uid) else {
+            return;
+        };
         if let Some(node) = self.nodes.get_mut(&pod.place.node) {
             if let Err(error) = fabric::part_pod(&node.netns, &pod.near) {
                 tracing::warn!(pod = %pod.plan.key, %error, "take the pod's wire away");
@@ -323,18 +386,27 @@ impl World {
             node.pool.release(pod.place.address);
         }
         pod.netns.remove();
-        for (file, _) in pod.files.iter().filter(|(file, _)| file.starts_with(self.runtime.etc())) {
+        for (file, _) in pod
+            .files
+            .iter()
+            .filter(|(file, _)| file.starts_with(self.runtime.etc()))
+        {
             let _ = std::fs::remove_file(file);
         }
     }
 
     /// Reads what a node's agent says of its pods. Whether anything changed.
-    pub fn read_enrolments(&mut self, node: &str) -> bool {
+    pub(super) fn read_enrolments(&mut self, node: &str) -> bool {
         let folder = cni::local::enrolments_folder(&self.runtime.node(node));
         let mut changed = false;
-        for (uid, pod) in self.pods.iter_mut().filter(|(_, pod)| pod.place.node == node) {
+        for (uid, pod) in self
+            .pods
+            .iter_mut()
+            .filter(|(_, pod)| pod.place.node == node)
+        {
             let text = std::fs::read(folder.join(format!("{uid}.json"))).ok();
-            let file = text.and_then(|text| serde_json::from_slice::<cni::local::EnrolmentFile>(&text).ok());
+            let file = text
+                .and_then(|text| serde_json::from_slice::<cni::local::EnrolmentFile>(&text).ok());
             let enrolment = file.map(|file| (file.redirection, file.reason));
             changed |= pod.enrolment != enrolment;
             pod.enrolment = enrolment;
@@ -349,13 +421,16 @@ impl World {
         self.services = services::view(&self.objects, &members, &mut self.service_pool);
         *self.zone.write() = Arc::new(self.services.clone());
         let objects = observe::state(self, &members);
-        self.state.replace(&objects).context("write the state folder")?;
+        self.state
+            .replace(&objects)
+            .context("write the state folder")?;
         for node in self.nodes.values_mut() {
             let own = members.iter().filter(|member| member.node == node.name);
             let own: BTreeSet<IpAddr> = own.flat_map(|member| member.address.both()).collect();
             let rules = vip::render(&self.services, &own);
             if rules != node.rules {
-                vip::apply(&node.netns, rules.clone()).with_context(|| format!("rules of {}", node.name))?;
+                vip::apply(&node.netns, rules.clone())
+                    .with_context(|| format!("rules of {}", node.name))?;
                 node.rules = rules;
             }
         }
@@ -367,8 +442,12 @@ impl World {
         for (uid, pod) in &self.pods {
             let labels = self.objects.namespace_labels(&pod.plan.key.namespace);
             let folder = cni::local::pods_folder(&self.runtime.node(&pod.place.node));
-            let path = folder.join(format!("{uid}.json")).to_string_lossy().into_owned();
-            let bytes = serde_json::to_vec(&observe::facts(pod, &labels, probe_ports(&pod.containers)))?;
+            let path = folder
+                .join(format!("{uid}.json"))
+                .to_string_lossy()
+                .into_owned();
+            let bytes =
+                serde_json::to_vec(&observe::facts(pod, &labels, probe_ports(&pod.containers)))?;
             facts.insert(path, bytes);
         }
         for (path, bytes) in &facts {
@@ -388,7 +467,10 @@ impl World {
         living
             .map(|pod| {
                 let spec = pod.plan.spec();
-                let ports = pod.containers.iter().flat_map(|container| container.ports.clone());
+                let ports = pod
+                    .containers
+                    .iter()
+                    .flat_map(|container| container.ports.clone());
                 Member {
                     key: pod.plan.key.clone(),
                     uid: pod.place.uid.clone(),
@@ -406,7 +488,7 @@ impl World {
     }
 
     /// The labels of a node: those of Kubernetes, and the user's over them.
-    pub fn node_labels(&self, node: &str) -> Labels {
+    pub(super) fn node_labels(&self, node: &str) -> Labels {
         let mut labels = Labels::from([
             ("kubernetes.io/hostname".to_owned(), node.to_owned()),
             ("kubernetes.io/os".to_owned(), "linux".to_owned()),
@@ -417,17 +499,30 @@ impl World {
 
     /// The pod that `target` (`NAMESPACE/POD`) names: by its name, or by the start of it when only one pod has it (so that
     /// a deployment's name is enough).
-    pub fn find_pod(&self, target: &str) -> Result<&LivePod, String> {
+    pub(super) fn find_pod(&self, target: &str) -> Result<&LivePod, String> {
         let Some((namespace, name)) = target.split_once('/') else {
             return Err(format!("{target:?} is not of the form NAMESPACE/POD"));
         };
-        let in_namespace = || self.pods.values().filter(|pod| pod.plan.key.namespace == namespace && !pod.terminating);
+        let in_namespace = || {
+            self.pods
+                .values()
+                .filter(|pod| pod.plan.key.namespace == namespace && !pod.terminating)
+        };
         if let Some(pod) = in_namespace().find(|pod| pod.plan.key.name == name) {
             return Ok(pod);
         }
-        let of_deployment = |pod: &&LivePod| pod.plan.deployment.as_ref().is_some_and(|key| key.name == name);
+        let of_deployment = |pod: &&LivePod| {
+            pod.plan
+                .deployment
+                .as_ref()
+                .is_some_and(|key| key.name == name)
+        };
         in_namespace().find(of_deployment).ok_or_else(|| {
-            let known: Vec<_> = self.pods.values().map(|pod| pod.plan.key.to_string()).collect();
+            let known: Vec<_> = self
+                .pods
+                .values()
+                .map(|pod| pod.plan.key.to_string())
+                .collect();
             format!("there is no pod {target} (there are: {})", known.join(", "))
         })
     }
@@ -443,19 +538,33 @@ fn wire(node: &Node, near: &str, place: &Place) -> io::Result<Netns> {
 fn containers(plan: &PodPlan, place: &Place) -> Containers {
     let spec = plan.spec();
     let list = |containers: &[k8s_openapi::api::core::v1::Container], init| {
-        let worked_out = containers.iter().map(|container| plan::container(plan, container, init, place));
-        worked_out.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())
+        let worked_out = containers
+            .iter()
+            .map(|container| plan::container(plan, container, init, place));
+        worked_out
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| error.to_string())
     };
     if spec.host_network == Some(true) {
         return Err("hostNetwork is not supported here".to_owned());
     }
-    Ok((list(spec.init_containers.as_deref().unwrap_or_default(), true)?, list(&spec.containers, false)?))
+    Ok((
+        list(spec.init_containers.as_deref().unwrap_or_default(), true)?,
+        list(&spec.containers, false)?,
+    ))
 }
 
 fn probe_ports(containers: &[ContainerPlan]) -> Vec<u16> {
     let probes = containers.iter().flat_map(|container| {
-        let probes = [&container.readiness, &container.liveness, &container.startup];
-        probes.into_iter().flatten().filter_map(|probe| probe::port(probe, &container.ports))
+        let probes = [
+            &container.readiness,
+            &container.liveness,
+            &container.startup,
+        ];
+        probes
+            .into_iter()
+            .flatten()
+            .filter_map(|probe| probe::port(probe, &container.ports))
     });
     probes.collect::<BTreeSet<_>>().into_iter().collect()
 }

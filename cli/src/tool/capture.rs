@@ -17,14 +17,16 @@ use std::{
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 use nix::sys::{
-    socket::{AddressFamily, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket, sockopt},
+    socket::{
+        AddressFamily, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket, sockopt,
+    },
     time::TimeVal,
 };
 use serde::{Deserialize, Serialize};
 
 /// What was seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// TCP packets between addresses of the network.
     pub packets: u64,
     /// Of those, packets that hold the marker.
@@ -36,15 +38,25 @@ pub struct Seen {
 }
 
 /// Watches until standard input ends, then prints a [`Seen`].
-pub fn watch(interface: &str, marker: &[u8], within: &[IpNet]) -> Result<ExitCode> {
+pub(super) fn watch(interface: &str, marker: &[u8], within: &[IpNet]) -> Result<ExitCode> {
     let flags = SockFlag::SOCK_CLOEXEC;
-    let socket = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll).context("open a packet socket")?;
+    let socket = socket(
+        AddressFamily::Packet,
+        SockType::Raw,
+        flags,
+        SockProtocol::EthAll,
+    )
+    .context("open a packet socket")?;
     let mut interfaces = nix::ifaddrs::getifaddrs().context("list the interfaces")?;
     let link = interfaces.find_map(|found| {
         let link = found.address?.as_link_addr().copied()?;
         (found.interface_name == interface).then_some(link)
     });
-    bind(socket.as_raw_fd(), &link.with_context(|| format!("find the interface {interface}"))?).context("watch the interface")?;
+    bind(
+        socket.as_raw_fd(),
+        &link.with_context(|| format!("find the interface {interface}"))?,
+    )
+    .context("watch the interface")?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(0, 20_000))?;
     let ended = Arc::new(AtomicBool::new(false));
     let ending = ended.clone();
@@ -56,7 +68,11 @@ pub fn watch(interface: &str, marker: &[u8], within: &[IpNet]) -> Result<ExitCod
     let mut seen = Seen::default();
     let mut frame = vec![0; 128 << 10];
     loop {
-        match recv(socket.as_raw_fd(), &mut frame, nix::sys::socket::MsgFlags::empty()) {
+        match recv(
+            socket.as_raw_fd(),
+            &mut frame,
+            nix::sys::socket::MsgFlags::empty(),
+        ) {
             Ok(length) => seen.take(&frame[..length], marker, within),
             // Nothing more has come: whatever was sent before the end of standard input has been counted.
             Err(_) if ended.load(Ordering::Relaxed) => break,
@@ -69,13 +85,19 @@ pub fn watch(interface: &str, marker: &[u8], within: &[IpNet]) -> Result<ExitCod
 
 impl Seen {
     fn take(&mut self, frame: &[u8], marker: &[u8], within: &[IpNet]) {
-        let Some(segment) = Segment::parse(frame) else { return };
+        let Some(segment) = Segment::parse(frame) else {
+            return;
+        };
         let inside = |ip: IpAddr| within.iter().any(|network| network.contains(&ip));
         if !inside(segment.source) || !inside(segment.destination) {
             return;
         }
         self.packets += 1;
-        let found = !marker.is_empty() && segment.payload.windows(marker.len()).any(|window| window == marker);
+        let found = !marker.is_empty()
+            && segment
+                .payload
+                .windows(marker.len())
+                .any(|window| window == marker);
         self.marked += u64::from(found);
         let (from, to) = segment.ports;
         *self.ports.entry(from.min(to)).or_default() += 1;
@@ -107,21 +129,37 @@ impl<'a> Segment<'a> {
     /// RFC 791 3.1.
     fn ipv4(packet: &'a [u8]) -> Option<Self> {
         let header = usize::from(packet.first()? & 0xf) * 4;
-        let address = |at: usize| <[u8; 4]>::try_from(packet.get(at..at + 4)?).ok().map(Ipv4Addr::from);
+        let address = |at: usize| {
+            <[u8; 4]>::try_from(packet.get(at..at + 4)?)
+                .ok()
+                .map(Ipv4Addr::from)
+        };
         (*packet.get(9)? == TCP).then_some(())?;
-        Self::tcp(address(12)?.into(), address(16)?.into(), packet.get(header..)?)
+        Self::tcp(
+            address(12)?.into(),
+            address(16)?.into(),
+            packet.get(header..)?,
+        )
     }
 
     /// RFC 8200 3. Nobody here sends extension headers before TCP.
     fn ipv6(packet: &'a [u8]) -> Option<Self> {
-        let address = |at: usize| <[u8; 16]>::try_from(packet.get(at..at + 16)?).ok().map(Ipv6Addr::from);
+        let address = |at: usize| {
+            <[u8; 16]>::try_from(packet.get(at..at + 16)?)
+                .ok()
+                .map(Ipv6Addr::from)
+        };
         (*packet.get(6)? == TCP).then_some(())?;
         Self::tcp(address(8)?.into(), address(24)?.into(), packet.get(40..)?)
     }
 
     /// RFC 9293 3.1.
     fn tcp(source: IpAddr, destination: IpAddr, segment: &'a [u8]) -> Option<Self> {
-        let port = |at: usize| <[u8; 2]>::try_from(segment.get(at..at + 2)?).ok().map(u16::from_be_bytes);
+        let port = |at: usize| {
+            <[u8; 2]>::try_from(segment.get(at..at + 2)?)
+                .ok()
+                .map(u16::from_be_bytes)
+        };
         let flags = *segment.get(13)?;
         let header = usize::from(segment.get(12)? >> 4) * 4;
         Some(Self {
@@ -165,9 +203,21 @@ mod tests {
         seen.take(&frame(pod, 7000, SYN, b""), b"secret", &within);
         seen.take(&frame(pod, 7000, ACK, b"a secret here"), b"secret", &within);
         seen.take(&frame(pod, 15008, ACK, b"\x17\x03\x03"), b"secret", &within);
-        seen.take(&frame([10, 100, 0, 2], 15012, SYN, b"secret"), b"secret", &within);
+        seen.take(
+            &frame([10, 100, 0, 2], 15012, SYN, b"secret"),
+            b"secret",
+            &within,
+        );
         seen.take(b"short", b"secret", &within);
         let ports = BTreeMap::from([(7000, 2), (15008, 1)]);
-        assert_eq!(seen, Seen { packets: 3, marked: 1, ports, opened: BTreeMap::from([(7000, 1)]) });
+        assert_eq!(
+            seen,
+            Seen {
+                packets: 3,
+                marked: 1,
+                ports,
+                opened: BTreeMap::from([(7000, 1)])
+            }
+        );
     }
 }

@@ -10,11 +10,12 @@ use std::{
 use anyhow::{Context, Result};
 
 /// Serves until killed.
-pub fn serve(ports: &[u16]) -> Result<ExitCode> {
+pub(super) fn serve(ports: &[u16]) -> Result<ExitCode> {
     let mut threads = Vec::new();
     for port in ports {
         let both = SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port));
-        let listener = TcpListener::bind(both).or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)));
+        let listener =
+            TcpListener::bind(both).or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)));
         let listener = listener.with_context(|| format!("listen on port {port}"))?;
         println!("echoing on port {port}");
         threads.push(thread::spawn(move || accept(&listener)));

@@ -5,7 +5,7 @@ mod capture;
 mod echo;
 mod talk;
 
-pub use capture::Seen;
+pub(crate) use capture::Seen;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -14,7 +14,7 @@ use clap::Subcommand;
 
 /// Which program.
 #[derive(Debug, Subcommand)]
-pub enum Tool {
+pub(crate) enum Tool {
     /// Send back what comes in, on every port given
     Echo {
         /// Port to listen on
@@ -58,13 +58,20 @@ pub enum Tool {
 }
 
 /// Runs a program.
-pub fn run(tool: Tool) -> Result<ExitCode> {
+pub(crate) fn run(tool: Tool) -> Result<ExitCode> {
     match tool {
         Tool::Echo { ports } => echo::serve(&ports),
-        Tool::Send { address, text, bytes, timeout_ms } => {
-            talk::send(&address, &text, bytes, Duration::from_millis(timeout_ms))
-        }
+        Tool::Send {
+            address,
+            text,
+            bytes,
+            timeout_ms,
+        } => talk::send(&address, &text, bytes, Duration::from_millis(timeout_ms)),
         Tool::Hold { address, every_ms } => talk::hold(&address, Duration::from_millis(every_ms)),
-        Tool::Capture { interface, marker, within } => capture::watch(&interface, marker.as_bytes(), &within),
+        Tool::Capture {
+            interface,
+            marker,
+            within,
+        } => capture::watch(&interface, marker.as_bytes(), &within),
     }
 }

@@ -12,13 +12,20 @@ fn deployment(replicas: i32, command: &str) -> Objects {
         }},
     });
     let mut objects = Objects::default();
-    objects.deployments.insert(Key::new("a", "web"), serde_json::from_value(object).unwrap());
+    objects.deployments.insert(
+        Key::new("a", "web"),
+        serde_json::from_value(object).unwrap(),
+    );
     objects
 }
 
 fn pod(spec: serde_json::Value) -> PodPlan {
     let pod = json!({"metadata": {"name": "p", "namespace": "a", "labels": {"app": "web"}}, "spec": spec});
-    PodPlan { key: Key::new("a", "p"), pod: serde_json::from_value(pod).unwrap(), deployment: None }
+    PodPlan {
+        key: Key::new("a", "p"),
+        pod: serde_json::from_value(pod).unwrap(),
+        deployment: None,
+    }
 }
 
 fn place() -> Place {
@@ -37,8 +44,18 @@ fn a_deployments_pods_keep_their_names_until_the_template_changes() {
     assert_eq!(names.len(), 2);
     assert!(names[0].name.starts_with("web-"));
     assert_eq!(pods(&deployment(2, "x")).keys().collect::<Vec<_>>(), names);
-    assert!(pods(&deployment(3, "x")).keys().filter(|key| names.contains(key)).count() == 2);
-    assert!(pods(&deployment(2, "y")).keys().all(|key| !names.contains(&key)));
+    assert!(
+        pods(&deployment(3, "x"))
+            .keys()
+            .filter(|key| names.contains(key))
+            .count()
+            == 2
+    );
+    assert!(
+        pods(&deployment(2, "y"))
+            .keys()
+            .all(|key| !names.contains(&key))
+    );
 }
 
 #[test]
@@ -48,17 +65,27 @@ fn a_deployments_pod_is_owned_by_a_replica_set_of_its_name() {
     let owner = &plan.pod.metadata.owner_references.as_ref().unwrap()[0];
     let hash = &plan.labels()["pod-template-hash"];
     assert_eq!(owner.name, format!("web-{hash}"));
-    assert_eq!((owner.kind.as_str(), owner.controller), ("ReplicaSet", Some(true)));
+    assert_eq!(
+        (owner.kind.as_str(), owner.controller),
+        ("ReplicaSet", Some(true))
+    );
     assert!(plan.key.name.starts_with(&format!("web-{hash}-")));
 }
 
 #[test]
 fn pods_go_where_they_ask_else_where_the_fewest_are() {
-    let load = BTreeMap::from([("node1".to_owned(), 2), ("node2".to_owned(), 1), ("node10".to_owned(), 1)]);
+    let load = BTreeMap::from([
+        ("node1".to_owned(), 2),
+        ("node2".to_owned(), 1),
+        ("node10".to_owned(), 1),
+    ]);
     let spec = |value| serde_json::from_value::<PodSpec>(value).unwrap();
     let placed = |value| schedule(&spec(value), &load);
     assert_eq!(placed(json!({"containers": []})), Ok("node2".to_owned()));
-    assert_eq!(placed(json!({"containers": [], "nodeName": "node1"})), Ok("node1".to_owned()));
+    assert_eq!(
+        placed(json!({"containers": [], "nodeName": "node1"})),
+        Ok("node1".to_owned())
+    );
     let selector = json!({"containers": [], "nodeSelector": {"kubernetes.io/hostname": "node10"}});
     assert_eq!(placed(selector), Ok("node10".to_owned()));
     assert!(placed(json!({"containers": [], "nodeName": "moon"})).is_err());
@@ -75,7 +102,10 @@ fn commands_take_variables_and_the_downward_api() {
         ],
     }]}));
     let container = container(&plan, &plan.spec().containers[0], false, &place()).unwrap();
-    assert_eq!(container.command, ["sh", "-c", "echo p.web $(NOBODY) $(WHO) $HOME"]);
+    assert_eq!(
+        container.command,
+        ["sh", "-c", "echo p.web $(NOBODY) $(WHO) $HOME"]
+    );
     assert_eq!((container.uid, container.gid), (1000, 1000));
 }
 
