@@ -27,5 +27,8 @@ pub mod validate;
 pub mod wiring;
 pub mod world;
 
+#[cfg(test)]
+mod goldens;
+
 pub use config::Config;
 pub use run::run;

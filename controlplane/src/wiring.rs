@@ -590,9 +590,11 @@ fn pods(graph: &mut Graph, inputs: &Inputs, joins: &Joins) -> (Collection<Object
         };
         let mut claims = selecting.clone();
         claims.extend(adopting.iter().map(|(claim, _)| claim.clone()));
+        let object_namespace = facts.namespace(cx, namespace);
         let around = Surroundings {
             settings: &facts.settings,
             network: &facts.network(cx),
+            namespace: object_namespace.as_deref(),
             services: workload::pod_services(pod, &selecting, &adopting),
             policies: joins.policies(cx, namespace, labels, &through(&bound, &claims)),
             bound: &bound,
@@ -642,6 +644,7 @@ fn workload_entries(
         let around = Surroundings {
             settings: &facts.settings,
             network: &facts.network(cx),
+            namespace: None,
             services: workload::entry_services(&entry.spec, &claims),
             policies: joins.policies(cx, &name.namespace, &labels, &through(&bound, &claims)),
             bound: &bound,
@@ -668,6 +671,7 @@ fn inline_endpoints(
         let around = Surroundings {
             settings: &facts.settings,
             network: &facts.network(cx),
+            namespace: None,
             services: workload::Services::new(),
             policies: joins.policies(
                 cx,
@@ -850,3 +854,6 @@ fn told(object: ObjectRef, conditions: Vec<Condition>) -> Vec<(ObjectRef, Vec<Co
         false => vec![(object, conditions)],
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,6 +27,8 @@ pub struct Files {
     files: BTreeMap<FileId, File>,
     claims: HashMap<ObjectRef, Vec<Claim>>,
     good: HashMap<ObjectRef, Object>,
+    /// What there is to say of files, for those of which there is something.
+    troubled: BTreeMap<FileId, Vec<ObjectStatus>>,
 }
 
 /// A file: the folder's number (0: the user's; others hold what servers write) and the path shown to people.
@@ -76,6 +78,17 @@ struct Document {
     node: Arc<Node>,
 }
 
+impl File {
+    fn report(&self, id: &FileId) -> Vec<ObjectStatus> {
+        let mut said = self.ignored.clone();
+        said.extend(self.problem.as_ref().map(|problem| {
+            let message = format!("{problem}; what the file held before stays in force");
+            file_report(id, 1, condition("Parsed", Truth::False, "Invalid", message))
+        }));
+        said
+    }
+}
+
 impl fmt::Display for FileId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.path)
@@ -85,6 +98,20 @@ impl fmt::Display for FileId {
 impl Files {
     /// Takes in what a file holds now. Answers with the objects that this may concern.
     pub fn update(&mut self, id: &FileId, content: Content) -> BTreeSet<ObjectRef> {
+        let concerned = self.take(id, content);
+        let said = self
+            .files
+            .get(id)
+            .map(|file| file.report(id))
+            .unwrap_or_default();
+        match said.is_empty() {
+            true => self.troubled.remove(id),
+            false => self.troubled.insert(id.clone(), said),
+        };
+        concerned
+    }
+
+    fn take(&mut self, id: &FileId, content: Content) -> BTreeSet<ObjectRef> {
         let text = match content {
             Content::Text(text) => text,
             Content::Unreadable(why) => return self.keep(id, why),
@@ -169,15 +196,7 @@ impl Files {
 
     /// What there is to say of files and of documents that are no objects in force: problems and ignored kinds.
     pub fn reports(&self) -> Vec<ObjectStatus> {
-        let mut reports = Vec::new();
-        for (id, file) in &self.files {
-            reports.extend(file.ignored.iter().cloned());
-            reports.extend(file.problem.as_ref().map(|problem| {
-                let message = format!("{problem}; what the file held before stays in force");
-                file_report(id, 1, condition("Parsed", Truth::False, "Invalid", message))
-            }));
-        }
-        reports
+        self.troubled.values().flatten().cloned().collect()
     }
 
     fn keep(&mut self, id: &FileId, problem: String) -> BTreeSet<ObjectRef> {
@@ -381,7 +400,7 @@ fn told(file: &FileId, object: &ObjectRef, fault: &Fault) -> String {
 fn accepted(kind: Kind, faults: &[String], stale: Option<&String>, has_good: bool) -> Condition {
     let outcome = match (has_good, kind.is_policy()) {
         (true, _) => "the last good state stays in force",
-        (false, true) => "until it is mended, everything it selects is refused",
+        (false, true) => "there is no good state to fall back on, so it is taken at its strictest",
         (false, false) => "it has no effect",
     };
     let refused = |reason, problem: &str| {

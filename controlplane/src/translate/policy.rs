@@ -78,7 +78,8 @@ pub fn translate(settings: &Settings, policy: &Sourced<Policy>) -> Outcome {
         authorization,
         conditions,
     };
-    if spec.target_ref.is_some() || !spec.target_refs.is_empty() {
+    let for_waypoints = spec.target_ref.is_some() || !spec.target_refs.is_empty();
+    if for_waypoints && selector.is_none() {
         return outcome(None, Vec::new());
     }
     if !policy.faults.is_empty() {

@@ -359,11 +359,18 @@ pub fn entry_conditions(
 
 fn claimed(entry: &ServiceEntry, won: &BTreeMap<Str, ClaimKey>) -> Condition {
     let ours = |key: &ClaimKey| key.kind == Kind::ServiceEntry && key.name == entry.meta.name;
-    let lost: Vec<String> = won
-        .iter()
-        .filter(|(_, key)| !ours(key))
-        .map(|(host, key)| format!("{host} belongs to {} {}", key.kind.as_str(), key.name))
-        .collect();
+    let lost = |host: &String| match won.get(host.as_str()) {
+        Some(key) if ours(key) => None,
+        Some(key) => Some(format!(
+            "{host} belongs to {} {}",
+            key.kind.as_str(),
+            key.name
+        )),
+        None => Some(format!(
+            "{host} is a wildcard, which needs resolution DYNAMIC_DNS"
+        )),
+    };
+    let lost: Vec<String> = entry.spec.hosts.iter().filter_map(lost).collect();
     match lost.is_empty() {
         true => condition(
             "HostsClaimed",
@@ -371,12 +378,7 @@ fn claimed(entry: &ServiceEntry, won: &BTreeMap<Str, ClaimKey>) -> Condition {
             "Claimed",
             "every host is served by this object",
         ),
-        false => condition(
-            "HostsClaimed",
-            Truth::False,
-            "HostTaken",
-            format!("not in force: {}", lost.join("; ")),
-        ),
+        false => condition("HostsClaimed", Truth::False, "NotInForce", lost.join("; ")),
     }
 }
 

@@ -27,6 +27,8 @@ pub struct Surroundings<'a> {
     pub settings: &'a Settings,
     /// The network of the cluster.
     pub network: &'a str,
+    /// Its namespace, where there is such an object.
+    pub namespace: Option<&'a Meta>,
     /// Its services.
     pub services: Services,
     /// Its waypoint.
@@ -88,7 +90,7 @@ pub fn of_pod(
         workload_name,
         ..common(&pod.meta, &around)
     };
-    let mut conditions = vec![pod_condition(pod, protocol)];
+    let mut conditions = vec![pod_condition(pod, protocol, &around)];
     conditions.extend(around.bound.condition.clone());
     Outcome {
         workload: Some(workload),
@@ -129,27 +131,50 @@ fn native_tunnel(labels: &Labels) -> bool {
         .is_some_and(|tunnel| &**tunnel == "http")
 }
 
-fn pod_condition(pod: &Pod, protocol: TunnelProtocol) -> Condition {
-    match protocol {
-        TunnelProtocol::Hbone => in_mesh(
-            Truth::True,
-            "Hbone",
-            "its traffic is carried over mutual TLS",
-        ),
-        _ if pod.host_network => in_mesh(
+fn pod_condition(pod: &Pod, protocol: TunnelProtocol, around: &Surroundings<'_>) -> Condition {
+    if protocol == TunnelProtocol::Hbone {
+        let mut message = "its traffic is carried over mutual TLS".to_owned();
+        let waypoints = around
+            .policies
+            .iter()
+            .filter(|key| key.contains(WAYPOINT_POLICY));
+        for key in waypoints {
+            message +=
+                &format!("; beside those whom ALLOW policies name, {key} lets its waypoint in");
+        }
+        return in_mesh(Truth::True, "Hbone", message);
+    }
+    if pod.host_network {
+        let message = "it uses its node's network, which is not redirected";
+        return in_mesh(Truth::False, "HostNetwork", message);
+    }
+    match wanted(&pod.meta, around.namespace) {
+        true => in_mesh(
             Truth::False,
-            "HostNetwork",
-            "it uses its node's network, which is not redirected",
+            "Waiting",
+            "reached in plain text until the node's agent has enrolled it",
         ),
-        _ => in_mesh(
+        false => in_mesh(
             Truth::False,
-            "NotRedirected",
-            "reached in plain text: the node's agent has not enrolled it",
+            "NotAsked",
+            "reached in plain text: neither it nor its namespace has the label istio.io/dataplane-mode=ambient",
         ),
     }
 }
 
-fn in_mesh(status: Truth, reason: &str, message: &str) -> Condition {
+/// What the names of policies that let waypoints in start with.
+pub const WAYPOINT_POLICY: &str = "istio_allow_waypoint_";
+
+/// The pod's label wins over its namespace's.
+fn wanted(pod: &Meta, namespace: Option<&Meta>) -> bool {
+    const KEY: &str = "istio.io/dataplane-mode";
+    let label = pod
+        .label(KEY)
+        .or_else(|| namespace.and_then(|namespace| namespace.label(KEY)));
+    label.is_some_and(|mode| &**mode == "ambient")
+}
+
+fn in_mesh(status: Truth, reason: &str, message: impl Into<String>) -> Condition {
     condition("leyline.dev/InMesh", status, reason, message)
 }
 

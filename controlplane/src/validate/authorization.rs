@@ -69,7 +69,7 @@ pub(super) fn validate(spec: &AuthorizationPolicySpec, found: &mut Findings) {
         if spec.action == AuthorizationAction::Deny && for_ztunnel && http_only(checked) {
             found.warning(
                 &path,
-                "only HTTP attributes, which node tunnels cannot judge: at L4 the rule matches all TCP traffic",
+                "has a part with only HTTP attributes, which node tunnels cannot judge: at L4 the rule matches by its other parts alone",
             );
         }
     }

@@ -143,11 +143,11 @@ fn authorization_policies_are_checked_as_the_webhook_checks_them() {
             ),
             (
                 "{action: DENY, rules: [{to: [{operation: {methods: [GET]}}]}]}",
-                "W spec.rules[0]: only HTTP",
+                "W spec.rules[0]: has a part",
             ),
             (
                 "{action: DENY, rules: [{from: [{source: {requestPrincipals: ['*']}}]}]}",
-                "W spec.rules[0]: only HTTP",
+                "W spec.rules[0]: has a part",
             ),
             (
                 "{action: DENY, rules: [{to: [{operation: {methods: [GET], ports: ['80']}}]}]}",
