@@ -89,6 +89,10 @@ trait Runnable {
 }
 
 type Filter<V> = Rc<dyn Fn(&V) -> bool>;
+/// Names the index entries under which a value is found.
+type Entry<I, K, V> = Box<dyn Fn(&K, &V) -> Vec<I>>;
+/// Who looked under one key, by the number of the watch.
+type Readers<V> = HashMap<u64, (Reader, Option<Filter<V>>)>;
 type OnChange<K, V> = Box<dyn Fn(&K, Option<&Arc<V>>, Option<&Arc<V>>)>;
 
 struct Inner<K: Key, V: Data> {
@@ -99,7 +103,7 @@ struct Inner<K: Key, V: Data> {
 }
 
 struct Entries<I: Key, K: Key, V: Data> {
-    of: Box<dyn Fn(&K, &V) -> Vec<I>>,
+    of: Entry<I, K, V>,
     keys: RefCell<HashMap<I, BTreeMap<K, Arc<V>>>>,
     watches: Watches<I, V>,
 }
@@ -110,7 +114,7 @@ struct Watches<I: Key, V: Data>(RefCell<WatchTable<I, V>>);
 struct WatchTable<I: Key, V: Data> {
     next: u64,
     keys: HashMap<u64, I>,
-    readers: HashMap<I, HashMap<u64, (Reader, Option<Filter<V>>)>>,
+    readers: HashMap<I, Readers<V>>,
 }
 
 impl<K: Key, V: Data> Clone for Collection<K, V> {

@@ -269,12 +269,13 @@ impl<'de> Reader<'de, '_> {
             return self.wrong("a mapping");
         };
         let left_out = self.findings.left_out.borrow();
+        // In a mapping of free keys a null is the value's business.
+        let is_struct = fields.is_some();
         let mut kept = Vec::with_capacity(entries.len());
         for entry in entries {
             if fields.is_some_and(|fields| !fields.contains(&&*entry.key)) {
                 self.unknown(entry, fields.unwrap_or_default());
-            } else if !left_out.contains(&entry.node.place)
-                && !(fields.is_some() && entry.node.is_null())
+            } else if !left_out.contains(&entry.node.place) && !(is_struct && entry.node.is_null())
             {
                 kept.push(entry);
             }

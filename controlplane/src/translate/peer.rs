@@ -289,6 +289,3 @@ fn deny(name: String, namespace: &str, rules: Vec<Rule>) -> Authorization {
 fn accepted(status: Truth, reason: &str, message: impl Into<String>) -> Condition {
     condition("ZtunnelAccepted", status, reason, message)
 }
-
-#[cfg(test)]
-mod tests;

@@ -81,7 +81,7 @@ pub fn of_pod(
         native_tunnel: native,
         service_account: pod.service_account.to_string(),
         node: pod.node.to_string(),
-        locality: node.and_then(|node| node_locality(node)),
+        locality: node.and_then(node_locality),
         network_mode: mode(pod.host_network).into(),
         status: health(pod.ready && !pod.meta.deleting).into(),
         application_tunnel: tunnel,

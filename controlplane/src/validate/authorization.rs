@@ -204,15 +204,7 @@ fn when(when: &When, path: &str, found: &mut Findings) {
     }
     for (field, texts) in [("values", &when.values), ("notValues", &when.not_values)] {
         let path = format!("{path}.{field}");
-        listed(
-            texts,
-            &path,
-            found,
-            |text: &String, path, found| match text.is_empty() {
-                true => found.error(path, "is empty"),
-                false => {}
-            },
-        );
+        listed(texts, &path, found, not_empty);
         let check: fn(&str) -> Option<String> = match key {
             "source.ip" | "destination.ip" | "remote.ip" => block,
             "destination.port" => port,
@@ -230,15 +222,13 @@ fn filled(fields: &[Field<'_>], path: &str, found: &mut Findings) {
         found.error(path, "is empty");
     }
     for (field, texts) in fields {
-        listed(
-            texts,
-            &format!("{path}.{field}"),
-            found,
-            |text: &String, path, found| match text.is_empty() {
-                true => found.error(path, "is empty"),
-                false => {}
-            },
-        );
+        listed(texts, &format!("{path}.{field}"), found, not_empty);
+    }
+}
+
+fn not_empty(text: &String, path: &str, found: &mut Findings) {
+    if text.is_empty() {
+        found.error(path, "is empty");
     }
 }
 

@@ -1,3 +1,13 @@
+use std::net::SocketAddr;
+
+use mesh::{
+    authorize::{AuthorizationFacts, authorize},
+    identity::Identity,
+    names::WorkloadUid,
+    view::{MeshView, Resource as Checked, Update},
+};
+use prost::Message;
+
 use super::*;
 use crate::object::read_object;
 
@@ -59,7 +69,7 @@ impl Mesh {
 }
 
 fn pod(number: usize, extra: &str) -> String {
-    let app = if number / NAMESPACES % 10 == 0 {
+    let app = if (number / NAMESPACES).is_multiple_of(10) {
         "web"
     } else {
         "other"
@@ -145,4 +155,244 @@ fn a_change_among_ten_thousand_pods_costs_what_it_affects() {
 
     let (computed, _) = mesh.change("{apiVersion: v1, kind: Namespace, metadata: {name: n9, labels: {istio.io/use-waypoint: w}}}");
     assert_eq!(computed, 100, "the pods of that namespace");
+}
+
+/// What node tunnels decide on what was computed.
+struct Tunnel {
+    view: MeshView,
+}
+
+impl Tunnel {
+    fn of(wiring: &mut Wiring) -> Self {
+        wiring.settle();
+        let mut view = MeshView::default();
+        let resource = |resource: &Resource| match resource.type_url {
+            proto::ADDRESS_TYPE_URL => {
+                Checked::try_from(wire::Address::decode(&*resource.body).unwrap()).unwrap()
+            }
+            _ => Checked::Policy(
+                Authorization::decode(&*resource.body)
+                    .unwrap()
+                    .try_into()
+                    .unwrap(),
+            ),
+        };
+        let changed = wiring.resources.take();
+        let upserts = changed
+            .iter()
+            .filter_map(|(_, found)| found.as_deref())
+            .map(resource)
+            .collect();
+        view.apply(Update {
+            upserts,
+            removals: Vec::new(),
+        });
+        Self { view }
+    }
+
+    /// Whether the pod takes a connection on `port` from `peer` (none: plaintext).
+    fn takes(&self, pod: &str, peer: Option<&str>, port: u16) -> bool {
+        let workload = self.view.workload(&WorkloadUid(pod.into())).expect(pod);
+        let peer = peer.map(|peer| peer.parse::<Identity>().unwrap());
+        let address = |port| SocketAddr::from(([10, 0, 0, 1], port));
+        let facts = AuthorizationFacts::new(peer, address(40_000), address(port));
+        authorize(&self.view, workload, &facts).decision.is_allow()
+    }
+}
+
+const MODES: [Option<&str>; 5] = [
+    None,
+    Some("UNSET"),
+    Some("DISABLE"),
+    Some("PERMISSIVE"),
+    Some("STRICT"),
+];
+
+fn peer_authentication(
+    namespace: &str,
+    selector: &str,
+    mode: Option<&str>,
+    port: Option<&str>,
+) -> String {
+    let mode = mode
+        .map(|mode| format!("mtls: {{mode: {mode}}}, "))
+        .unwrap_or_default();
+    let port = port
+        .map(|mode| format!("portLevelMtls: {{9090: {{mode: {mode}}}}}"))
+        .unwrap_or_default();
+    format!(
+        "{{apiVersion: security.istio.io/v1, kind: PeerAuthentication, \
+         metadata: {{name: p{}, namespace: {namespace}}}, spec: {{{selector}{mode}{port}}}}}",
+        selector.len()
+    )
+}
+
+/// Kubernetes' words for it: the nearest mode that is set counts.
+fn refuses_plaintext(modes: &[Option<&str>]) -> bool {
+    let nearest = modes.iter().flatten().find(|mode| **mode != "UNSET");
+    nearest == Some(&"STRICT")
+}
+
+#[test]
+fn every_combination_of_peer_authentications_is_enforced_as_the_nearest_mode_says() {
+    let some = |mode: Option<&'static str>| mode.map(|mode| (mode, true));
+    let mut combinations = 0;
+    for (mesh, namespace) in MODES
+        .iter()
+        .flat_map(|mesh| MODES.map(|namespace| (*mesh, namespace)))
+    {
+        for (workload, port) in MODES
+            .iter()
+            .flat_map(|workload| MODES.map(|port| (*workload, port)))
+        {
+            let mut wiring = Mesh {
+                wiring: Wiring::new(Settings::default()),
+            };
+            wiring.set(&pod(0, ""));
+            // A level without a mode has no object; but for the workload's, which may have a port alone.
+            for (name, level) in [("istio-system", some(mesh)), ("n0", some(namespace))] {
+                if let Some((mode, _)) = level {
+                    wiring.set(&peer_authentication(name, "", Some(mode), None));
+                }
+            }
+            if workload.is_some() || port.is_some() {
+                let selector = "selector: {matchLabels: {app: web}}, ";
+                wiring.set(&peer_authentication("n0", selector, workload, port));
+            }
+            let tunnel = Tunnel::of(&mut wiring.wiring);
+            let case = format!(
+                "mesh {mesh:?} namespace {namespace:?} workload {workload:?} port {port:?}"
+            );
+            let pod = "Kubernetes//Pod/n0/p0";
+            let others = refuses_plaintext(&[workload, namespace, mesh]);
+            let exception = refuses_plaintext(&[port, workload, namespace, mesh]);
+            assert_eq!(tunnel.takes(pod, None, 80), !others, "{case}: other ports");
+            assert_eq!(
+                tunnel.takes(pod, None, 9090),
+                !exception,
+                "{case}: the port"
+            );
+            let peer = Some("spiffe://cluster.local/ns/b/sa/c");
+            assert!(
+                tunnel.takes(pod, peer, 80) && tunnel.takes(pod, peer, 9090),
+                "{case}: a proven peer"
+            );
+            combinations += 1;
+        }
+    }
+    assert_eq!(combinations, 625);
+}
+
+/// A part of a rule, and what it says of a connection; `None`: that is HTTP's business.
+type Part = (&'static str, fn(namespace: &str, port: u16) -> Option<bool>);
+
+const OPERATIONS: [Part; 4] = [
+    ("ports: ['80']", |_, port| Some(port == 80)),
+    ("notPorts: ['80']", |_, port| Some(port != 80)),
+    ("methods: [GET]", |_, _| None),
+    ("methods: [GET], ports: ['80']", |_, port| {
+        if port == 80 { None } else { Some(false) }
+    }),
+];
+
+const SOURCES: [Part; 5] = [
+    ("namespaces: [b]", |namespace, _| Some(namespace == "b")),
+    ("requestPrincipals: ['*']", |_, _| None),
+    (
+        "namespaces: [b], remoteIpBlocks: [10.0.0.0/8]",
+        |namespace, _| {
+            if namespace == "b" { None } else { Some(false) }
+        },
+    ),
+    (
+        "principals: ['*/sa/c'], trustDomains: [cluster.local]",
+        |_, _| Some(true),
+    ),
+    (
+        "notNamespaces: [b], trustDomains: ['*.example']",
+        |namespace, _| {
+            if namespace == "b" { Some(false) } else { None }
+        },
+    ),
+];
+
+/// `any` of the parts, where the absence of parts is true; `unknown` stands for what HTTP would say.
+fn any(parts: &[Part], unknown: bool, namespace: &str, port: u16) -> bool {
+    let says = |part: &Part| (part.1)(namespace, port).unwrap_or(unknown);
+    parts.is_empty() || parts.iter().any(says)
+}
+
+fn lists<const N: usize>(parts: [Part; N]) -> Vec<Vec<Part>> {
+    let ones = parts.iter().map(|part| vec![*part]);
+    let pairs = parts
+        .iter()
+        .flat_map(|one| parts.iter().map(move |other| vec![*one, *other]));
+    std::iter::once(Vec::new())
+        .chain(ones)
+        .chain(pairs)
+        .collect()
+}
+
+fn rule_text(from: &[Part], to: &[Part]) -> String {
+    let list = |field: &str, inner: &str, parts: &[Part]| {
+        let items: Vec<String> = parts
+            .iter()
+            .map(|part| format!("{{{inner}: {{{}}}}}", part.0))
+            .collect();
+        match items.is_empty() {
+            true => String::new(),
+            false => format!("{field}: [{}], ", items.join(", ")),
+        }
+    };
+    format!(
+        "{{{}{}}}",
+        list("from", "source", from),
+        list("to", "operation", to)
+    )
+}
+
+fn judged_by_http(rule: &str) -> bool {
+    ["methods", "request", "remote", "*.example"]
+        .iter()
+        .any(|part| rule.contains(part))
+}
+
+#[test]
+fn what_http_would_decide_is_refused_and_nothing_else() {
+    let mut rules = 0;
+    for (from, to) in lists(SOURCES).into_iter().flat_map(|from| {
+        lists(OPERATIONS)
+            .into_iter()
+            .map(move |to| (from.clone(), to))
+    }) {
+        rules += 1;
+        for action in ["ALLOW", "DENY"] {
+            let mut mesh = Mesh {
+                wiring: Wiring::new(Settings::default()),
+            };
+            mesh.set(&pod(0, ""));
+            let rule = rule_text(&from, &to);
+            mesh.set(&format!(
+                "{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{name: x, namespace: n0}}, \
+                 spec: {{selector: {{matchLabels: {{app: web}}}}, action: {action}, rules: [{rule}]}}}}"
+            ));
+            let tunnel = Tunnel::of(&mut mesh.wiring);
+            for (namespace, port) in [("b", 80), ("b", 81), ("d", 80), ("d", 81)] {
+                let peer = format!("spiffe://cluster.local/ns/{namespace}/sa/c");
+                let taken = tunnel.takes("Kubernetes//Pod/n0/p0", Some(&peer), port);
+                let case = format!("{action} {rule} from {namespace} to {port}");
+                let matches = |unknown| {
+                    any(&from, unknown, namespace, port) && any(&to, unknown, namespace, port)
+                };
+                match action {
+                    // Refused if some request would be.
+                    "DENY" => assert_eq!(taken, !matches(true), "{case}"),
+                    // Taken only if every request would be; a rule with HTTP parts goes as a whole.
+                    _ if judged_by_http(&rule) => assert!(!taken || matches(false), "{case}"),
+                    _ => assert_eq!(taken, matches(false), "{case}"),
+                }
+            }
+        }
+    }
+    assert_eq!(rules, 31 * 21);
 }
