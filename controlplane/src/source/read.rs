@@ -275,9 +275,11 @@ impl<'de> Reader<'de, '_> {
         for entry in entries {
             if fields.is_some_and(|fields| !fields.contains(&&*entry.key)) {
                 self.unknown(entry, fields.unwrap_or_default());
-            } else if !left_out.contains(&entry.node.place) && !(is_struct && entry.node.is_null())
-            {
-                kept.push(entry);
+            } else {
+                let absent = is_struct && entry.node.is_null();
+                if !absent && !left_out.contains(&entry.node.place) {
+                    kept.push(entry);
+                }
             }
         }
         Ok(kept)

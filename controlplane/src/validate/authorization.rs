@@ -226,10 +226,12 @@ fn filled(fields: &[Field<'_>], path: &str, found: &mut Findings) {
     }
 }
 
-fn not_empty(text: &String, path: &str, found: &mut Findings) {
-    if text.is_empty() {
-        found.error(path, "is empty");
-    }
+fn no_empty_text(texts: &Texts, path: &str, found: &mut Findings) {
+    listed(texts, path, found, |text, path, found| {
+        if text.is_empty() {
+            found.error(path, "is empty");
+        }
+    });
 }
 
 fn each(texts: &Texts, path: &str, found: &mut Findings, check: impl Fn(&str) -> Option<String>) {
