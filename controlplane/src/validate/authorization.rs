@@ -204,7 +204,7 @@ fn when(when: &When, path: &str, found: &mut Findings) {
     }
     for (field, texts) in [("values", &when.values), ("notValues", &when.not_values)] {
         let path = format!("{path}.{field}");
-        listed(texts, &path, found, not_empty);
+        no_empty_text(texts, &path, found);
         let check: fn(&str) -> Option<String> = match key {
             "source.ip" | "destination.ip" | "remote.ip" => block,
             "destination.port" => port,
@@ -222,7 +222,7 @@ fn filled(fields: &[Field<'_>], path: &str, found: &mut Findings) {
         found.error(path, "is empty");
     }
     for (field, texts) in fields {
-        listed(texts, &format!("{path}.{field}"), found, not_empty);
+        no_empty_text(texts, &format!("{path}.{field}"), found);
     }
 }
 
