@@ -356,6 +356,11 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming) {
     .run(jobs, snapshot)
     .await;
     tracing::info!(tunnel = id, reason = chain(&end), "node tunnel gone");
+    if shared.state.lock().tunnels.len() == 1 {
+        tracing::warn!(
+            "no node tunnel is connected any more: enrolled pods lose their network with its listeners"
+        );
+    }
 }
 
 struct Session<'a> {
@@ -443,20 +448,15 @@ struct Leave {
 impl Drop for Leave {
     fn drop(&mut self) {
         self.shared.state.lock().leave(self.id);
-        if self.shared.count() == 0 {
-            tracing::warn!(
-                "no node tunnel is connected: new connections of enrolled pods are refused"
-            );
-        }
+        self.shared.count();
     }
 }
 
 impl Shared {
-    fn count(&self) -> usize {
+    fn count(&self) {
         let now = self.state.lock().tunnels.len();
         // Waiters care that something changed, also where the number is the same again.
         self.connected.send_modify(|count| *count = now);
-        now
     }
 }
 

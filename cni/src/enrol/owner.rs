@@ -233,7 +233,16 @@ impl<K: EnrolmentSink> Owner<K> {
         };
         self.progress.rules = self.found(&state);
         if self.progress.rules != Rules::None {
-            self.remember(Some(netns.clone()), Announced::Yes);
+            // What was told enabled, a tunnel has acknowledged; anything else is asked again.
+            let enabled = self.progress.told == Some(Enrolment::Enabled);
+            self.remember(
+                Some(netns),
+                if enabled {
+                    Announced::Yes
+                } else {
+                    Announced::Asked
+                },
+            );
         }
         self.progress.leaving_since = (self.progress.rules == Rules::Leaving).then(Instant::now);
         Ok(())
@@ -356,7 +365,8 @@ impl<K: EnrolmentSink> Owner<K> {
         self.progress.told = Some(enrolment.clone());
         if *enrolment == Enrolment::Enabled {
             let took = self.wanted_at.take().map(|wanted| wanted.elapsed());
-            tracing::info!(pod = %self.pod, ?took, "in the mesh");
+            let took_ms = took.map(|took| took.as_millis());
+            tracing::info!(pod = %self.pod, took_ms, "in the mesh");
             self.shared.telemetry.joined(took);
         }
         Ok(())
