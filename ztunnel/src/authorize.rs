@@ -1,11 +1,12 @@
 //! Asking policies, at the beginning of a connection and again whenever what they say may have changed.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use mesh::{
     authorize::{self as policy, AuthorizationFacts, Decision, Finding, RuleRef},
-    names::WorkloadUid,
-    outcome::{Outcome, Refusal},
+    names::{PolicyKey, WorkloadUid},
+    outcome::{Need, Object, Outcome, Reason, Refusal},
+    policy::Action,
     view::MeshView,
     workload::Workload,
 };
@@ -18,11 +19,62 @@ use crate::{
 };
 
 /// Policies forbid a connection.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Denied {
     pub(crate) refusal: Refusal,
     /// The rule that matched, where one did.
-    pub(crate) by: Option<RuleRef>,
+    by: Option<RuleRef>,
+    /// The policies that decided: the one that denies, or all that allow others.
+    policies: Vec<PolicyKey>,
+}
+
+impl Denied {
+    fn new(view: &MeshView, workload: &Workload, refusal: Refusal, by: Option<RuleRef>) -> Self {
+        let policies = match (&refusal.object, refusal.reason) {
+            (Some(Object::Policy(key)), _) => vec![key.clone()],
+            (_, Reason::PolicyNotAllowed) => enforced_allows(view, workload),
+            _ => Vec::new(),
+        };
+        Self {
+            refusal,
+            by,
+            policies,
+        }
+    }
+
+    /// Forbidden for want of something that a decision needed.
+    pub(crate) fn unmet(refusal: Refusal) -> Self {
+        let policies = match &refusal.object {
+            Some(Object::Policy(key)) => vec![key.clone()],
+            _ => Vec::new(),
+        };
+        Self {
+            refusal,
+            by: None,
+            policies,
+        }
+    }
+
+    /// The policies, as the log names them: `ns/name`, with commas between. `None` where no policy decided.
+    pub(crate) fn policies(&self) -> Option<String> {
+        let names: Vec<String> = self.policies.iter().map(ToString::to_string).collect();
+        (!names.is_empty()).then(|| names.join(","))
+    }
+}
+
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.by {
+            Some(by) => write!(f, "{} (rule {})", self.refusal, by.rule),
+            None => self.refusal.fmt(f),
+        }
+    }
+}
+
+fn enforced_allows(view: &MeshView, workload: &Workload) -> Vec<PolicyKey> {
+    let applicable = view.policies_for(workload).policies.into_iter();
+    let allows = applicable.filter(|it| it.action == Action::Allow && !it.dry_run);
+    allows.map(|it| it.key.clone()).collect()
 }
 
 /// Asks whether a connection to the pod may be. A policy that is not known is waited for, then denies.
@@ -33,17 +85,18 @@ pub(crate) async fn authorize(pod: &Pod, facts: &AuthorizationFacts) -> Result<(
     let node = &pod.node;
     let decide = |view: &Arc<MeshView>| {
         node.record(view, &pod.binding).and_then(|workload| {
-            let decision = decide(pod, view, &workload, facts);
-            match decision {
-                Decision::Need(key) => Outcome::Need(mesh::outcome::Need::Policy(key)),
-                decided => Outcome::Go(decided),
+            match decide(pod, view, &workload, facts) {
+                Decision::Allow { .. } => Outcome::Go(Ok(())),
+                Decision::Need(key) => Outcome::Need(Need::Policy(key)),
+                Decision::Deny { refusal, by } => {
+                    Outcome::Go(Err(Denied::new(view, &workload, refusal, by)))
+                }
             }
         })
     };
     match node.state.decide(deadline, decide).await {
-        Ok((Decision::Deny { refusal, by }, _)) => Err(Denied { refusal, by }),
-        Ok(_) => Ok(()),
-        Err(refusal) => Err(Denied { refusal, by: None }),
+        Ok((decided, _)) => decided,
+        Err(refusal) => Err(Denied::unmet(refusal)),
     }
 }
 
@@ -180,7 +233,10 @@ fn recheck(pod: &Pod, view: &MeshView, workload: &Workload, late: bool) -> bool 
         match decision {
             Decision::Allow { .. } => {}
             Decision::Need(_) => needs = true,
-            Decision::Deny { refusal, .. } => pod.inbound.cut(id, refusal),
+            Decision::Deny { refusal, by } => {
+                pod.inbound
+                    .cut(id, Denied::new(view, workload, refusal, by));
+            }
         }
     }
     needs

@@ -8,9 +8,10 @@ use std::{
     },
 };
 
-use mesh::outcome::Refusal;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+
+use crate::authorize::Denied;
 
 /// Open connections, each described by a `T`. Holds as many entries as there are connections, so the limit of open
 /// files bounds it.
@@ -24,7 +25,7 @@ pub(crate) struct Registry<T> {
 #[derive(Debug)]
 struct Entry<T> {
     what: Arc<T>,
-    cut: Option<oneshot::Sender<Refusal>>,
+    cut: Option<oneshot::Sender<Denied>>,
 }
 
 /// One open connection. Dropping it takes it off the registry.
@@ -33,7 +34,7 @@ pub(crate) struct Registration<T> {
     registry: Arc<Registry<T>>,
     id: u64,
     what: Arc<T>,
-    cut: oneshot::Receiver<Refusal>,
+    cut: oneshot::Receiver<Denied>,
 }
 
 impl<T> Default for Registry<T> {
@@ -81,11 +82,11 @@ impl<T> Registry<T> {
     }
 
     /// Tells a connection to end, and why. Nothing happens where it has ended.
-    pub(crate) fn cut(&self, id: u64, refusal: Refusal) {
+    pub(crate) fn cut(&self, id: u64, denied: Denied) {
         let sender = self.entries.lock().get_mut(&id).and_then(|e| e.cut.take());
         if let Some(sender) = sender {
             // The receiver is gone where the connection is ending by itself.
-            let _ = sender.send(refusal);
+            let _ = sender.send(denied);
         }
     }
 }
@@ -102,9 +103,9 @@ impl<T> Registration<T> {
     }
 
     /// Resolves when the connection must end. Cancel-safe; must not be awaited again once it has resolved.
-    pub(crate) async fn cut(&mut self) -> Refusal {
+    pub(crate) async fn cut(&mut self) -> Denied {
         match (&mut self.cut).await {
-            Ok(refusal) => refusal,
+            Ok(denied) => denied,
             Err(_) => std::future::pending().await,
         }
     }
@@ -118,7 +119,7 @@ impl<T> Drop for Registration<T> {
 
 #[cfg(test)]
 mod tests {
-    use mesh::outcome::Reason;
+    use mesh::outcome::{Reason, Refusal};
 
     use super::*;
 
@@ -129,8 +130,8 @@ mod tests {
         let mut b = registry.register("b");
         let found = registry.open().into_iter().find(|(_, what)| **what == "a");
         let (id, _) = found.expect("a is open");
-        registry.cut(id, Refusal::new(Reason::PolicyDenied));
-        assert_eq!(a.cut().await.reason, Reason::PolicyDenied);
+        registry.cut(id, Denied::unmet(Refusal::new(Reason::PolicyDenied)));
+        assert_eq!(a.cut().await.refusal.reason, Reason::PolicyDenied);
         let still_open = tokio::select! {
             biased;
             _ = b.cut() => false,

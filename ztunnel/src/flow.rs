@@ -8,10 +8,10 @@ use std::{
 };
 
 use mesh::{
-    authorize::{AuthorizationFacts, RuleRef},
+    authorize::AuthorizationFacts,
     flow::{EndReason, FlowRecord, ResponseFlag, Security, TcpLabels},
     names::Str,
-    outcome::{Object, Reason, Refusal},
+    outcome::Refusal,
 };
 use net::{
     copy::{self, Counters, Side},
@@ -20,7 +20,7 @@ use net::{
 };
 use parking_lot::Mutex;
 
-use crate::{connections::Registration, metrics::Metrics, report::Chain};
+use crate::{authorize::Denied, connections::Registration, metrics::Metrics, report::Chain};
 
 /// One connection, from the moment it is known whose it is.
 #[derive(Debug)]
@@ -106,7 +106,7 @@ impl Flow {
     }
 
     /// Resolves when a policy comes to forbid the connection. Not to be awaited again then.
-    pub(crate) async fn cut(&mut self) -> Refusal {
+    pub(crate) async fn cut(&mut self) -> Denied {
         self.registration.cut().await
     }
 
@@ -117,13 +117,13 @@ impl Flow {
         upstream: copy::Endpoint,
     ) {
         let live = self.registration.what().clone();
-        let mut refusal = None;
+        let mut denied = None;
         let end = {
-            let cancel = async { refusal = Some(self.registration.cut().await) };
+            let cancel = async { denied = Some(self.registration.cut().await) };
             copy::bidirectional(downstream, upstream, &live.counters, cancel).await
         };
-        match refusal {
-            Some(refusal) => self.finish_cut(&refusal),
+        match denied {
+            Some(denied) => self.finish_cut(&denied),
             None => self.finish_copy(end),
         }
     }
@@ -141,31 +141,27 @@ impl Flow {
     }
 
     /// It was allowed once; a policy, or the workload that it applies to, has changed.
-    pub(crate) fn finish_cut(self, refusal: &Refusal) {
+    pub(crate) fn finish_cut(mut self, denied: &Denied) {
         let reason = EndReason::PolicyChanged;
-        self.finish_with(reason, Some(refusal), Some(format!("{reason}: {refusal}")));
+        self.end(
+            reason,
+            denied.policies(),
+            Some(format!("{reason}: {denied}")),
+        );
     }
 
     /// A policy forbids it.
-    pub(crate) fn finish_denied(self, refusal: &Refusal, by: Option<&RuleRef>) {
-        let text = match by {
-            Some(by) => format!("{refusal} (rule {})", by.rule),
-            None => refusal.to_string(),
-        };
-        let reason = EndReason::Refused(refusal.reason);
-        self.finish_with(reason, Some(refusal), Some(text));
+    pub(crate) fn finish_denied(mut self, denied: &Denied) {
+        let reason = EndReason::Refused(denied.refusal.reason);
+        self.end(reason, denied.policies(), Some(denied.to_string()));
     }
 
     /// Tells the end; `error` in full where there is one.
-    pub(crate) fn finish(self, reason: EndReason, error: Option<String>) {
-        self.finish_with(reason, None, error);
+    pub(crate) fn finish(mut self, reason: EndReason, error: Option<String>) {
+        self.end(reason, None, error);
     }
 
-    fn finish_with(mut self, reason: EndReason, refusal: Option<&Refusal>, error: Option<String>) {
-        self.end(reason, refusal, error);
-    }
-
-    fn end(&mut self, reason: EndReason, refusal: Option<&Refusal>, error: Option<String>) {
+    fn end(&mut self, reason: EndReason, policy: Option<String>, error: Option<String>) {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
@@ -174,7 +170,6 @@ impl Flow {
         if let Some(series) = live.series.lock().take() {
             series.close(flag(reason.flag()));
         }
-        let policy = refusal.and_then(policy_of);
         let error = error.or_else(|| reason.is_failure().then(|| reason.to_string()));
         let usual = reason == EndReason::Complete || error.is_some();
         let end = (!usual).then(|| reason.to_string());
@@ -277,15 +272,6 @@ fn flag(flag: ResponseFlag) -> metrics::Flag {
         ResponseFlag::NetworkPolicy => metrics::Flag::NetworkPolicy,
         ResponseFlag::IdentityError => metrics::Flag::IdentityError,
         ResponseFlag::CertRevoked => metrics::Flag::CertRevoked,
-    }
-}
-
-/// The policy behind a refusal, as the log names it.
-fn policy_of(refusal: &Refusal) -> Option<String> {
-    match (&refusal.object, refusal.reason) {
-        (Some(Object::Policy(key)), _) => Some(key.to_string()),
-        (_, Reason::PolicyNotAllowed) => Some("none allowed".to_owned()),
-        _ => None,
     }
 }
 

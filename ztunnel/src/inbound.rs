@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     application::{self, DialError, Dialled},
-    authorize::{Denied, authorize},
+    authorize::authorize,
     connect::{header_texts, parse_baggage, response_headers},
     flow::{Early, Flow, Live},
     pod::{Pod, TLS_DEADLINE, WAIT},
@@ -157,15 +157,15 @@ impl Inbound {
         let facts = decided.facts(self, &request);
         let authorized = authorize(&self.pod, &facts).await;
         let mut flow = Flow::open(&self.pod.node.metrics, registration);
-        if let Err(Denied { refusal, by }) = authorized {
-            flow.finish_denied(&refusal, by.as_ref());
-            request.refuse(status(refusal.reason.connect_status()));
+        if let Err(denied) = authorized {
+            flow.finish_denied(&denied);
+            request.refuse(status(denied.refusal.reason.connect_status()));
             return None;
         }
         let dialled = tokio::select! {
             biased;
-            refusal = flow.cut() => {
-                flow.finish_cut(&refusal);
+            denied = flow.cut() => {
+                flow.finish_cut(&denied);
                 request.refuse(StatusCode::UNAUTHORIZED);
                 return None;
             }

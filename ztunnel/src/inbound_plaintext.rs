@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     application,
-    authorize::{Denied, authorize},
+    authorize::authorize,
     flow::{Early, Flow, Live},
     pod::{Pod, WAIT},
     report::Chain,
@@ -75,8 +75,8 @@ impl Inbound {
         let registration = self.pod.inbound.register(live);
         let authorized = authorize(&self.pod, &facts).await;
         let mut flow = Flow::open(metrics, registration);
-        if let Err(Denied { refusal, by }) = authorized {
-            flow.finish_denied(&refusal, by.as_ref());
+        if let Err(denied) = authorized {
+            flow.finish_denied(&denied);
             return None;
         }
         let dial = application::Dial {
@@ -88,8 +88,8 @@ impl Inbound {
         };
         let dialled = tokio::select! {
             biased;
-            refusal = flow.cut() => {
-                flow.finish_cut(&refusal);
+            denied = flow.cut() => {
+                flow.finish_cut(&denied);
                 return None;
             }
             dialled = dial.connect() => dialled,
