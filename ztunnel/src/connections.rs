@@ -25,7 +25,7 @@ pub(crate) struct Registry<T> {
 #[derive(Debug)]
 struct Entry<T> {
     what: Arc<T>,
-    cut: Option<oneshot::Sender<Denied>>,
+    cut: Option<oneshot::Sender<Box<Denied>>>,
 }
 
 /// One open connection. Dropping it takes it off the registry.
@@ -34,7 +34,7 @@ pub(crate) struct Registration<T> {
     registry: Arc<Registry<T>>,
     id: u64,
     what: Arc<T>,
-    cut: oneshot::Receiver<Denied>,
+    cut: oneshot::Receiver<Box<Denied>>,
 }
 
 impl<T> Default for Registry<T> {
@@ -86,7 +86,7 @@ impl<T> Registry<T> {
         let sender = self.entries.lock().get_mut(&id).and_then(|e| e.cut.take());
         if let Some(sender) = sender {
             // The receiver is gone where the connection is ending by itself.
-            let _ = sender.send(denied);
+            let _ = sender.send(Box::new(denied));
         }
     }
 }
@@ -103,7 +103,7 @@ impl<T> Registration<T> {
     }
 
     /// Resolves when the connection must end. Cancel-safe; must not be awaited again once it has resolved.
-    pub(crate) async fn cut(&mut self) -> Denied {
+    pub(crate) async fn cut(&mut self) -> Box<Denied> {
         match (&mut self.cut).await {
             Ok(denied) => denied,
             Err(_) => std::future::pending().await,

@@ -106,7 +106,7 @@ impl Flow {
     }
 
     /// Resolves when a policy comes to forbid the connection. Not to be awaited again then.
-    pub(crate) async fn cut(&mut self) -> Denied {
+    pub(crate) async fn cut(&mut self) -> Box<Denied> {
         self.registration.cut().await
     }
 
