@@ -72,12 +72,7 @@ fn down_leaves_nothing_behind() -> Result<()> {
 #[test]
 fn a_supervisor_that_is_killed_takes_everything_with_it() -> Result<()> {
     let scene = Scene::start(Shop::InMesh, "")?;
-    let pod = scene.mesh.pod("shop/server")?;
-    ensure!(!pod.is_null());
-    let status = scene.mesh.status()?;
-    let supervisor = status["supervisor"]["host_pid"]
-        .as_i64()
-        .context("status tells the supervisor's pid")?;
+    let supervisor = scene.mesh.supervisor()?.0;
     let marker = scene.load.clone();
     let alive = || -> Result<usize> {
         let all = fs::read_dir("/proc")?.flatten();

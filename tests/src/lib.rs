@@ -169,9 +169,9 @@ impl Mesh {
     /// All addresses of a pod, IPv4 first.
     pub fn pod_ips(&self, pod: &str) -> Result<Vec<IpAddr>> {
         let found = self.pod(pod)?;
-        let list = found["ips"]
+        let list = found["addresses"]
             .as_array()
-            .with_context(|| format!("{pod} has no ips: {found}"))?;
+            .with_context(|| format!("{pod} has no addresses: {found}"))?;
         let ips = list
             .iter()
             .filter_map(|ip| ip.as_str()?.parse().ok())
