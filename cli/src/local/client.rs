@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde_json::Value;
 
 use super::{
@@ -72,7 +73,11 @@ impl Client {
 
     /// Everything about the mesh.
     pub(crate) fn status(&self) -> Result<Status> {
-        Ok(serde_json::from_value(self.ask(&Request::Status)?)?)
+        let mut status: Status = serde_json::from_value(self.ask(&Request::Status)?)?;
+        // Only from outside its namespaces does its process have this number.
+        let peer = getsockopt(&self.connect()?, PeerCredentials).context("ask who answers")?;
+        status.supervisor.host_pid = Some(peer.pid());
+        Ok(status)
     }
 
     /// Stops the mesh and waits until it has ended.
@@ -159,13 +164,12 @@ fn tables(status: &Status) -> String {
         ]);
     }
     let mut nodes = vec![head(&["NODE", "PODS", "ADDRESSES"])];
-    nodes.extend(status.nodes.iter().map(|(name, node)| {
-        vec![
-            name.clone(),
-            node.pods.to_string(),
-            node.addresses.join(" "),
-        ]
-    }));
+    nodes.extend(
+        status
+            .nodes
+            .iter()
+            .map(|(name, node)| vec![name.clone(), node.pods.to_string(), node.ips.join(" ")]),
+    );
     let mut pods = vec![head(&[
         "NAMESPACE",
         "POD",
@@ -236,7 +240,7 @@ fn pod_row(pod: &PodStatus, screen: screen::Screen) -> Vec<String> {
         mesh,
         pod.restarts.to_string(),
         dash(Some(&pod.node)),
-        dash(pod.addresses.first()),
+        dash(pod.ips.first()),
         dash(pod.reason.as_ref()),
     ]
 }

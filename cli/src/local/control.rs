@@ -20,10 +20,13 @@ use tokio::{io::AsyncReadExt, sync::oneshot};
 use super::{
     http,
     netns::Netns,
-    parts::{self, PartHandle},
+    parts::{self, Acting, PartHandle},
     pod::{ContainerState, Phase},
     process::Running,
-    protocol::{NodeStatus, PodStatus, Reply, Request, Status, receive_request, send_reply},
+    protocol::{
+        NodeStatus, PodStatus, Reply, Request, Status, SupervisorStatus, receive_request,
+        send_reply,
+    },
     shim::{Task, User, World as Surroundings},
     supervisor::Mesh,
     world::{LivePod, World},
@@ -42,6 +45,7 @@ enum Answer {
     Command(Box<Task>, [OwnedFd; 3]),
     Status(Box<Status>, Option<Endpoint>),
     Admin(Endpoint, String, String),
+    Part(Acting),
 }
 
 /// An endpoint and from where it can be reached.
@@ -89,6 +93,10 @@ async fn serve(stream: UnixStream, take: impl Fn(Asked)) {
                 Ok(answer) => Reply::Ok(json!({"status": answer.status, "body": answer.body})),
                 Err(error) => Reply::Error(format!("{method} {address}{path}: {error}")),
             }
+        }
+        Ok(Answer::Part(acting)) => {
+            acting.done().await;
+            Reply::Ok(Value::Null)
         }
         Err(_) => Reply::Error("the mesh is going down".to_owned()),
     };
@@ -182,10 +190,10 @@ pub(super) fn answer(mesh: &mut Mesh, asked: Asked) -> (bool, bool) {
                 )),
             }
         }
-        Request::Part { part, action } => now(find_part(mesh, &part).map(|handle| {
-            handle.act(action);
-            Value::Null
-        })),
+        Request::Part { part, action } => match find_part(mesh, &part) {
+            Ok(handle) => Answer::Part(handle.act(action)),
+            Err(error) => now(Err(error)),
+        },
         Request::Admin {
             part,
             endpoint: name,
@@ -362,7 +370,7 @@ fn status(mesh: &Mesh) -> Status {
         (
             node.name.clone(),
             NodeStatus {
-                addresses,
+                ips: addresses,
                 pods: count,
             },
         )
@@ -375,6 +383,7 @@ fn status(mesh: &Mesh) -> Status {
         name: mesh.plan.name.clone(),
         folder: mesh.plan.folder.clone(),
         rootless: mesh.plan.rootless,
+        supervisor: SupervisorStatus::default(),
         parts: mesh
             .parts
             .iter()
@@ -437,7 +446,7 @@ fn pod_status(world: &World, pod: &LivePod) -> PodStatus {
         name: pod.plan.key.name.clone(),
         uid: pod.place.uid.clone(),
         node: pod.place.node.clone(),
-        addresses: pod.place.address.texts().to_vec(),
+        ips: pod.place.address.texts().to_vec(),
         phase: phase.to_owned(),
         ready: state.ready && !pod.terminating,
         mesh: mesh.to_owned(),

@@ -141,10 +141,16 @@ impl PartHandle {
         self.state.lock().clone()
     }
 
-    /// Does something to it.
-    pub fn act(&self, action: Action) {
+    /// Does something to it; what is returned tells when it is done.
+    pub(super) fn act(&self, action: Action) -> Acting {
+        let acting = Acting {
+            before: self.state().pid,
+            state: self.state.clone(),
+            action,
+        };
         // Fails only when the mesh is going down, and then there is nothing left to do.
         let _ = self.actions.send(action);
+        acting
     }
 
     /// Asks it to end for good, and waits until it has.
@@ -153,6 +159,36 @@ impl PartHandle {
         let _ = self.ended.clone().wait_for(|ended| *ended).await;
     }
 }
+
+/// An action under way.
+#[derive(Debug)]
+pub(super) struct Acting {
+    before: Option<i32>,
+    state: Arc<Mutex<PartState>>,
+    action: Action,
+}
+
+impl Acting {
+    /// Waits until the action has had its effect, which is bounded by the part's time to end.
+    pub(super) async fn done(self) {
+        let limit = tokio::time::Instant::now() + GRACE * 2;
+        while !self.is_done() && tokio::time::Instant::now() < limit {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        let state = self.state.lock();
+        match self.action {
+            Action::Kill => state.pid != self.before || state.pid.is_none(),
+            Action::Hold => state.held,
+            Action::Restart => state.running && state.pid != self.before,
+        }
+    }
+}
+
+/// How long a part may take to end when asked.
+const GRACE: Duration = Duration::from_secs(8);
 
 struct Keeper {
     part: Part,
@@ -225,7 +261,6 @@ impl Keeper {
         asked: &mut mpsc::UnboundedReceiver<Action>,
         stop: &mut watch::Receiver<bool>,
     ) -> Next {
-        const GRACE: Duration = Duration::from_secs(8);
         let mut running = match Running::logged(&self.part.task, &self.log) {
             Ok(running) => running,
             Err(error) => {

@@ -84,6 +84,8 @@ pub struct Status {
     pub folder: PathBuf,
     /// Whether it runs in a user namespace.
     pub rootless: bool,
+    /// The process behind it all.
+    pub supervisor: SupervisorStatus,
     /// The parts, by name.
     pub parts: BTreeMap<String, PartState>,
     /// The nodes, by name.
@@ -100,12 +102,19 @@ pub struct Status {
     pub objects_error: Option<String>,
 }
 
+/// The supervisor.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SupervisorStatus {
+    /// Its process id as whoever asks sees it; killing it ends the mesh.
+    pub host_pid: Option<i32>,
+}
+
 /// A node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeStatus {
-    /// Its addresses on the link.
-    pub addresses: Vec<String>,
+    /// Its addresses on the link, IPv4 first.
+    pub ips: Vec<String>,
     /// How many pods it has.
     pub pods: usize,
 }
@@ -122,8 +131,8 @@ pub struct PodStatus {
     pub uid: String,
     /// Its node.
     pub node: String,
-    /// Its addresses.
-    pub addresses: Vec<String>,
+    /// Its addresses, IPv4 first.
+    pub ips: Vec<String>,
     /// `Pending`, `Running`, `Succeeded`, `Failed` or `Terminating`.
     pub phase: String,
     /// Whether it may be sent traffic.
