@@ -96,32 +96,32 @@ pub enum End {
 ///
 /// When it returns both connections are closed. `cancel` cuts at once: TCP by RST, a tunnel by RST_STREAM(CANCEL), and
 /// so does dropping the future: a transfer that was cut must not look complete.
-pub async fn bidirectional(
+pub fn bidirectional(
     downstream: impl Into<Endpoint>,
     upstream: impl Into<Endpoint>,
     counters: &Counters,
     cancel: impl Future<Output = ()>,
-) -> End {
+) -> impl Future<Output = End> {
+    // Not an `async fn`: that would keep room for its arguments twice, for as long as the connection lives.
     let mut downstream = Cut::unless_done(downstream.into());
     let mut upstream = Cut::unless_done(upstream.into());
-    let end = {
-        let (down, up) = (&mut downstream.ends, &mut upstream.ends);
-        run(down, up, counters, cancel).await
-    };
-    let (down_code, up_code) = match &end {
-        End::Finished(_) => (None, None),
-        End::Cancelled => (Some(ResetCode::CANCEL), Some(ResetCode::CANCEL)),
-        End::Reset(side) | End::Failed(side, _) => {
-            let told = Some(ResetCode::CONNECT_ERROR);
-            match side {
-                Side::Downstream => (None, told),
-                Side::Upstream => (told, None),
+    async move {
+        // As wholes: a field of its own would be captured apart from what is dropped.
+        let (down, up) = (&mut downstream, &mut upstream);
+        let end = run(&mut down.ends, &mut up.ends, counters, cancel).await;
+        (down.reset, up.reset) = match &end {
+            End::Finished(_) => (None, None),
+            End::Cancelled => (Some(ResetCode::CANCEL), Some(ResetCode::CANCEL)),
+            End::Reset(side) | End::Failed(side, _) => {
+                let told = Some(ResetCode::CONNECT_ERROR);
+                match side {
+                    Side::Downstream => (None, told),
+                    Side::Upstream => (told, None),
+                }
             }
-        }
-    };
-    downstream.reset = down_code;
-    upstream.reset = up_code;
-    end
+        };
+        end
+    }
 }
 
 /// A connection that ends with a reset unless the copy says otherwise.

@@ -33,8 +33,13 @@ pub(crate) struct Connected {
     pub(crate) peer: Option<Identity>,
     /// What the peer tells of itself, for telemetry.
     pub(crate) baggage: Option<Baggage>,
-    /// Keeps the inner connection of a double tunnel moving.
-    pub(crate) _inner: Option<AbortOnDropHandle<()>>,
+    /// To be kept as long as the connection.
+    pub(crate) inner: Option<InnerTunnel>,
+}
+
+/// Keeps the inner connection of a double tunnel moving.
+pub(crate) struct InnerTunnel {
+    _driver: AbortOnDropHandle<()>,
 }
 
 /// Why there is no connection to the next hop.
@@ -182,7 +187,7 @@ impl Outgoing<'_> {
             endpoint: stream.into(),
             peer: None,
             baggage: None,
-            _inner: None,
+            inner: None,
         })
     }
 
@@ -191,7 +196,7 @@ impl Outgoing<'_> {
             baggage: self.baggage_of(&tunnel.headers),
             peer: Some(tunnel.peer.identity.clone()),
             endpoint: tunnel.stream.into(),
-            _inner: None,
+            inner: None,
         }
     }
 
@@ -230,14 +235,16 @@ impl Outgoing<'_> {
         let (client, driver) = hbone::Client::handshake(io, peer, &self.pod.node.http2)
             .await
             .map_err(|source| ConnectError::InnerHttp { gateway, source })?;
-        let driver = AbortOnDropHandle::new(tokio::spawn(driver));
+        let inner_tunnel = InnerTunnel {
+            _driver: AbortOnDropHandle::new(tokio::spawn(driver)),
+        };
         let network = &self.pod.node.config.node.network;
         let inner = client
             .connect(self.head(Some(network)), INNER_DEADLINE)
             .await
             .map_err(|source| ConnectError::InnerTunnel { gateway, source })?;
         Ok(Connected {
-            _inner: Some(driver),
+            inner: Some(inner_tunnel),
             ..self.single(inner)
         })
     }

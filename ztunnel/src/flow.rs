@@ -111,20 +111,26 @@ impl Flow {
     }
 
     /// Copies until both ends are done, one fails, or a policy forbids it; then tells the end.
-    pub(crate) async fn carry(
-        mut self,
+    ///
+    /// Not an `async fn`: that would keep room for its arguments twice, for as long as the connection lives.
+    pub(crate) fn carry(
+        self,
         downstream: impl Into<copy::Endpoint>,
         upstream: copy::Endpoint,
-    ) {
+    ) -> impl Future<Output = ()> {
         let live = self.registration.what().clone();
-        let mut denied = None;
-        let end = {
-            let cancel = async { denied = Some(self.registration.cut().await) };
-            copy::bidirectional(downstream, upstream, &live.counters, cancel).await
-        };
-        match denied {
-            Some(denied) => self.finish_cut(&denied),
-            None => self.finish_copy(end),
+        let mut flow = self;
+        let (downstream, upstream) = (downstream.into(), upstream);
+        async move {
+            let mut denied = None;
+            let end = {
+                let cancel = async { denied = Some(flow.registration.cut().await) };
+                copy::bidirectional(downstream, upstream, &live.counters, cancel).await
+            };
+            match denied {
+                Some(denied) => flow.finish_cut(&denied),
+                None => flow.finish_copy(end),
+            }
         }
     }
 

@@ -16,11 +16,11 @@ use mesh::{
     view::MeshView,
     workload::Workload,
 };
-use net::socket;
+use net::{copy::Endpoint, socket};
 use tokio::net::TcpStream;
 
 use crate::{
-    connect::{ConnectError, Connected, Outgoing},
+    connect::{ConnectError, Connected, InnerTunnel, Outgoing},
     flow::{Early, Flow, Live},
     pod::{Pod, WAIT},
     report::Chain,
@@ -68,17 +68,14 @@ pub(crate) async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
     };
     // Boxed: the decision and the dial need far more room than an idle connection.
     match Box::pin(outbound.establish()).await {
-        Some((flow, connected)) => {
-            let _inner = connected._inner;
-            flow.carry(stream, connected.endpoint).await;
-        }
+        Some((flow, upstream, _inner)) => flow.carry(stream, upstream).await,
         None => reset::reset(stream),
     }
 }
 
 impl Outbound {
     /// Decides and dials; tells the failure where there is one.
-    async fn establish(&self) -> Option<(Flow, Connected)> {
+    async fn establish(&self) -> Option<(Flow, Endpoint, Option<InnerTunnel>)> {
         let routed = match self.route(draw()).await {
             Ok(routed) => routed,
             Err(refusal) => {
@@ -90,7 +87,7 @@ impl Outbound {
         let (routed, connected) = self.connect(routed, trace).await;
         let flow = self.open(&routed, connected.as_ref().ok(), trace);
         match connected {
-            Ok(connected) => Some((flow, connected)),
+            Ok(connected) => Some((flow, connected.endpoint, connected.inner)),
             Err(error) => {
                 flow.finish(error.end_reason(), Some(Chain(&error).to_string()));
                 None

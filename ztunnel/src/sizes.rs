@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use crate::{inbound, inbound_plaintext, outbound, pod::Pod};
 
 /// Bytes. Raise it only knowing that every open connection pays.
-const LIMIT: usize = 3072;
+const LIMIT: usize = 2304;
 
 fn of_three<A, B, C, F: Future>(_: impl Fn(A, B, C) -> F) -> usize {
     size_of::<F>()
