@@ -201,15 +201,16 @@ impl Names<'_> {
         proxies.sort();
         proxies.dedup();
         Some(Condition {
-            type_: "ProxiesAccepted".into(),
+            type_: "ProxiesAccepted",
             status: Truth::False,
-            reason: "RejectedByProxies".into(),
+            reason: "RejectedByProxies",
             message: format!(
                 "rejected by {} proxies; {} says: {}",
                 proxies.len(),
                 first.proxy,
                 first.reason
-            ),
+            )
+            .into(),
         })
     }
 }

@@ -77,9 +77,8 @@ fn outcome(text: &str) -> Value {
 
 /// What is told of every object without a mistake is left out.
 fn told(status: ObjectStatus) -> Option<(String, Value)> {
-    let plain = |condition: &&Condition| {
-        &*condition.reason != "Accepted" || &*condition.type_ != "Accepted"
-    };
+    let plain =
+        |condition: &&Condition| condition.reason != "Accepted" || condition.type_ != "Accepted";
     let conditions = status.conditions.iter().filter(plain);
     let line = |c: &Condition| format!("{}={:?} {}: {}", c.type_, c.status, c.reason, c.message);
     let lines: Vec<String> = conditions.map(line).collect();

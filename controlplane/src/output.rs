@@ -1,6 +1,7 @@
 //! What the world hands to those who serve it: resources encoded once, in batches of changes, and statuses.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     sync::Arc,
 };
@@ -72,13 +73,13 @@ pub struct ObjectStatus {
 pub struct Condition {
     /// For example `ZtunnelAccepted`.
     #[serde(rename = "type")]
-    pub type_: Str,
+    pub type_: &'static str,
     /// `True` or `False`.
     pub status: Truth,
     /// One word for programs.
-    pub reason: Str,
+    pub reason: &'static str,
     /// A sentence for people.
-    pub message: String,
+    pub message: Cow<'static, str>,
 }
 
 /// The status of a condition.

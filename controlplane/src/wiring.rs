@@ -33,11 +33,11 @@ pub struct Wiring {
     settings: Arc<Settings>,
     inputs: Inputs,
     /// Conditions of objects that take no part.
-    apart: Source<ObjectRef, Vec<Condition>>,
+    apart: Source<ObjectRef, Conditions>,
     /// Changed resources.
     pub resources: Tap<ResourceKey, Resource>,
     /// Changed conditions.
-    pub conditions: Tap<ObjectRef, Vec<Condition>>,
+    pub conditions: Tap<ObjectRef, Conditions>,
     /// Changed pods.
     pub pods: Tap<Name, Pod>,
     /// How often each kind was computed.
@@ -69,9 +69,12 @@ struct Offer {
 /// What an object that makes workloads comes to.
 #[derive(Clone, Debug, PartialEq)]
 struct Made {
-    workloads: Vec<wire::Workload>,
-    conditions: Vec<Condition>,
+    resources: Vec<Resource>,
+    conditions: Conditions,
 }
+
+/// What there is to say of an object; shared, for there are as many as pods.
+type Conditions = Arc<Vec<Condition>>;
 
 /// The common facts and the collections that most computations read. Cheap to clone: handles.
 #[derive(Clone)]
@@ -165,7 +168,7 @@ impl Wiring {
             let message = format!("left to the control plane of revision {revision}");
             vec![condition("Ignored", Truth::True, "OtherRevision", message)]
         });
-        self.apart.set(object, apart);
+        self.apart.set(object, apart.map(Conditions::new));
         self.inputs.set(object, value.filter(|_| other.is_none()));
     }
 
@@ -621,11 +624,15 @@ fn service_of(cx: &Context<'_>, joins: &Joins, slice: &EndpointSlice) -> Option<
     Some((*winner).clone()).filter(|claim| claim.kind == Kind::Service)
 }
 
+fn encoded(workloads: &[wire::Workload]) -> Vec<Resource> {
+    workloads.iter().map(workload_resource).collect()
+}
+
 impl From<workload::Outcome> for Made {
     fn from(outcome: workload::Outcome) -> Self {
         Self {
-            workloads: outcome.workload.into_iter().collect(),
-            conditions: outcome.conditions,
+            resources: outcome.workload.iter().map(workload_resource).collect(),
+            conditions: Arc::new(outcome.conditions),
         }
     }
 }
@@ -682,8 +689,8 @@ fn inline_endpoints(
             bound: &bound,
         };
         let made = Made {
-            workloads: workload::of_service_entry(entry, &won, &around),
-            conditions: Vec::new(),
+            resources: encoded(&workload::of_service_entry(entry, &won, &around)),
+            conditions: Conditions::default(),
         };
         vec![(reference(Kind::ServiceEntry, name), made)]
     });
@@ -717,8 +724,8 @@ fn bare_endpoints(
         let of_claim =
             |claim: Arc<Claim>| workload::of_slice(slice, &claim, &facts.settings, &network);
         let made = Made {
-            workloads: claim.map(of_claim).unwrap_or_default(),
-            conditions: Vec::new(),
+            resources: encoded(&claim.map(of_claim).unwrap_or_default()),
+            conditions: Conditions::default(),
         };
         vec![(reference(Kind::EndpointSlice, name), made)]
     });
@@ -733,7 +740,7 @@ fn resources(
 ) -> Collection<ResourceKey, Resource> {
     let keyed = |resource: Resource| (resource.key(), resource);
     let (workloads, _) = graph.derive(made, move |_, _, made| {
-        let resources = made.workloads.iter().map(workload_resource).map(keyed);
+        let resources = made.resources.iter().cloned().map(keyed);
         resources.collect::<BTreeMap<_, _>>().into_iter().collect()
     });
     let by_host = joins.winners.index(|_, claim| vec![claim.hostname.clone()]);
@@ -788,7 +795,7 @@ fn conditions(
     offers: &Collection<ObjectRef, Offer>,
     made: &Collection<ObjectRef, Made>,
     allocated: &Allocated,
-) -> Collection<ObjectRef, Vec<Condition>> {
+) -> Collection<ObjectRef, Conditions> {
     let (services, _) = graph.derive(offers, |_, object, offer| {
         let of_service = object.kind == Kind::Service;
         let said = offer
@@ -796,7 +803,7 @@ fn conditions(
             .iter()
             .chain(&offer.bound.condition)
             .filter(|_| of_service);
-        told(object.clone(), said.cloned().collect())
+        told(object.clone(), said.cloned().collect::<Vec<_>>())
     });
     let (winners, given, offers) = (joins.winners.clone(), allocated.clone(), offers.clone());
     let (entries, _) = graph.derive(&inputs.entries, move |cx, name, entry| {
@@ -848,7 +855,8 @@ fn conditions(
 }
 
 /// Objects of which there is nothing to say have no entry, so that one object may be told of by one computation only.
-fn told(object: ObjectRef, conditions: Vec<Condition>) -> Vec<(ObjectRef, Vec<Condition>)> {
+fn told(object: ObjectRef, conditions: impl Into<Conditions>) -> Vec<(ObjectRef, Conditions)> {
+    let conditions = conditions.into();
     match conditions.is_empty() {
         true => Vec::new(),
         false => vec![(object, conditions)],

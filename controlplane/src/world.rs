@@ -288,7 +288,7 @@ impl Keeper {
         }
         for (object, list) in conditions {
             match list {
-                Some(list) => state.conditions.insert(object, list),
+                Some(list) => state.conditions.insert(object, (*list).clone()),
                 None => state.conditions.remove(&object),
             };
         }

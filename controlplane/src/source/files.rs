@@ -18,6 +18,7 @@ use super::{
 use crate::{
     object::{Kind, Name, Object, ObjectRef, Sourced, read_object},
     output::{Condition, ObjectStatus, Truth},
+    translate::condition,
     validate::{self, Severity},
 };
 
@@ -450,14 +451,5 @@ fn file_report(id: &FileId, line: u32, condition: Condition) -> ObjectStatus {
         file: id.path.clone(),
         line,
         conditions: vec![condition],
-    }
-}
-
-fn condition(type_: &str, status: Truth, reason: &str, message: impl Into<String>) -> Condition {
-    Condition {
-        type_: type_.into(),
-        status,
-        reason: reason.into(),
-        message: message.into(),
     }
 }

@@ -3,7 +3,7 @@
 //! What comes out are the wire's own messages and not `mesh`'s types, because the wire carries more than a node tunnel
 //! uses (application protocols, ingress waypoints); that `mesh::wire` takes every one of them is tested.
 
-use std::net::IpAddr;
+use std::{borrow::Cow, net::IpAddr};
 
 use bytes::Bytes;
 use mesh::{identity::TrustDomain, names::Str};
@@ -83,15 +83,15 @@ impl Settings {
 
 /// A condition.
 pub fn condition(
-    type_: &str,
+    type_: &'static str,
     status: Truth,
-    reason: &str,
-    message: impl Into<String>,
+    reason: &'static str,
+    message: impl Into<Cow<'static, str>>,
 ) -> Condition {
     Condition {
-        type_: type_.into(),
+        type_,
         status,
-        reason: reason.into(),
+        reason,
         message: message.into(),
     }
 }

@@ -4,7 +4,7 @@
 //! the ports whose mode differs from it. Upstream derives it piecemeal and leaves ports open in several combinations; here
 //! both facts are known before anything is derived.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use mesh::names::Str;
 use proto::security::{
@@ -286,6 +286,10 @@ fn deny(name: String, namespace: &str, rules: Vec<Rule>) -> Authorization {
     }
 }
 
-fn accepted(status: Truth, reason: &str, message: impl Into<String>) -> Condition {
+fn accepted(
+    status: Truth,
+    reason: &'static str,
+    message: impl Into<Cow<'static, str>>,
+) -> Condition {
     condition("ZtunnelAccepted", status, reason, message)
 }

@@ -5,7 +5,7 @@
 //! HTTP parts matches by its other parts alone, CUSTOM denies what it matches, a value that means nothing turns the
 //! policy into a refusal of everything it selects. The condition says which of these happened.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use ipnet::IpNet;
 use mesh::names::Str;
@@ -173,7 +173,8 @@ fn not_enforced(
     action: AuthorizationAction,
     dry_run: bool,
 ) -> Option<Condition> {
-    let unsupported = |message: &str| Some(accepted(Truth::False, "UnsupportedValue", message));
+    let unsupported =
+        |message: &'static str| Some(accepted(Truth::False, "UnsupportedValue", message));
     match (action, settings.failure) {
         (AuthorizationAction::Audit, _) => {
             unsupported("not sent: AUDIT has no effect at a node tunnel")
@@ -638,6 +639,10 @@ pub fn target_kind(target: &TargetRef) -> Option<Kind> {
     }
 }
 
-fn accepted(status: Truth, reason: &str, message: impl Into<String>) -> Condition {
+fn accepted(
+    status: Truth,
+    reason: &'static str,
+    message: impl Into<Cow<'static, str>>,
+) -> Condition {
     condition("ZtunnelAccepted", status, reason, message)
 }

@@ -317,8 +317,9 @@ fn preferring(
 
 /// What there is to say of a Kubernetes Service beside its waypoint.
 pub fn served(service: &Service) -> Condition {
-    let served =
-        |status, reason, message: &str| condition("leyline.dev/Served", status, reason, message);
+    let served = |status, reason, message: &'static str| {
+        condition("leyline.dev/Served", status, reason, message)
+    };
     if service.external_name {
         return served(
             Truth::False,
@@ -383,7 +384,7 @@ fn claimed(entry: &ServiceEntry, won: &BTreeMap<Str, ClaimKey>) -> Condition {
 }
 
 fn waypoint_missing(entry: &ServiceEntry, bound: &Bound) -> Option<Condition> {
-    let missing = |reason, message: &str| {
+    let missing = |reason, message: &'static str| {
         Some(condition(
             "istio.io/WaypointMissing",
             Truth::True,

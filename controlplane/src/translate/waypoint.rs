@@ -494,7 +494,7 @@ fn reference(settings: &Settings, name: &Name, refused: &Refused) -> GatewayAddr
     }))
 }
 
-fn bound(status: Truth, reason: &str, message: String) -> Condition {
+fn bound(status: Truth, reason: &'static str, message: String) -> Condition {
     condition("istio.io/WaypointBound", status, reason, message)
 }
 

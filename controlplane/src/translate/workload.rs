@@ -1,6 +1,6 @@
 //! Pods, WorkloadEntries, inline endpoints and bare EndpointSlice addresses to the mesh's workloads.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use mesh::names::Str;
 use proto::workload::{
@@ -53,7 +53,7 @@ pub fn of_pod(
     tunnel: Option<ApplicationTunnel>,
     around: Surroundings<'_>,
 ) -> Outcome {
-    let out = |reason, message: &str| Outcome {
+    let out = |reason, message: &'static str| Outcome {
         workload: None,
         conditions: vec![in_mesh(Truth::False, reason, message)],
     };
@@ -174,7 +174,11 @@ fn wanted(pod: &Meta, namespace: Option<&Meta>) -> bool {
     label.is_some_and(|mode| &**mode == "ambient")
 }
 
-fn in_mesh(status: Truth, reason: &str, message: impl Into<String>) -> Condition {
+fn in_mesh(
+    status: Truth,
+    reason: &'static str,
+    message: impl Into<Cow<'static, str>>,
+) -> Condition {
     condition("leyline.dev/InMesh", status, reason, message)
 }
 

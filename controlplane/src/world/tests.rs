@@ -110,7 +110,7 @@ fn says(status: &ObjectStatus, type_: &str, truth: Truth, reason: &str) -> bool 
     status
         .conditions
         .iter()
-        .any(|c| &*c.type_ == type_ && c.status == truth && &*c.reason == reason)
+        .any(|c| c.type_ == type_ && c.status == truth && c.reason == reason)
 }
 
 #[tokio::test]
@@ -162,7 +162,7 @@ async fn a_broken_policy_leaves_the_last_good_state_in_force_and_says_so() {
     let message = &status
         .conditions
         .iter()
-        .find(|c| &*c.type_ == "Accepted")
+        .find(|c| c.type_ == "Accepted")
         .unwrap()
         .message;
     assert!(
@@ -243,7 +243,7 @@ async fn of_two_files_with_one_object_the_first_keeps_it_and_status_names_both()
     let message = &status
         .conditions
         .iter()
-        .find(|c| &*c.type_ == "Unique")
+        .find(|c| c.type_ == "Unique")
         .unwrap()
         .message;
     assert!(
