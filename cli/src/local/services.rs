@@ -162,8 +162,8 @@ fn empty_view(key: &Key, service: &Service, pool: &mut ServicePool) -> ServiceVi
     }
 }
 
-/// A service gets an address of each family, IPv4 first, unless it asks for less. (Kubernetes' default is one family; here
-/// both are there, and a name that resolves to both serves everyone.)
+/// As a dual-stack cluster assigns them: one family, IPv4 unless `ipFamilies` says IPv6, where the service asks for no
+/// more. A program that listens on IPv4 alone would not be found by a name that resolves to both.
 fn addresses(
     key: &Key,
     chosen: &[IpAddr],
@@ -171,15 +171,15 @@ fn addresses(
     policy: Option<&str>,
     pool: &mut ServicePool,
 ) -> Vec<IpAddr> {
-    if chosen.len() > 1 || (chosen.len() == 1 && policy == Some("SingleStack")) {
-        return chosen
-            .iter()
-            .copied()
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect();
+    let dual = match policy {
+        Some(policy) => policy != "SingleStack",
+        None => families.len() > 1 || chosen.len() > 1,
+    };
+    if chosen.len() > 1 || (chosen.len() == 1 && !dual) {
+        let distinct: BTreeSet<_> = chosen.iter().copied().collect();
+        return distinct.into_iter().collect();
     }
-    let both = match chosen {
+    let mut both = match chosen {
         [IpAddr::V4(v4)] => vec![IpAddr::V4(*v4), address::service_v6(*v4).into()],
         [v6] => vec![*v6],
         _ => pool
@@ -187,19 +187,13 @@ fn addresses(
             .map(|dual| dual.both().to_vec())
             .unwrap_or_default(),
     };
-    match (policy, families) {
-        (Some("SingleStack"), [family, ..]) => both
-            .into_iter()
-            .filter(|ip| ip.is_ipv6() == (family == "IPv6"))
-            .collect(),
-        (Some("SingleStack"), []) => both.into_iter().take(1).collect(),
-        (None, [family]) => both
-            .into_iter()
-            .filter(|ip| ip.is_ipv6() == (family == "IPv6"))
-            .collect(),
-        (_, [first, ..]) if first == "IPv6" => both.into_iter().rev().collect(),
-        _ => both,
+    if families.first().is_some_and(|first| first == "IPv6") {
+        both.reverse();
     }
+    if !dual {
+        both.truncate(1);
+    }
+    both
 }
 
 fn selector(service: &Service) -> Option<Labels> {
@@ -407,7 +401,8 @@ mod tests {
     #[test]
     fn ready_pods_stand_behind_a_service_by_the_name_of_their_port() {
         let objects = objects(
-            json!({"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "web"}]}),
+            json!({"selector": {"app": "web"}, "ipFamilyPolicy": "PreferDualStack",
+                "ports": [{"port": 80, "targetPort": "web"}]}),
         );
         let members = [member("one", 1, true), member("two", 2, false)];
         let views = view(&objects, &members, &mut ServicePool::default());
@@ -436,7 +431,9 @@ mod tests {
                 .map(|ip| if ip.is_ipv4() { '4' } else { '6' })
                 .collect::<String>()
         };
-        assert_eq!(count(json!({})), "46");
+        assert_eq!(count(json!({})), "4");
+        assert_eq!(count(json!({"ipFamilyPolicy": "PreferDualStack"})), "46");
+        assert_eq!(count(json!({"ipFamilies": ["IPv4", "IPv6"]})), "46");
         assert_eq!(count(json!({"clusterIP": "None"})), "");
         assert_eq!(count(json!({"ipFamilyPolicy": "SingleStack"})), "4");
         assert_eq!(count(json!({"ipFamilies": ["IPv6"]})), "6");
@@ -444,7 +441,7 @@ mod tests {
             count(json!({"ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv6", "IPv4"]})),
             "64"
         );
-        assert_eq!(count(json!({"clusterIP": "10.96.7.7"})), "46");
+        assert_eq!(count(json!({"clusterIP": "10.96.7.7"})), "4");
     }
 
     #[test]
