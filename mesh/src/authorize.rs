@@ -158,13 +158,8 @@ fn decide(
     if by.is_some() || !policies.any(Action::Allow, false) {
         return Decision::Allow { by };
     }
-    // The first of the policies that might have allowed it: a name to begin with, which is what a log reader looks for.
-    let object = policies.of(Action::Allow, false).next();
     Decision::Deny {
-        refusal: Refusal {
-            reason: Reason::PolicyNotAllowed,
-            object: object.map(|policy| Object::Policy(policy.key.clone())),
-        },
+        refusal: Refusal::new(Reason::PolicyNotAllowed),
         by: None,
     }
 }

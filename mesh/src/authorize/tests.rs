@@ -61,7 +61,7 @@ fn decides(policies: &[AuthorizationPolicy], peer: Option<Identity>, expected: &
 
 const ANY: &str = "[[]]";
 const NEVER: &str = "[[[{}]]]";
-const NOT_ALLOWED: &str = "deny: allow policies exist, but none allowed (policy a/allow)";
+const NOT_ALLOWED: &str = "deny: allow policies exist, but none allowed";
 
 #[test]
 fn deny_beats_allow_and_allow_beats_silence() {
