@@ -164,12 +164,13 @@ fn tables(status: &Status) -> String {
         ]);
     }
     let mut nodes = vec![head(&["NODE", "PODS", "ADDRESSES"])];
-    nodes.extend(
-        status
-            .nodes
-            .iter()
-            .map(|(name, node)| vec![name.clone(), node.pods.to_string(), node.ips.join(" ")]),
-    );
+    nodes.extend(status.nodes.iter().map(|(name, node)| {
+        vec![
+            name.clone(),
+            node.pods.to_string(),
+            node.addresses.join(" "),
+        ]
+    }));
     let mut pods = vec![head(&[
         "NAMESPACE",
         "POD",
@@ -240,7 +241,7 @@ fn pod_row(pod: &PodStatus, screen: screen::Screen) -> Vec<String> {
         mesh,
         pod.restarts.to_string(),
         dash(Some(&pod.node)),
-        dash(pod.ips.first()),
+        dash(pod.addresses.first()),
         dash(pod.reason.as_ref()),
     ]
 }

@@ -370,7 +370,7 @@ fn status(mesh: &Mesh) -> Status {
         (
             node.name.clone(),
             NodeStatus {
-                ips: addresses,
+                addresses,
                 pods: count,
             },
         )
@@ -446,7 +446,7 @@ fn pod_status(world: &World, pod: &LivePod) -> PodStatus {
         name: pod.plan.key.name.clone(),
         uid: pod.place.uid.clone(),
         node: pod.place.node.clone(),
-        ips: pod.place.address.texts().to_vec(),
+        addresses: pod.place.address.texts().to_vec(),
         phase: phase.to_owned(),
         ready: state.ready && !pod.terminating,
         mesh: mesh.to_owned(),

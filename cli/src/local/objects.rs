@@ -156,7 +156,7 @@ impl File {
                 self.problem = Some(Problem {
                     file: path.to_owned(),
                     line: error.place.line,
-                    message: error.to_string(),
+                    message: error.problem,
                 });
             }
         }

@@ -330,8 +330,12 @@ async fn keep_running(
         if started.elapsed() > Duration::from_secs(60) {
             pause = FIRST;
         }
+        let last = last_line(&sandbox, &container.name);
         report.container(&container.name, |state| {
-            state.reason = Some(format!("ended with {code}, starts again in {pause:?}"));
+            let last = last.map(|line| format!(": {line}")).unwrap_or_default();
+            state.reason = Some(format!(
+                "ended with {code}, starts again in {pause:?}{last}"
+            ));
         });
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -340,6 +344,15 @@ async fn keep_running(
         pause = (pause * 2).min(LONGEST);
         report.container(&container.name, |state| state.restarts += 1);
     }
+}
+
+/// What the container said last, which is often why it ended.
+fn last_line(sandbox: &Sandbox, container: &str) -> Option<String> {
+    const SHOWN: usize = 120;
+    let path = sandbox.runtime.container_log(&sandbox.plan.key, container);
+    let text = super::logs::tail(&path, Some(1)).ok()?;
+    let line = text.trim().trim_start_matches("leyline: ");
+    (!line.is_empty()).then(|| line.chars().take(SHOWN).collect())
 }
 
 async fn run_once(

@@ -114,7 +114,7 @@ pub struct SupervisorStatus {
 #[serde(rename_all = "camelCase")]
 pub struct NodeStatus {
     /// Its addresses on the link, IPv4 first.
-    pub ips: Vec<String>,
+    pub addresses: Vec<String>,
     /// How many pods it has.
     pub pods: usize,
 }
@@ -132,7 +132,7 @@ pub struct PodStatus {
     /// Its node.
     pub node: String,
     /// Its addresses, IPv4 first.
-    pub ips: Vec<String>,
+    pub addresses: Vec<String>,
     /// `Pending`, `Running`, `Succeeded`, `Failed` or `Terminating`.
     pub phase: String,
     /// Whether it may be sent traffic.

@@ -4,7 +4,10 @@
 use std::{
     fs::{self, File, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::unix::{
+        fs::{DirBuilderExt, PermissionsExt},
+        net::UnixStream,
+    },
     path::{Path, PathBuf},
 };
 
@@ -125,12 +128,15 @@ impl Runtime {
         self.root.join("etc")
     }
 
-    /// Names of the meshes of this user whose folder exists.
-    pub fn names() -> Vec<String> {
+    /// Names of this user's meshes that run.
+    pub(crate) fn names() -> Vec<String> {
         let entries = fs::read_dir(parent()).into_iter().flatten().flatten();
-        let folders = entries.filter(|entry| entry.path().is_dir());
-        folders
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names
+            .filter(|name| {
+                let runtime = Self::at(parent().join(name));
+                UnixStream::connect(runtime.control_socket()).is_ok()
+            })
             .collect()
     }
 }

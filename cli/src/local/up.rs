@@ -230,23 +230,24 @@ fn summary(plan: &Plan, detach: bool) {
         plan.folder.display()
     )];
     let row = |command: &str, what: &str| {
-        format!(
-            "  {:<58} {}",
-            format!("leyline local {command}{name}"),
-            screen.quiet(what)
-        )
+        let (verb, rest) = command.split_once(' ').unwrap_or((command, ""));
+        let line = format!("  leyline local {verb}{name} {rest}");
+        vec![line.trim_end().to_owned(), screen.quiet(what)]
     };
-    lines.push(row("status", "what runs, what is in force"));
-    lines.push(row(
-        "label NAMESPACE istio.io/dataplane-mode=ambient",
-        "bring a namespace into the mesh",
-    ));
-    lines.push(row(
-        "exec NAMESPACE/POD -- COMMAND",
-        "run something in a pod",
-    ));
-    lines.push(row("logs ztunnel-node1 -f", "watch connections"));
-    lines.push(row("down", "stop; nothing is left"));
+    let rows = [
+        row("status", "what runs, what is in force"),
+        row(
+            "label NAMESPACE istio.io/dataplane-mode=ambient",
+            "bring a namespace into the mesh",
+        ),
+        row(
+            "exec NAMESPACE/POD -- COMMAND",
+            "run something in a pod, or on a node",
+        ),
+        row("logs ztunnel-node1 -f", "watch connections"),
+        row("down", "stop; nothing is left"),
+    ];
+    lines.push(screen::table(&rows).trim_end().to_owned());
     if plan.rootless {
         lines
             .push(screen.quiet("  (in a user namespace: pods reach each other, not the internet)"));
