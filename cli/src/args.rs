@@ -92,6 +92,15 @@ pub(crate) enum Local {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    /// Reach a service or a pod from this machine: listen on 127.0.0.1 and carry connections in
+    Forward {
+        #[command(flatten)]
+        mesh: Mesh,
+        /// NAMESPACE/NAME of a service or a pod
+        target: String,
+        /// PORT, or LOCAL:PORT
+        ports: String,
+    },
     /// Print the log of a pod (NAMESPACE/POD) or of a part (see status)
     Logs {
         #[command(flatten)]

@@ -47,6 +47,11 @@ fn local(command: Local) -> Result<ExitCode> {
             container,
             command,
         ),
+        Local::Forward {
+            mesh,
+            target,
+            ports,
+        } => client::forward(&client::Client::named(&mesh.name)?, &target, &ports),
         Local::Logs {
             mesh,
             target,

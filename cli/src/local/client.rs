@@ -3,7 +3,11 @@
 use std::{
     collections::BTreeMap,
     io::{self, IsTerminal, Write},
-    os::{fd::AsFd, unix::net::UnixStream},
+    net::{Ipv4Addr, TcpListener},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -66,8 +70,13 @@ impl Client {
 
     /// Sends a request and waits for the answer.
     pub(crate) fn ask(&self, request: &Request) -> Result<Value> {
+        self.ask_with(request, &[])
+    }
+
+    /// The same, with open files beside the request.
+    fn ask_with(&self, request: &Request, files: &[BorrowedFd<'_>]) -> Result<Value> {
         let stream = self.connect()?;
-        send_request(&stream, request, &[]).context("ask the mesh")?;
+        send_request(&stream, request, files).context("ask the mesh")?;
         answered(&stream)
     }
 
@@ -344,6 +353,37 @@ pub(crate) fn exec(
         )?
     };
     Ok(ExitCode::from(code))
+}
+
+/// `forward`: until killed.
+pub(crate) fn forward(client: &Client, target: &str, ports: &str) -> Result<ExitCode> {
+    let number = |text: &str| {
+        text.parse::<u16>()
+            .with_context(|| format!("{text:?} is no port"))
+    };
+    let (local, port) = match ports.split_once(':') {
+        Some((local, port)) => (number(local)?, number(port)?),
+        None => (number(ports)?, number(ports)?),
+    };
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, local))
+        .with_context(|| format!("listen on 127.0.0.1:{local}"))?;
+    println!(
+        "{} leads to {target}, port {port}; Ctrl-C ends it",
+        listener.local_addr()?
+    );
+    for stream in listener.incoming() {
+        let (stream, client) = (stream.context("accept")?, client.clone());
+        let request = Request::Forward {
+            target: target.to_owned(),
+            port,
+        };
+        std::thread::spawn(move || {
+            if let Err(error) = client.ask_with(&request, &[stream.as_fd()]) {
+                eprintln!("{} {error:#}", screen::errors().bad("error:"));
+            }
+        });
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// `logs`.

@@ -46,6 +46,7 @@ enum Answer {
     Status(Box<Status>, Option<Endpoint>),
     Admin(Endpoint, String, String),
     Part(Acting),
+    Forward(Endpoint, OwnedFd),
 }
 
 /// An endpoint and from where it can be reached.
@@ -94,6 +95,16 @@ async fn serve(stream: UnixStream, take: impl Fn(Asked)) {
                 Err(error) => Reply::Error(format!("{method} {address}{path}: {error}")),
             }
         }
+        Ok(Answer::Forward((handle, address), file)) => {
+            let carried = handle.spawn(carry(file, address)).await;
+            match carried
+                .map_err(io::Error::other)
+                .and_then(|carried| carried)
+            {
+                Ok(()) => Reply::Ok(Value::Null),
+                Err(error) => Reply::Error(format!("carry a connection to {address}: {error}")),
+            }
+        }
         Ok(Answer::Part(acting)) => {
             acting.done().await;
             Reply::Ok(Value::Null)
@@ -102,6 +113,18 @@ async fn serve(stream: UnixStream, take: impl Fn(Asked)) {
     };
     let _ = stream.set_nonblocking(false);
     let _ = send_reply(&stream, &reply);
+}
+
+/// Joins a connection from outside to one inside, until both have ended.
+async fn carry(outside: OwnedFd, address: std::net::SocketAddr) -> io::Result<()> {
+    let outside = std::net::TcpStream::from(outside);
+    outside.set_nonblocking(true)?;
+    let mut outside = tokio::net::TcpStream::from_std(outside)?;
+    let mut inside = tokio::net::TcpStream::connect(address).await?;
+    inside.set_nodelay(true)?;
+    outside.set_nodelay(true)?;
+    tokio::io::copy_bidirectional(&mut outside, &mut inside).await?;
+    Ok(())
 }
 
 /// Runs a command until it ends or the one who asked goes away.
@@ -190,6 +213,16 @@ pub(super) fn answer(mesh: &mut Mesh, asked: Asked) -> (bool, bool) {
                 )),
             }
         }
+        Request::Forward { target, port } => {
+            match (
+                destination(&mesh.world, &target, port),
+                files.into_iter().next(),
+            ) {
+                (Ok(endpoint), Some(file)) => Answer::Forward(endpoint, file),
+                (Err(error), _) => now(Err(error)),
+                (_, None) => now(Err("the connection must come with the request".to_owned())),
+            }
+        }
         Request::Part { part, action } => match find_part(mesh, &part) {
             Ok(handle) => Answer::Part(handle.act(action)),
             Err(error) => now(Err(error)),
@@ -228,6 +261,23 @@ fn endpoint(mesh: &Mesh, part: &str, name: &str) -> Result<Endpoint, String> {
     };
     let address = address.ok_or_else(|| format!("{} has no endpoint {name}", part.name))?;
     Ok((part.netns.clone(), address))
+}
+
+/// Where `target` is reached, from the first node.
+fn destination(world: &World, target: &str, port: u16) -> Result<Endpoint, String> {
+    let node = world.nodes.values().next().ok_or("the mesh has no nodes")?;
+    let service = world
+        .services
+        .iter()
+        .find(|(key, _)| key.to_string() == target);
+    let address = match service.and_then(|(_, service)| service.addresses.first()) {
+        Some(address) => *address,
+        None => world.find_pod(target)?.place.address.v4.into(),
+    };
+    Ok((
+        node.handle.clone(),
+        std::net::SocketAddr::new(address, port),
+    ))
 }
 
 fn label(

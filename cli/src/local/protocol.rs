@@ -42,6 +42,14 @@ pub enum Request {
         /// `TERM`, when there is a terminal.
         term: Option<String>,
     },
+    /// Carry a TCP connection into the mesh. One open file travels with it: the connection. The reply comes when both
+    /// sides have ended.
+    Forward {
+        /// `NAMESPACE/NAME` of a service or a pod.
+        target: String,
+        /// The port there.
+        port: u16,
+    },
     /// Do something to a part.
     Part {
         /// Its name.

@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
 };
 
-use k8s_openapi::api::core::v1::{Service, ServicePort};
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use serde_json::{Value, json};
 
 use super::{
@@ -120,25 +120,12 @@ fn empty_view(key: &Key, service: &Service, pool: &mut ServicePool) -> ServiceVi
     let headless = spec.cluster_ip.as_deref() == Some("None");
     let external_name = spec
         .external_name
+        .clone()
         .filter(|_| spec.type_.as_deref() == Some("ExternalName"));
-    let chosen: Vec<IpAddr> = spec
-        .cluster_ips
-        .iter()
-        .flatten()
-        .chain(&spec.cluster_ip)
-        .filter_map(|ip| ip.parse().ok())
-        .collect();
     let addresses = if headless || external_name.is_some() {
         Vec::new()
     } else {
-        let families = spec.ip_families.unwrap_or_default();
-        addresses(
-            key,
-            &chosen,
-            &families,
-            spec.ip_family_policy.as_deref(),
-            pool,
-        )
+        addresses(key, &spec, pool)
     };
     let ports = spec.ports.iter().flatten().filter_map(|port| {
         Some(PortView {
@@ -162,38 +149,89 @@ fn empty_view(key: &Key, service: &Service, pool: &mut ServicePool) -> ServiceVi
     }
 }
 
-/// As a dual-stack cluster assigns them: one family, IPv4 unless `ipFamilies` says IPv6, where the service asks for no
-/// more. A program that listens on IPv4 alone would not be found by a name that resolves to both.
-fn addresses(
-    key: &Key,
-    chosen: &[IpAddr],
-    families: &[String],
-    policy: Option<&str>,
-    pool: &mut ServicePool,
-) -> Vec<IpAddr> {
-    let dual = match policy {
+/// Families of IP, as services and endpoint slices name them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    fn of(ip: &IpAddr) -> Self {
+        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+
+    fn pick(self, address: Dual) -> IpAddr {
+        match self {
+            Self::V4 => address.v4.into(),
+            Self::V6 => address.v6.into(),
+        }
+    }
+}
+
+fn chosen_addresses(spec: &ServiceSpec) -> Vec<IpAddr> {
+    let texts = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+    texts.filter_map(|ip| ip.parse().ok()).collect()
+}
+
+/// The families of a service, its first one first, as a dual-stack cluster assigns them: one, IPv4 unless it says IPv6,
+/// where the service asks for no more. A program that listens on IPv4 alone would not be found by a name that resolves
+/// to both.
+fn families(spec: &ServiceSpec) -> Vec<Family> {
+    let mut named: Vec<Family> = match &spec.ip_families {
+        Some(families) => families
+            .iter()
+            .map(|family| {
+                if family == "IPv6" {
+                    Family::V6
+                } else {
+                    Family::V4
+                }
+            })
+            .collect(),
+        None => chosen_addresses(spec).iter().map(Family::of).collect(),
+    };
+    named.dedup();
+    let dual = match spec.ip_family_policy.as_deref() {
         Some(policy) => policy != "SingleStack",
-        None => families.len() > 1 || chosen.len() > 1,
+        None => named.len() > 1,
     };
-    if chosen.len() > 1 || (chosen.len() == 1 && !dual) {
-        let distinct: BTreeSet<_> = chosen.iter().copied().collect();
-        return distinct.into_iter().collect();
-    }
-    let mut both = match chosen {
-        [IpAddr::V4(v4)] => vec![IpAddr::V4(*v4), address::service_v6(*v4).into()],
-        [v6] => vec![*v6],
-        _ => pool
-            .take(&key.to_string())
-            .map(|dual| dual.both().to_vec())
-            .unwrap_or_default(),
+    let first = named.first().copied().unwrap_or(Family::V4);
+    let other = if first == Family::V4 {
+        Family::V6
+    } else {
+        Family::V4
     };
-    if families.first().is_some_and(|first| first == "IPv6") {
-        both.reverse();
+    if dual {
+        vec![first, other]
+    } else {
+        vec![first]
     }
-    if !dual {
-        both.truncate(1);
-    }
-    both
+}
+
+/// One address for each family: the one that the service names, else one of the pool.
+fn addresses(key: &Key, spec: &ServiceSpec, pool: &mut ServicePool) -> Vec<IpAddr> {
+    let chosen = chosen_addresses(spec);
+    let mut address = |family| {
+        let named = chosen.iter().find(|ip| Family::of(ip) == family);
+        let sibling = chosen.iter().find_map(|ip| match ip {
+            IpAddr::V4(v4) if family == Family::V6 => Some(address::service_v6(*v4).into()),
+            _ => None,
+        });
+        let pooled = || pool.take(&key.to_string()).map(|dual| family.pick(dual));
+        named.copied().or(sibling).or_else(pooled)
+    };
+    families(spec)
+        .into_iter()
+        .filter_map(&mut address)
+        .collect()
 }
 
 fn selector(service: &Service) -> Option<Labels> {
@@ -243,7 +281,10 @@ fn fill_from_pods(view: &mut ServiceView, service: &Service, members: &[&Member]
             .filter(|_| member.subdomain.as_deref() == Some(view.key.name.as_str()));
         member.address.both().map(|ip| (ip, named.clone()))
     });
-    view.hosts = hosts.collect();
+    let own = spec.map(families).unwrap_or_default();
+    view.hosts = hosts
+        .filter(|(ip, _)| own.contains(&Family::of(ip)))
+        .collect();
 }
 
 fn target_port(port: &ServicePort, member: &Member) -> Option<u16> {
@@ -314,19 +355,19 @@ pub(super) fn slices(
         return Vec::new();
     };
     let members = selected(key, &selector, members);
-    // As `Dual::both` orders them.
-    let families = [("IPv4", 0), ("IPv6", 1)];
+    let families = service.spec.as_ref().map(families).unwrap_or_default();
     families
         .into_iter()
-        .map(|(family, which)| {
-            let name = format!("{}-{}", key.name, family.to_ascii_lowercase());
-            let endpoints: Vec<Value> = members.iter().map(|member| endpoint(member, member.address.both()[which], zones)).collect();
+        .map(|family| {
+            let name = format!("{}-{}", key.name, family.as_str().to_ascii_lowercase());
+            let endpoints = members.iter().map(|member| endpoint(member, family.pick(member.address), zones));
+            let endpoints: Vec<Value> = endpoints.collect();
             let slice = json!({
                 "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
                 "metadata": {"name": name, "namespace": key.namespace,
                     "labels": {"kubernetes.io/service-name": key.name,
                         "endpointslice.kubernetes.io/managed-by": "leyline.dev/local"}},
-                "addressType": family, "ports": slice_ports(service, &members), "endpoints": endpoints,
+                "addressType": family.as_str(), "ports": slice_ports(service, &members), "endpoints": endpoints,
             });
             (name, slice)
         })
@@ -447,7 +488,7 @@ mod tests {
     #[test]
     fn slices_name_every_pod_and_tell_which_are_ready() {
         let objects = objects(
-            json!({"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}),
+            json!({"selector": {"app": "web"}, "ipFamilyPolicy": "RequireDualStack", "ports": [{"port": 80, "targetPort": 8080}]}),
         );
         let key = Key::new("a", "web");
         let members = [member("one", 1, true), member("two", 2, false)];

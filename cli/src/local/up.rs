@@ -244,6 +244,10 @@ fn summary(plan: &Plan, detach: bool) {
             "exec NAMESPACE/POD -- COMMAND",
             "run something in a pod, or on a node",
         ),
+        row(
+            "forward NAMESPACE/SERVICE 8080:80",
+            "reach a service from this machine",
+        ),
         row("logs ztunnel-node1 -f", "watch connections"),
         row("down", "stop; nothing is left"),
     ];
