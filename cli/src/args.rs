@@ -100,6 +100,9 @@ pub(crate) enum Local {
         target: String,
         /// PORT, or LOCAL:PORT
         ports: String,
+        /// Connect as this pod (NAMESPACE/POD), with its identity where it is in the mesh; otherwise from a node
+        #[arg(long)]
+        from: Option<String>,
     },
     /// Print the log of a pod (NAMESPACE/POD) or of a part (see status)
     Logs {

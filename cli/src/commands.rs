@@ -51,7 +51,8 @@ fn local(command: Local) -> Result<ExitCode> {
             mesh,
             target,
             ports,
-        } => client::forward(&client::Client::named(&mesh.name)?, &target, &ports),
+            from,
+        } => client::forward(&client::Client::named(&mesh.name)?, &target, &ports, from),
         Local::Logs {
             mesh,
             target,

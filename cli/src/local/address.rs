@@ -38,6 +38,10 @@ pub const CLUSTER_DNS: Dual = service(10);
 pub const LINK_PREFIX: (u8, u8) = (24, 64);
 /// Prefix lengths of one node's pods.
 pub const POD_PREFIX: (u8, u8) = (24, 64);
+/// The network of services' virtual addresses: its first addresses, to be used with [`SERVICE_PREFIX`].
+pub const SERVICE_NETWORK: Dual = service(0);
+/// Prefix lengths of services' virtual addresses.
+pub const SERVICE_PREFIX: (u8, u8) = (16, 112);
 /// How many nodes fit on the link.
 pub const MAX_NODES: u8 = 200;
 

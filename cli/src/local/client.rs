@@ -191,7 +191,10 @@ fn tables(status: &Status) -> String {
         "WHY",
     ])];
     pods.extend(status.pods.iter().map(|pod| pod_row(pod, screen)));
-    let mut text = [parts, nodes, pods]
+    let mut services = vec![head(&["SERVICE", "ADDRESS"])];
+    let rows = status.services.iter();
+    services.extend(rows.map(|(name, addresses)| vec![name.clone(), addresses.join(" ")]));
+    let mut text = [parts, nodes, pods, services]
         .iter()
         .filter(|rows| rows.len() > 1)
         .map(|rows| screen::table(rows))
@@ -356,7 +359,12 @@ pub(crate) fn exec(
 }
 
 /// `forward`: until killed.
-pub(crate) fn forward(client: &Client, target: &str, ports: &str) -> Result<ExitCode> {
+pub(crate) fn forward(
+    client: &Client,
+    target: &str,
+    ports: &str,
+    from: Option<String>,
+) -> Result<ExitCode> {
     let number = |text: &str| {
         text.parse::<u16>()
             .with_context(|| format!("{text:?} is no port"))
@@ -376,6 +384,7 @@ pub(crate) fn forward(client: &Client, target: &str, ports: &str) -> Result<Exit
         let request = Request::Forward {
             target: target.to_owned(),
             port,
+            from: from.clone(),
         };
         std::thread::spawn(move || {
             if let Err(error) = client.ask_with(&request, &[stream.as_fd()]) {

@@ -46,7 +46,7 @@ enum Answer {
     Status(Box<Status>, Option<Endpoint>),
     Admin(Endpoint, String, String),
     Part(Acting),
-    Forward(Endpoint, OwnedFd),
+    Forward(Netns, std::net::SocketAddr, OwnedFd),
 }
 
 /// An endpoint and from where it can be reached.
@@ -95,16 +95,10 @@ async fn serve(stream: UnixStream, take: impl Fn(Asked)) {
                 Err(error) => Reply::Error(format!("{method} {address}{path}: {error}")),
             }
         }
-        Ok(Answer::Forward((handle, address), file)) => {
-            let carried = handle.spawn(carry(file, address)).await;
-            match carried
-                .map_err(io::Error::other)
-                .and_then(|carried| carried)
-            {
-                Ok(()) => Reply::Ok(Value::Null),
-                Err(error) => Reply::Error(format!("carry a connection to {address}: {error}")),
-            }
-        }
+        Ok(Answer::Forward(netns, address, file)) => match carry(netns, address, file).await {
+            Ok(()) => Reply::Ok(Value::Null),
+            Err(error) => Reply::Error(format!("carry a connection to {address}: {error}")),
+        },
         Ok(Answer::Part(acting)) => {
             acting.done().await;
             Reply::Ok(Value::Null)
@@ -115,14 +109,17 @@ async fn serve(stream: UnixStream, take: impl Fn(Asked)) {
     let _ = send_reply(&stream, &reply);
 }
 
-/// Joins a connection from outside to one inside, until both have ended.
-async fn carry(outside: OwnedFd, address: std::net::SocketAddr) -> io::Result<()> {
-    let outside = std::net::TcpStream::from(outside);
-    outside.set_nonblocking(true)?;
-    let mut outside = tokio::net::TcpStream::from_std(outside)?;
-    let mut inside = tokio::net::TcpStream::connect(address).await?;
-    inside.set_nodelay(true)?;
-    outside.set_nodelay(true)?;
+/// Joins a connection from outside to one made in `netns`, until both have ended.
+async fn carry(netns: Netns, address: std::net::SocketAddr, outside: OwnedFd) -> io::Result<()> {
+    const LIMIT: Duration = Duration::from_secs(10);
+    let inside = tokio::task::spawn_blocking(move || netns.connect(address, LIMIT));
+    let joined = |stream: std::net::TcpStream| {
+        stream.set_nonblocking(true)?;
+        stream.set_nodelay(true)?;
+        tokio::net::TcpStream::from_std(stream)
+    };
+    let mut inside = joined(inside.await.map_err(io::Error::other)??)?;
+    let mut outside = joined(outside.into())?;
     tokio::io::copy_bidirectional(&mut outside, &mut inside).await?;
     Ok(())
 }
@@ -213,12 +210,10 @@ pub(super) fn answer(mesh: &mut Mesh, asked: Asked) -> (bool, bool) {
                 )),
             }
         }
-        Request::Forward { target, port } => {
-            match (
-                destination(&mesh.world, &target, port),
-                files.into_iter().next(),
-            ) {
-                (Ok(endpoint), Some(file)) => Answer::Forward(endpoint, file),
+        Request::Forward { target, port, from } => {
+            let way = way(&mesh.world, &target, port, from.as_deref());
+            match (way, files.into_iter().next()) {
+                (Ok((netns, address)), Some(file)) => Answer::Forward(netns, address, file),
                 (Err(error), _) => now(Err(error)),
                 (_, None) => now(Err("the connection must come with the request".to_owned())),
             }
@@ -263,9 +258,24 @@ fn endpoint(mesh: &Mesh, part: &str, name: &str) -> Result<Endpoint, String> {
     Ok((part.netns.clone(), address))
 }
 
-/// Where `target` is reached, from the first node.
-fn destination(world: &World, target: &str, port: u16) -> Result<Endpoint, String> {
-    let node = world.nodes.values().next().ok_or("the mesh has no nodes")?;
+/// Where `target` is, and from where it is to be reached.
+fn way(
+    world: &World,
+    target: &str,
+    port: u16,
+    from: Option<&str>,
+) -> Result<(Netns, std::net::SocketAddr), String> {
+    let netns = match from {
+        Some(pod) => &world.find_pod(pod)?.netns,
+        None => {
+            &world
+                .nodes
+                .values()
+                .next()
+                .ok_or("the mesh has no nodes")?
+                .netns
+        }
+    };
     let service = world
         .services
         .iter()
@@ -274,10 +284,7 @@ fn destination(world: &World, target: &str, port: u16) -> Result<Endpoint, Strin
         Some(address) => *address,
         None => world.find_pod(target)?.place.address.v4.into(),
     };
-    Ok((
-        node.handle.clone(),
-        std::net::SocketAddr::new(address, port),
-    ))
+    Ok((netns.clone(), std::net::SocketAddr::new(address, port)))
 }
 
 fn label(

@@ -69,6 +69,10 @@ async fn furnish(own: Option<u8>, address: Dual, nodes: &[u8]) -> io::Result<()>
     netlink.up("lo").await?;
     netlink.address("eth0", address, LINK_PREFIX).await?;
     netlink.up("eth0").await?;
+    // Rules rewrite such an address before it leaves; but first it must lead somewhere.
+    let (network, (v4, v6)) = (address::SERVICE_NETWORK, address::SERVICE_PREFIX);
+    netlink.route(network.v4.into(), v4, None, "eth0").await?;
+    netlink.route(network.v6.into(), v6, None, "eth0").await?;
     netlink.routes_to_pods(nodes, own, "eth0").await
 }
 

@@ -4,8 +4,10 @@
 use std::{
     fs::{self, File},
     io,
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     thread,
+    time::Duration,
 };
 
 use nix::{
@@ -69,6 +71,11 @@ impl Netns {
                 .build()?;
             body(&runtime)
         })
+    }
+
+    /// A TCP connection made inside. Blocking.
+    pub(super) fn connect(&self, address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+        self.run(move |_| TcpStream::connect_timeout(&address, limit))
     }
 
     /// A runtime that stays inside: every socket made by a task of it is made there.

@@ -49,6 +49,8 @@ pub enum Request {
         target: String,
         /// The port there.
         port: u16,
+        /// The pod (`NAMESPACE/POD`) that connects; the first node when absent.
+        from: Option<String>,
     },
     /// Do something to a part.
     Part {

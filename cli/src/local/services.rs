@@ -366,7 +366,7 @@ pub(super) fn slices(
                 "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
                 "metadata": {"name": name, "namespace": key.namespace,
                     "labels": {"kubernetes.io/service-name": key.name,
-                        "endpointslice.kubernetes.io/managed-by": "leyline.dev/local"}},
+                        "endpointslice.kubernetes.io/managed-by": "leyline-local"}},
                 "addressType": family.as_str(), "ports": slice_ports(service, &members), "endpoints": endpoints,
             });
             (name, slice)

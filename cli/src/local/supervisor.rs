@@ -114,7 +114,7 @@ pub(crate) fn main() -> ExitCode {
         pipe: Arc::new(Mutex::new(Some(report.into()))),
     };
     match start(&plan, &teller) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             teller.tell(&News::Failed(format!("{error:#}")));
             ExitCode::FAILURE
@@ -135,7 +135,7 @@ fn inherited(fd: RawFd) -> OwnedFd {
     fd
 }
 
-fn start(plan: &Plan, teller: &Teller) -> Result<()> {
+fn start(plan: &Plan, teller: &Teller) -> Result<ExitCode> {
     let mut keep = vec![plan.root.clone(), plan.folder.clone()];
     keep.extend(
         plan.tunnels
@@ -151,10 +151,12 @@ fn start(plan: &Plan, teller: &Teller) -> Result<()> {
         }
         Ok(u8::from(result.is_err()))
     })?;
-    if code != 0 {
-        bail!("the supervisor ended with {code}");
-    }
-    Ok(())
+    // What went wrong has been told already.
+    Ok(if code == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Pods find this program as `leyline`, wherever it lies and whoever may enter that folder.
@@ -390,7 +392,7 @@ impl Mesh {
         };
         let part = settings.control_plane(&self.control, self.control_handle.clone());
         self.start_part(part)?;
-        self.await_ready(CONTROL_PLANE).await?;
+        self.await_ready(CONTROL_PLANE, teller).await?;
         teller.tell(&News::Step("control plane".to_owned()));
         let (mut agents, mut tunnels) = (Vec::new(), Vec::new());
         for node in self.world.nodes.values() {
@@ -415,7 +417,7 @@ impl Mesh {
             }
         }
         for name in self.parts.keys() {
-            self.await_ready(name).await?;
+            self.await_ready(name, teller).await?;
         }
         teller.tell(&News::Step("agents and tunnels".to_owned()));
         Ok(())
@@ -448,8 +450,10 @@ impl Mesh {
         Ok(())
     }
 
-    async fn await_ready(&self, name: &str) -> Result<()> {
+    async fn await_ready(&self, name: &str, teller: &Teller) -> Result<()> {
         const LIMIT: Duration = Duration::from_secs(20);
+        const PATIENCE: Duration = Duration::from_secs(3);
+        let mut told = false;
         let started = Instant::now();
         let part = self
             .parts
@@ -459,6 +463,11 @@ impl Mesh {
             let state = part.state();
             if state.ready {
                 return Ok(());
+            }
+            if started.elapsed() > PATIENCE && !told {
+                told = true;
+                let why = state.reason.clone().unwrap_or_default();
+                teller.tell(&News::Note(format!("waiting for {name}: {why}")));
             }
             if started.elapsed() > LIMIT {
                 let log =

@@ -18,64 +18,54 @@ use super::{
 /// The table's name, in the family `inet`.
 const TABLE: &str = "leyline-services";
 
+/// The table's beginning: what stays the same whatever services there are. An address of the services' range that no rule
+/// has rewritten leads nowhere, and is refused at once instead of being lost.
+const HEAD: &str = "\
+\tchain prerouting {
+\t\ttype nat hook prerouting priority dstnat; policy accept;
+\t\tjump services
+\t}
+\tchain output {
+\t\ttype nat hook output priority -100; policy accept;
+\t\tjump services
+\t}
+\tchain refuse {
+\t\ttype filter hook prerouting priority -90; policy accept;
+\t\tjump unserved
+\t}
+\tchain refuse-own {
+\t\ttype filter hook output priority -90; policy accept;
+\t\tjump unserved
+\t}
+\tchain unserved {
+\t\tip daddr 10.96.0.0/16 meta l4proto tcp reject with tcp reset
+\t\tip daddr 10.96.0.0/16 reject
+\t\tip6 daddr fd00:10:96::/112 meta l4proto tcp reject with tcp reset
+\t\tip6 daddr fd00:10:96::/112 reject
+\t}
+";
+
 /// The whole table as text for `nft -f`. Pure, and the same for the same view.
 ///
 /// `local` are the addresses of the node's own pods: one that reaches itself through a service must see its answer come
 /// back through the node, so its source is rewritten.
 pub(super) fn render(services: &BTreeMap<Key, ServiceView>, local: &BTreeSet<IpAddr>) -> String {
     let mut text =
-        format!("add table inet {TABLE}\nflush table inet {TABLE}\ntable inet {TABLE} {{\n");
-    text.push_str(
-        "\tchain refuse {\n\t\ttype filter hook prerouting priority -110; policy accept;\n",
-    );
-    text.push_str("\t\tjump without-endpoints\n\t}\n");
-    text.push_str(
-        "\tchain refuse-own {\n\t\ttype filter hook output priority -110; policy accept;\n",
-    );
-    text.push_str("\t\tjump without-endpoints\n\t}\n");
-    text.push_str(
-        "\tchain prerouting {\n\t\ttype nat hook prerouting priority dstnat; policy accept;\n",
-    );
-    text.push_str("\t\tjump services\n\t}\n");
-    text.push_str("\tchain output {\n\t\ttype nat hook output priority -100; policy accept;\n");
-    text.push_str("\t\tjump services\n\t}\n");
+        format!("add table inet {TABLE}\nflush table inet {TABLE}\ntable inet {TABLE} {{\n{HEAD}");
     text.push_str(
         "\tchain postrouting {\n\t\ttype nat hook postrouting priority srcnat; policy accept;\n",
     );
     for ip in local {
         let family = family(ip);
-        let _ = writeln!(
-            text,
-            "\t\tct status dnat {family} saddr {ip} {family} daddr {ip} masquerade"
-        );
+        let rule = format!("{family} saddr {ip} {family} daddr {ip} masquerade");
+        let _ = writeln!(text, "\t\tct status dnat {rule}");
     }
-    text.push_str("\t}\n\tchain without-endpoints {\n");
-    each_port(services, |service, address, port| {
-        if backends(port, address).is_empty() {
-            let rejection = if port.protocol == "tcp" {
-                "reject with tcp reset"
-            } else {
-                "reject"
-            };
-            let _ = writeln!(
-                text,
-                "\t\t{} {rejection} comment \"{}\"",
-                matches(address, port),
-                service.key
-            );
-        }
-    });
     text.push_str("\t}\n\tchain services {\n");
     each_port(services, |service, address, port| {
         let backends = backends(port, address);
         if !backends.is_empty() {
-            let rule = dnat(&backends, address);
-            let _ = writeln!(
-                text,
-                "\t\t{} {rule} comment \"{}\"",
-                matches(address, port),
-                service.key
-            );
+            let (matched, rule) = (matches(address, port), dnat(&backends, address));
+            let _ = writeln!(text, "\t\t{matched} {rule} comment \"{}\"", service.key);
         }
     });
     text.push_str("\t}\n}\n");
