@@ -169,7 +169,7 @@ impl Mesh {
     /// All addresses of a pod, IPv4 first.
     pub fn pod_ips(&self, pod: &str) -> Result<Vec<IpAddr>> {
         let found = self.pod(pod)?;
-        let list = found["addresses"]
+        let list = found["ips"]
             .as_array()
             .with_context(|| format!("{pod} has no addresses: {found}"))?;
         let ips = list
