@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::{
     identity::Identity,
     names::PolicyKey,
-    outcome::{Object, Reason, Refusal},
+    outcome::{MAX_POLICIES, Object, Reason, Refusal},
     policy::{Action, AuthorizationPolicy, Match, Rule, ServiceAccountMatch, StringMatch},
     view::MeshView,
     workload::Workload,
@@ -158,8 +158,9 @@ fn decide(
     if by.is_some() || !policies.any(Action::Allow, false) {
         return Decision::Allow { by };
     }
+    let object = Object::Policies(policies.allows());
     Decision::Deny {
-        refusal: Refusal::new(Reason::PolicyNotAllowed),
+        refusal: Refusal::by(Reason::PolicyNotAllowed, object),
         by: None,
     }
 }
@@ -187,6 +188,15 @@ impl<'a> Policies<'a> {
 
     fn any(&self, action: Action, dry_run: bool) -> bool {
         self.of(action, dry_run).next().is_some()
+    }
+
+    /// The enforced ALLOW policies, as a refusal names them.
+    fn allows(&self) -> Vec<PolicyKey> {
+        let allows = self.of(Action::Allow, false);
+        let mut keys: Vec<_> = allows.map(|it| it.key.clone()).collect();
+        keys.sort();
+        keys.truncate(MAX_POLICIES);
+        keys
     }
 
     fn matches(

@@ -1,6 +1,6 @@
 //! What a decision answers.
 
-use std::fmt;
+use std::{fmt, slice};
 
 use serde::Serialize;
 
@@ -34,12 +34,28 @@ pub struct Refusal {
 pub enum Object {
     /// An authorization policy.
     Policy(PolicyKey),
+    /// The ALLOW policies of which none allowed it: sorted, at least one and at most [`MAX_POLICIES`].
+    Policies(Vec<PolicyKey>),
     /// A service.
     Service(NamespacedHostname),
     /// A workload.
     Workload(WorkloadUid),
     /// An address.
     Address(NetworkAddress),
+}
+
+/// How many policies a refusal names.
+pub const MAX_POLICIES: usize = 8;
+
+impl Object {
+    /// The policies, where it is these that refuse.
+    pub fn policies(&self) -> &[PolicyKey] {
+        match self {
+            Self::Policy(key) => slice::from_ref(key),
+            Self::Policies(keys) => keys,
+            Self::Service(_) | Self::Workload(_) | Self::Address(_) => &[],
+        }
+    }
 }
 
 /// The closed list of reasons to refuse.
@@ -189,10 +205,17 @@ impl fmt::Display for Reason {
     }
 }
 
+/// Policies as logs name them: `ns/name`, with commas between.
+pub fn listed(policies: &[PolicyKey]) -> String {
+    let names: Vec<_> = policies.iter().map(ToString::to_string).collect();
+    names.join(",")
+}
+
 impl fmt::Display for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Policy(key) => write!(f, "policy {key}"),
+            Self::Policies(keys) => write!(f, "policies {}", listed(keys)),
             Self::Service(key) => write!(f, "service {key}"),
             Self::Workload(uid) => write!(f, "workload {uid}"),
             Self::Address(address) => write!(f, "address {address}"),
@@ -207,8 +230,9 @@ impl fmt::Display for Refusal {
             (Some(Object::Policy(key)), Reason::PolicyDenied) => {
                 write!(f, "explicitly denied by: {key}")
             }
+            // The words alone here too; the log has the policies in a field of their own.
+            (Some(Object::Policies(_)) | None, reason) => reason.fmt(f),
             (Some(object), reason) => write!(f, "{reason} ({object})"),
-            (None, reason) => reason.fmt(f),
         }
     }
 }

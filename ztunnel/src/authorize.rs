@@ -4,9 +4,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use mesh::{
     authorize::{self as policy, AuthorizationFacts, Decision, Finding, RuleRef},
-    names::{PolicyKey, WorkloadUid},
-    outcome::{Need, Object, Outcome, Reason, Refusal},
-    policy::Action,
+    names::WorkloadUid,
+    outcome::{Need, Outcome, Refusal, listed},
     view::MeshView,
     workload::Workload,
 };
@@ -24,41 +23,22 @@ pub(crate) struct Denied {
     pub(crate) refusal: Refusal,
     /// The rule that matched, where one did.
     by: Option<RuleRef>,
-    /// The policies that decided: the one that denies, or all that allow others.
-    policies: Vec<PolicyKey>,
 }
 
 impl Denied {
-    fn new(view: &MeshView, workload: &Workload, refusal: Refusal, by: Option<RuleRef>) -> Self {
-        let policies = match (&refusal.object, refusal.reason) {
-            (Some(Object::Policy(key)), _) => vec![key.clone()],
-            (_, Reason::PolicyNotAllowed) => enforced_allows(view, workload),
-            _ => Vec::new(),
-        };
-        Self {
-            refusal,
-            by,
-            policies,
-        }
+    fn new(refusal: Refusal, by: Option<RuleRef>) -> Self {
+        Self { refusal, by }
     }
 
     /// Forbidden for want of something that a decision needed.
     pub(crate) fn unmet(refusal: Refusal) -> Self {
-        let policies = match &refusal.object {
-            Some(Object::Policy(key)) => vec![key.clone()],
-            _ => Vec::new(),
-        };
-        Self {
-            refusal,
-            by: None,
-            policies,
-        }
+        Self::new(refusal, None)
     }
 
     /// The policies, as the log names them: `ns/name`, with commas between. `None` where no policy decided.
     pub(crate) fn policies(&self) -> Option<String> {
-        let names: Vec<String> = self.policies.iter().map(ToString::to_string).collect();
-        (!names.is_empty()).then(|| names.join(","))
+        let policies = self.refusal.object.as_ref()?.policies();
+        (!policies.is_empty()).then(|| listed(policies))
     }
 }
 
@@ -69,12 +49,6 @@ impl fmt::Display for Denied {
             None => self.refusal.fmt(f),
         }
     }
-}
-
-fn enforced_allows(view: &MeshView, workload: &Workload) -> Vec<PolicyKey> {
-    let applicable = view.policies_for(workload).policies.into_iter();
-    let allows = applicable.filter(|it| it.action == Action::Allow && !it.dry_run);
-    allows.map(|it| it.key.clone()).collect()
 }
 
 /// Asks whether a connection to the pod may be. A policy that is not known is waited for, then denies.
@@ -88,9 +62,7 @@ pub(crate) async fn authorize(pod: &Pod, facts: &AuthorizationFacts) -> Result<(
             match decide(pod, view, &workload, facts) {
                 Decision::Allow { .. } => Outcome::Go(Ok(())),
                 Decision::Need(key) => Outcome::Need(Need::Policy(key)),
-                Decision::Deny { refusal, by } => {
-                    Outcome::Go(Err(Denied::new(view, &workload, refusal, by)))
-                }
+                Decision::Deny { refusal, by } => Outcome::Go(Err(Denied::new(refusal, by))),
             }
         })
     };
@@ -234,8 +206,7 @@ fn recheck(pod: &Pod, view: &MeshView, workload: &Workload, late: bool) -> bool 
             Decision::Allow { .. } => {}
             Decision::Need(_) => needs = true,
             Decision::Deny { refusal, by } => {
-                pod.inbound
-                    .cut(id, Denied::new(view, workload, refusal, by));
+                pod.inbound.cut(id, Denied::new(refusal, by));
             }
         }
     }

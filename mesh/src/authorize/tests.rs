@@ -367,3 +367,26 @@ fn a_rule_without_clauses_differs_from_one_with_an_empty_match() {
     assert!(rule_matches(&none, &facts(None)));
     assert!(!rule_matches(&empty, &facts(None)));
 }
+
+#[test]
+fn for_want_of_an_allow_the_policies_that_might_have_are_named() {
+    let named = |names: &[&str]| {
+        let policies: Vec<_> = names
+            .iter()
+            .map(|name| policy(name, PolicyScope::Namespace, Action::Allow, NEVER))
+            .chain([deny(NEVER), on_trial(allow(NEVER))])
+            .collect();
+        match verdict(&policies, &facts(peer())).decision {
+            Decision::Deny { refusal, .. } => {
+                let object = refusal.object.expect("policies");
+                crate::outcome::listed(object.policies())
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(named(&["a/c", "a/b"]), "a/b,a/c");
+    let many = [
+        "a/8", "a/7", "a/6", "a/5", "a/4", "a/3", "a/2", "a/1", "a/9",
+    ];
+    assert_eq!(named(&many), "a/1,a/2,a/3,a/4,a/5,a/6,a/7,a/8");
+}
