@@ -36,7 +36,6 @@ pub(crate) struct Mesh {
     /// Which mesh, where several run
     #[arg(
         long,
-        short,
         global = true,
         default_value = "default",
         env = "LEYLINE_LOCAL_NAME"
@@ -88,6 +87,12 @@ pub(crate) enum Local {
         /// Which container; the first when not given
         #[arg(long, short)]
         container: Option<String>,
+        /// Taken for the sake of fingers used to kubectl: a terminal is given where there is one
+        #[arg(short, hide = true)]
+        i: bool,
+        /// As -i
+        #[arg(short, hide = true)]
+        t: bool,
         /// Program and arguments
         #[arg(last = true, required = true)]
         command: Vec<String>,

@@ -41,6 +41,7 @@ fn local(command: Local) -> Result<ExitCode> {
             target,
             container,
             command,
+            ..
         } => client::exec(
             &client::Client::named(&mesh.name)?,
             target,

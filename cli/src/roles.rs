@@ -68,7 +68,7 @@ fn executor() -> Result<tokio::runtime::Runtime> {
 }
 
 /// Completes when the process is asked to end.
-fn asked_to_end() -> Result<impl Future<Output = ()> + Send> {
+pub(crate) fn asked_to_end() -> Result<impl Future<Output = ()> + Send> {
     let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
     Ok(async move {

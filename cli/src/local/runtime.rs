@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::{
     fcntl::{Flock, FlockArg},
-    unistd::Uid,
+    unistd::{AccessFlags, Uid, access},
 };
 use serde_json::Value;
 
@@ -33,9 +33,13 @@ impl Runtime {
                 "{name:?} cannot be a mesh's name: letters, digits, '-' and '_', at most 40 of them"
             );
         }
-        Ok(Self {
-            root: parent().join(name),
-        })
+        let runtimes: Vec<Self> = parents()
+            .iter()
+            .map(|parent| Self::at(parent.join(name)))
+            .collect();
+        let running = runtimes.iter().find(|runtime| runtime.runs());
+        let chosen = running.or(runtimes.first()).cloned();
+        chosen.context("find a folder to keep the mesh's files in: even /tmp cannot be written to")
     }
 
     /// The folder at `root`.
@@ -128,27 +132,36 @@ impl Runtime {
         self.root.join("etc")
     }
 
+    /// Whether a mesh runs here.
+    fn runs(&self) -> bool {
+        UnixStream::connect(self.control_socket()).is_ok()
+    }
+
     /// Names of this user's meshes that run.
     pub(crate) fn names() -> Vec<String> {
-        let entries = fs::read_dir(parent()).into_iter().flatten().flatten();
-        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-        names
-            .filter(|name| {
-                let runtime = Self::at(parent().join(name));
-                UnixStream::connect(runtime.control_socket()).is_ok()
-            })
-            .collect()
+        let entries = parents()
+            .into_iter()
+            .filter_map(|parent| fs::read_dir(parent).ok());
+        let runtimes = entries
+            .flatten()
+            .flatten()
+            .map(|entry| Self::at(entry.path()));
+        let name = |runtime: Self| Some(runtime.root.file_name()?.to_string_lossy().into_owned());
+        runtimes.filter(Self::runs).filter_map(name).collect()
     }
 }
 
-/// `$XDG_RUNTIME_DIR`, else `/run` for root, else `/tmp`; in it, a folder of the user's own.
-fn parent() -> PathBuf {
-    let uid = Uid::effective();
-    let own = std::env::var_os("XDG_RUNTIME_DIR")
-        .map(PathBuf::from)
-        .filter(|path| path.is_dir());
-    let base = own.unwrap_or_else(|| PathBuf::from(if uid.is_root() { "/run" } else { "/tmp" }));
-    base.join(format!("leyline-{uid}"))
+/// Where a user's meshes may be: `$XDG_RUNTIME_DIR`, then `/run` where we may write to it, then `/tmp`; in each, a folder
+/// of the user's own. A new mesh goes to the first; one that runs is found in any, whatever the session.
+fn parents() -> Vec<PathBuf> {
+    let usable = |path: &PathBuf| path.is_dir() && access(path, AccessFlags::W_OK).is_ok();
+    let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let bases = own.into_iter().chain(["/run", "/tmp"].map(PathBuf::from));
+    let folder = format!("leyline-{}", Uid::effective());
+    bases
+        .filter(usable)
+        .map(|base| base.join(&folder))
+        .collect()
 }
 
 /// Makes a folder that only its owner enters, and refuses one that belongs to somebody else.

@@ -18,10 +18,7 @@ use futures_util::StreamExt;
 use inotify::{Inotify, WatchMask};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
-};
+use tokio::sync::mpsc;
 
 use super::{
     address,
@@ -38,6 +35,7 @@ use super::{
     tokens::{Bearer, LIFETIME_SECONDS, Minter},
     world::{self, Node, World},
 };
+use crate::roles::asked_to_end;
 
 /// The first argument that selects this role.
 pub(crate) const ROLE: &str = "leyline-supervisor";
@@ -196,27 +194,23 @@ enum Event {
 }
 
 async fn run(plan: &Plan, teller: &Teller) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut end = std::pin::pin!(asked_to_end()?);
     let (events, mut happened) = mpsc::unbounded_channel();
-    let mut mesh = Mesh::build(plan, teller, &events).await?;
-    control::listen(&mesh.runtime.control_socket(), asked_into(&events))
-        .context("open the control socket")?;
-    mesh.start_parts(plan, teller).await?;
-    watch_folder(&plan.folder, &events).context("watch the folder")?;
-    watch_enrolments(&mesh.world, &events).context("watch the agents' folders")?;
-    mesh.first_round(&mut happened, teller).await?;
+    let mut mesh = tokio::select! {
+        mesh = Mesh::bring_up(plan, teller, &events, &mut happened) => mesh?,
+        // What was started so far ends with this process.
+        () = &mut end => return Ok(()),
+    };
     teller.tell(&News::Ready);
     let mut refresh = tokio::time::interval(Duration::from_secs(LIFETIME_SECONDS / 4));
-    loop {
+    while !mesh.down {
         let mut changed = false;
         tokio::select! {
             event = happened.recv() => match event {
                 Some(event) => changed |= mesh.take(event, teller),
                 None => break,
             },
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = &mut end => break,
             _ = refresh.tick() => mesh.write_tokens()?,
         }
         while let Ok(event) = happened.try_recv() {
@@ -224,9 +218,6 @@ async fn run(plan: &Plan, teller: &Teller) -> Result<()> {
         }
         if changed {
             mesh.reconcile(teller);
-        }
-        if mesh.down {
-            break;
         }
     }
     mesh.stop(&mut happened).await;
@@ -307,6 +298,23 @@ pub(super) struct Mesh {
 }
 
 impl Mesh {
+    /// The network, then the parts, then the pods that the folder asks for.
+    async fn bring_up(
+        plan: &Plan,
+        teller: &Teller,
+        events: &mpsc::UnboundedSender<Event>,
+        happened: &mut mpsc::UnboundedReceiver<Event>,
+    ) -> Result<Self> {
+        let mut mesh = Self::build(plan, teller, events).await?;
+        control::listen(&mesh.runtime.control_socket(), asked_into(events))
+            .context("open the control socket")?;
+        mesh.start_parts(plan, teller).await?;
+        watch_folder(&plan.folder, events).context("watch the folder")?;
+        watch_enrolments(&mesh.world, events).context("watch the agents' folders")?;
+        mesh.first_round(happened, teller).await?;
+        Ok(mesh)
+    }
+
     async fn build(
         plan: &Plan,
         teller: &Teller,
