@@ -253,7 +253,7 @@ fn pod_row(pod: &PodStatus, screen: screen::Screen) -> Vec<String> {
         mesh,
         pod.restarts.to_string(),
         dash(Some(&pod.node)),
-        dash(pod.addresses.first()),
+        dash(pod.ips.first()),
         dash(pod.reason.as_ref()),
     ]
 }

@@ -503,7 +503,7 @@ fn pod_status(world: &World, pod: &LivePod) -> PodStatus {
         name: pod.plan.key.name.clone(),
         uid: pod.place.uid.clone(),
         node: pod.place.node.clone(),
-        addresses: pod.place.address.texts().to_vec(),
+        ips: pod.place.address.texts().to_vec(),
         phase: phase.to_owned(),
         ready: state.ready && !pod.terminating,
         mesh: mesh.to_owned(),

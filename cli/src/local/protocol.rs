@@ -142,7 +142,7 @@ pub struct PodStatus {
     /// Its node.
     pub node: String,
     /// Its addresses, IPv4 first.
-    pub addresses: Vec<String>,
+    pub ips: Vec<String>,
     /// `Pending`, `Running`, `Succeeded`, `Failed` or `Terminating`.
     pub phase: String,
     /// Whether it may be sent traffic.
