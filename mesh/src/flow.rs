@@ -2,6 +2,7 @@
 //! of a [`FlowRecord`].
 
 use std::{
+    borrow::Cow,
     fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -11,8 +12,14 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    authority::Authority, authorize::RuleRef, headers::Baggage, identity::Identity, names::Str,
-    outbound::Hop, outcome::Reason, service::Service, workload::Workload,
+    authority::Authority,
+    headers::Baggage,
+    identity::Identity,
+    names::Str,
+    outbound::Hop,
+    outcome::{Object, Reason, listed},
+    service::Service,
+    workload::Workload,
 };
 
 #[cfg(test)]
@@ -95,6 +102,18 @@ pub enum ResponseFlag {
 }
 
 impl ResponseFlag {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::None,
+        Self::Deny,
+        Self::Connect,
+        Self::TlsFailure,
+        Self::H2HandshakeFailure,
+        Self::NetworkPolicy,
+        Self::IdentityError,
+        Self::CertRevoked,
+    ];
+
     /// The text of the label.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -371,9 +390,16 @@ impl Party {
         }
     }
 
-    /// The log field `*.workload`.
-    fn name(&self) -> Option<&Str> {
-        self.pod.as_ref().or(self.labels.canonical_service.as_ref())
+    fn fields(&self, security: Security) -> PartyFields<'_> {
+        let labels = &self.labels;
+        let name = self.pod.as_ref().or(labels.canonical_service.as_ref());
+        let principal = labels.principal.as_deref();
+        PartyFields {
+            workload: name.map(|it| &**it),
+            namespace: labels.namespace.as_deref(),
+            cluster: labels.cluster.as_deref(),
+            identity: principal.filter(|_| security != Security::Plaintext),
+        }
     }
 }
 
@@ -398,7 +424,8 @@ impl From<&Service> for ServiceName {
     }
 }
 
-/// The labels of the `istio_tcp_*` metrics. Clone, hash and compare without building text.
+/// The labels of the `istio_tcp_*` metrics, but for the flag, which is known at the end. Clone, hash and compare
+/// without building text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TcpLabels {
     /// Whose tunnel reports.
@@ -411,23 +438,13 @@ pub struct TcpLabels {
     pub service: Option<ServiceName>,
     /// What protects the bytes.
     pub security: Security,
-    /// Why it ended; none while it is open.
-    pub flag: ResponseFlag,
 }
 
 const UNKNOWN: &str = "unknown";
 
 impl TcpLabels {
-    /// The same with the flag of an end.
-    pub fn ended(&self, flag: ResponseFlag) -> Self {
-        Self {
-            flag,
-            ..self.clone()
-        }
-    }
-
-    /// Name and value of each label, in Istio's order (node-tunnel 1.7).
-    pub fn pairs(&self) -> Vec<(&'static str, &str)> {
+    /// Name and value of each label, in Istio's order (node-tunnel 1.7). `flag`: none while the flow is open.
+    pub fn pairs(&self, flag: ResponseFlag) -> Vec<(&'static str, &str)> {
         let (from, to, service) = (&*self.source, &*self.destination, self.service.as_ref());
         let mut pairs = vec![
             ("reporter", self.direction.reporter()),
@@ -472,7 +489,7 @@ impl TcpLabels {
             ("destination_version", or_unknown(&to.canonical_revision)),
             ("destination_cluster", or_unknown(&to.cluster)),
             ("request_protocol", "tcp"),
-            ("response_flags", self.flag.as_str()),
+            ("response_flags", flag.as_str()),
             ("connection_security_policy", self.security.as_str()),
         ];
         pairs.extend(self.places());
@@ -527,8 +544,8 @@ pub struct FlowRecord {
     pub hop: Hop,
     /// What protects them.
     pub security: Security,
-    /// The rule that allowed or denied it, where one did.
-    pub decided_by: Option<RuleRef>,
+    /// What refused or ended it, where an object did.
+    pub decided_by: Option<Object>,
     /// Payload toward the destination, in bytes.
     pub received_bytes: u64,
     /// Payload toward the source, in bytes.
@@ -568,7 +585,7 @@ impl FlowRecord {
         }
     }
 
-    /// The labels of its metrics, with the flag of its end.
+    /// The labels of its metrics.
     pub fn labels(&self) -> TcpLabels {
         TcpLabels {
             direction: self.direction,
@@ -576,45 +593,35 @@ impl FlowRecord {
             destination: Arc::clone(&self.destination.labels),
             service: self.service.clone(),
             security: self.security,
-            flag: self.end.map(EndReason::flag).unwrap_or_default(),
         }
     }
 
-    /// The fields of its access log line, in order (node-tunnel 1.8). Absent ones are left out.
-    pub fn fields(&self) -> Vec<(&'static str, Field)> {
-        let mut fields = Fields(Vec::with_capacity(20));
-        fields.bare("src.addr", self.source_addr);
-        fields.party(&SOURCE_FIELDS, &self.source, self.security);
-        fields.bare("dst.addr", self.destination_addr);
-        if let Some(authority) = &self.authority {
-            fields.bare("dst.hbone_addr", authority);
-        }
-        fields.text("dst.service", self.service.as_ref().map(|it| &*it.hostname));
-        fields.party(&DESTINATION_FIELDS, &self.destination, self.security);
-        fields.text("direction", Some(self.direction.as_str()));
-        if let Some(end) = self.end {
-            self.end_fields(end, &mut fields);
-        }
-        fields.0
-    }
-
-    fn end_fields(&self, end: EndReason, fields: &mut Fields) {
-        let (sent, received) = self.bytes_of_pod();
-        fields.bare("bytes_sent", sent);
-        fields.bare("bytes_recv", received);
-        let duration = format!("{}ms", self.duration.as_millis());
-        fields.text("duration", Some(&duration));
-        if self.security == Security::SameNode {
-            fields.text("security", Some(self.security.as_str()));
-        }
-        if let Some(by) = &self.decided_by {
-            fields.text("policy", Some(&by.policy.to_string()));
-            fields.bare("rule", by.rule);
-        }
-        if end.is_failure() {
-            let error = self.error.clone().unwrap_or_else(|| end.to_string());
-            fields.text("response_flags", Some(end.flag().as_str()));
-            fields.text("error", Some(&error));
+    /// What the access log says of it.
+    pub fn fields(&self) -> AccessFields<'_> {
+        let failure = self.end.filter(|end| end.is_failure());
+        let error = match &self.error {
+            Some(error) => Some(Cow::Borrowed(&**error)),
+            None => failure.map(|end| Cow::Owned(end.to_string())),
+        };
+        let unusual = self.end.filter(|end| *end != EndReason::Complete);
+        let policies = self.decided_by.as_ref().map_or(&[][..], Object::policies);
+        let bytes = self.end.map(|_| self.bytes_of_pod());
+        AccessFields {
+            source_addr: self.source_addr,
+            source: self.source.fields(self.security),
+            destination_addr: self.destination_addr,
+            authority: self.authority.as_ref(),
+            service: self.service.as_ref().map(|it| &*it.hostname),
+            destination: self.destination.fields(self.security),
+            policy: (!policies.is_empty()).then(|| listed(policies)),
+            end: unusual
+                .filter(|_| error.is_none())
+                .map(|end| end.to_string()),
+            direction: self.direction,
+            bytes_sent: bytes.map(|(sent, _)| sent),
+            bytes_received: bytes.map(|(_, received)| received),
+            duration: self.end.map(|_| self.duration),
+            error,
         }
     }
 
@@ -628,52 +635,48 @@ impl FlowRecord {
     }
 }
 
-/// The value of a log field.
+/// What the access log says of a flow, in the order of the line (node-tunnel 1.8). What is `None` is left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Field {
-    /// Written as it is: addresses and numbers.
-    Bare(String),
-    /// Written in quotes.
-    Text(String),
+pub struct AccessFields<'a> {
+    /// `src.addr`.
+    pub source_addr: SocketAddr,
+    /// `src.workload` and so on.
+    pub source: PartyFields<'a>,
+    /// `dst.addr`.
+    pub destination_addr: SocketAddr,
+    /// `dst.hbone_addr`.
+    pub authority: Option<&'a Authority>,
+    /// `dst.service`: host name.
+    pub service: Option<&'a str>,
+    /// `dst.workload` and so on.
+    pub destination: PartyFields<'a>,
+    /// `policy`: the policies that decided, with commas between.
+    pub policy: Option<String>,
+    /// `end`: how it ended, where that is neither the usual end nor a failure: a reset, a drain, a pod that left.
+    pub end: Option<String>,
+    /// `direction`.
+    pub direction: Direction,
+    /// `bytes_sent`: payload that the pod sent.
+    pub bytes_sent: Option<u64>,
+    /// `bytes_recv`: payload that the pod received.
+    pub bytes_received: Option<u64>,
+    /// `duration`: from accept to end, told in milliseconds.
+    pub duration: Option<Duration>,
+    /// `error`: why it failed, in full.
+    pub error: Option<Cow<'a, str>>,
 }
 
-struct Fields(Vec<(&'static str, Field)>);
-
-/// The names of one end's fields: workload, namespace, identity, cluster.
-type PartyFields = [&'static str; 4];
-const SOURCE_FIELDS: PartyFields = [
-    "src.workload",
-    "src.namespace",
-    "src.identity",
-    "src.cluster",
-];
-const DESTINATION_FIELDS: PartyFields = [
-    "dst.workload",
-    "dst.namespace",
-    "dst.identity",
-    "dst.cluster",
-];
-
-impl Fields {
-    fn bare(&mut self, name: &'static str, value: impl fmt::Display) {
-        self.0.push((name, Field::Bare(value.to_string())));
-    }
-
-    fn text(&mut self, name: &'static str, value: Option<&str>) {
-        let value = value.map(|it| Field::Text(it.to_owned()));
-        self.0.extend(value.map(|it| (name, it)));
-    }
-
-    /// Identities only where they have been proven or attested.
-    fn party(&mut self, names: &PartyFields, party: &Party, security: Security) {
-        let [workload, namespace, identity, cluster] = *names;
-        let labels = &party.labels;
-        let proven = labels.principal.as_deref();
-        self.text(workload, party.name().map(|it| &**it));
-        self.text(namespace, labels.namespace.as_deref());
-        self.text(identity, proven.filter(|_| security != Security::Plaintext));
-        self.text(cluster, labels.cluster.as_deref());
-    }
+/// What the access log says of one end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartyFields<'a> {
+    /// Name of the pod, else canonical service.
+    pub workload: Option<&'a str>,
+    /// Namespace.
+    pub namespace: Option<&'a str>,
+    /// Cluster.
+    pub cluster: Option<&'a str>,
+    /// SPIFFE ID; only where it has been proven or attested.
+    pub identity: Option<&'a str>,
 }
 
 /// The record of an inbound connection's peer: by its address in our own network, unless it came through a gateway

@@ -1,9 +1,9 @@
 //! Logs: one line per event, plain or JSON, in the forms of node-tunnel.md 1.8.
 //!
 //! Lines are handed to one thread through a bounded, lossless queue: when the reader of our output stalls, whoever
-//! logs waits, and nothing is lost or piled up. The access line of a connection is an [`Access`].
+//! logs waits, and nothing is lost or piled up. The line of a connection is written by [`access`].
 
-mod access;
+pub mod access;
 mod format;
 mod writer;
 
@@ -16,7 +16,6 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-pub use access::{Access, Carried, Direction};
 pub use format::{Format, ParseFormatError};
 pub use writer::QUEUE_LINES;
 

@@ -14,13 +14,14 @@ use axum::{
     response::{IntoResponse, Response},
     routing::any,
 };
+use mesh::flow::{ResponseFlag, TcpLabels};
 use prometheus_client::{encoding::EncodeLabelSet, encoding::text, metrics::family::Family};
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use tokio::net::TcpListener;
 
 use crate::{drain, http1};
 pub use process::register as register_process;
-pub use tcp::{Flag, Flow, Labels, MAX_SERIES, Reporter, SocketGuard, Tcp};
+pub use tcp::{Flow, Labels, MAX_SERIES, SocketGuard, Tcp};
 
 /// The metrics' port in the proxy's own namespace.
 pub const PORT: u16 = 15020;
@@ -60,14 +61,9 @@ async fn answer(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> Re
     ([(header::CONTENT_TYPE, kind)], body).into_response()
 }
 
-/// For a binary that needs no labels of its own.
-impl Labels for mesh::flow::TcpLabels {
-    fn each<'a>(&'a self, flag: &'a str, each: &mut dyn FnMut(&'a str, &'a str)) {
-        for (name, value) in self.pairs() {
-            let value = match name {
-                "response_flags" => flag,
-                _ => value,
-            };
+impl Labels for TcpLabels {
+    fn each(&self, flag: ResponseFlag, each: &mut dyn FnMut(&str, &str)) {
+        for (name, value) in self.pairs(flag) {
             each(name, value);
         }
     }

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use mesh::{
     authorize::{self as policy, AuthorizationFacts, Decision, Finding, RuleRef},
     names::WorkloadUid,
-    outcome::{Need, Outcome, Refusal, listed},
+    outcome::{Need, Outcome, Refusal},
     view::MeshView,
     workload::Workload,
 };
@@ -33,12 +33,6 @@ impl Denied {
     /// Forbidden for want of something that a decision needed.
     pub(crate) fn unmet(refusal: Refusal) -> Self {
         Self::new(refusal, None)
-    }
-
-    /// The policies, as the log names them: `ns/name`, with commas between. `None` where no policy decided.
-    pub(crate) fn policies(&self) -> Option<String> {
-        let policies = self.refusal.object.as_ref()?.policies();
-        (!policies.is_empty()).then(|| listed(policies))
     }
 }
 

@@ -9,13 +9,13 @@ use std::{
 
 use mesh::{
     authorize::AuthorizationFacts,
-    flow::{EndReason, FlowRecord, ResponseFlag, Security, TcpLabels},
+    flow::{Direction, EndReason, FlowRecord},
     names::Str,
-    outcome::Refusal,
+    outcome::{Object, Refusal},
 };
 use net::{
     copy::{self, Counters, Side},
-    log::{Access, Carried, Direction},
+    log::access,
     metrics,
 };
 use parking_lot::Mutex;
@@ -96,9 +96,9 @@ impl Flow {
     /// Counts and logs its beginning.
     pub(crate) fn open(metrics: &Metrics, registration: Registration<Live>) -> Self {
         let live = registration.what();
-        let series = metrics.open(live.record.labels());
+        let series = metrics.open(&live.record.labels());
         *live.series.lock() = Some(series);
-        with_access(&live.record, |access| access.opened());
+        access::opened(&live.record);
         Self {
             registration,
             finished: false,
@@ -147,19 +147,19 @@ impl Flow {
     }
 
     /// It was allowed once; a policy, or the workload that it applies to, has changed.
-    pub(crate) fn finish_cut(mut self, denied: &Denied) {
+    pub(crate) fn finish_cut(self, denied: &Denied) {
         let reason = EndReason::PolicyChanged;
-        self.end(
-            reason,
-            denied.policies(),
-            Some(format!("{reason}: {denied}")),
-        );
+        self.finish_by(reason, denied, format!("{reason}: {denied}"));
     }
 
     /// A policy forbids it.
-    pub(crate) fn finish_denied(mut self, denied: &Denied) {
+    pub(crate) fn finish_denied(self, denied: &Denied) {
         let reason = EndReason::Refused(denied.refusal.reason);
-        self.end(reason, denied.policies(), Some(denied.to_string()));
+        self.finish_by(reason, denied, denied.to_string());
+    }
+
+    fn finish_by(mut self, reason: EndReason, denied: &Denied, error: String) {
+        self.end(reason, denied.refusal.object.clone(), Some(error));
     }
 
     /// Tells the end; `error` in full where there is one.
@@ -167,24 +167,21 @@ impl Flow {
         self.end(reason, None, error);
     }
 
-    fn end(&mut self, reason: EndReason, policy: Option<String>, error: Option<String>) {
+    fn end(&mut self, reason: EndReason, decided_by: Option<Object>, error: Option<String>) {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
         let live = self.registration.what();
         live.count_bytes();
         if let Some(series) = live.series.lock().take() {
-            series.close(flag(reason.flag()));
+            series.close(reason.flag());
         }
-        let error = error.or_else(|| reason.is_failure().then(|| reason.to_string()));
-        let usual = reason == EndReason::Complete || error.is_some();
-        let end = (!usual).then(|| reason.to_string());
-        let told = Told {
-            policy: policy.as_deref(),
-            end: end.as_deref(),
-            error: error.as_deref(),
-        };
-        told.tell(&live.snapshot());
+        access::complete(&FlowRecord {
+            decided_by,
+            end: Some(reason),
+            error,
+            ..live.snapshot()
+        });
     }
 }
 
@@ -199,109 +196,10 @@ impl Drop for Flow {
     }
 }
 
-/// What the access line says of an end, beside what the record holds.
-struct Told<'a> {
-    policy: Option<&'a str>,
-    end: Option<&'a str>,
-    error: Option<&'a str>,
-}
-
-impl Told<'_> {
-    fn tell(&self, record: &FlowRecord) {
-        let (bytes_sent, bytes_received) = match record.direction {
-            mesh::flow::Direction::Outbound => (record.received_bytes, record.sent_bytes),
-            mesh::flow::Direction::Inbound => (record.sent_bytes, record.received_bytes),
-        };
-        let carried = Carried {
-            bytes_sent,
-            bytes_received,
-            duration: record.duration,
-        };
-        with_access(record, |access| {
-            let access = Access {
-                policy: self.policy,
-                end: self.end,
-                ..*access
-            };
-            let error = self.error.as_ref().map(|error| error as &dyn fmt::Display);
-            access.complete(&carried, error);
-        });
-    }
-}
-
-fn with_access<R>(record: &FlowRecord, tell: impl FnOnce(&Access<'_>) -> R) -> R {
-    let authority = record.authority.as_ref().map(ToString::to_string);
-    let proven = record.security != Security::Plaintext;
-    let (source, destination) = (&record.source, &record.destination);
-    let (from, to) = (&source.labels, &destination.labels);
-    let name = |party: &'_ mesh::flow::Party| {
-        let labels = &party.labels;
-        party
-            .pod
-            .clone()
-            .or_else(|| labels.canonical_service.clone())
-    };
-    let (source_name, destination_name) = (name(source), name(destination));
-    tell(&Access {
-        source_workload: source_name.as_deref(),
-        source_namespace: from.namespace.as_deref(),
-        source_cluster: from.cluster.as_deref(),
-        source_identity: from.principal.as_deref().filter(|_| proven),
-        hbone_authority: authority.as_deref(),
-        destination_service: record.service.as_ref().map(|service| &*service.hostname),
-        destination_workload: destination_name.as_deref(),
-        destination_namespace: to.namespace.as_deref(),
-        destination_cluster: to.cluster.as_deref(),
-        destination_identity: to.principal.as_deref().filter(|_| proven),
-        ..Access::new(
-            direction(record.direction),
-            record.source_addr,
-            record.destination_addr,
-        )
-    })
-}
-
-fn direction(direction: mesh::flow::Direction) -> Direction {
-    match direction {
-        mesh::flow::Direction::Outbound => Direction::Outbound,
-        mesh::flow::Direction::Inbound => Direction::Inbound,
-    }
-}
-
-fn flag(flag: ResponseFlag) -> metrics::Flag {
-    match flag {
-        ResponseFlag::None => metrics::Flag::None,
-        ResponseFlag::Deny => metrics::Flag::Deny,
-        ResponseFlag::Connect => metrics::Flag::Connect,
-        ResponseFlag::TlsFailure => metrics::Flag::TlsFailure,
-        ResponseFlag::H2HandshakeFailure => metrics::Flag::H2HandshakeFailure,
-        ResponseFlag::NetworkPolicy => metrics::Flag::NetworkPolicy,
-        ResponseFlag::IdentityError => metrics::Flag::IdentityError,
-        ResponseFlag::CertRevoked => metrics::Flag::CertRevoked,
-    }
-}
-
-/// The labels of a series: all but the flag, which is known at the end.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Series(pub(crate) TcpLabels);
-
-impl metrics::Labels for Series {
-    fn each<'a>(&'a self, flag: &'a str, each: &mut dyn FnMut(&'a str, &'a str)) {
-        for (name, value) in self.0.pairs() {
-            let value = if name == "response_flags" {
-                flag
-            } else {
-                value
-            };
-            each(name, value);
-        }
-    }
-}
-
 /// What is told of a connection about which nothing but its two ends is known: it was refused first.
 #[derive(Debug)]
 pub(crate) struct Early {
-    pub(crate) direction: mesh::flow::Direction,
+    pub(crate) direction: Direction,
     pub(crate) source: SocketAddr,
     pub(crate) destination: SocketAddr,
 }
@@ -310,7 +208,7 @@ impl Early {
     /// Counts and logs that it was refused, for a reason of the closed list.
     pub(crate) fn refused(&self, metrics: &Metrics, refusal: &Refusal) {
         metrics.refused(self.direction, EndReason::Refused(refusal.reason));
-        self.access().failed(refusal);
+        self.tell(refusal);
     }
 
     /// Counts and logs that it failed before anything could be decided.
@@ -321,10 +219,13 @@ impl Early {
         error: &dyn std::error::Error,
     ) {
         metrics.refused(self.direction, reason);
-        self.access().failed(&Chain(error));
+        self.tell(&Chain(error));
     }
 
-    fn access(&self) -> Access<'static> {
-        Access::new(direction(self.direction), self.source, self.destination)
+    fn tell(&self, error: &dyn fmt::Display) {
+        access::failed(&FlowRecord {
+            error: Some(error.to_string()),
+            ..FlowRecord::new(self.direction, self.source, self.destination)
+        });
     }
 }

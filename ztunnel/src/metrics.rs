@@ -14,14 +14,12 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::flow::Series;
-
 const DNS_BUCKETS: [f64; 6] = [0.0005, 0.001, 0.01, 0.1, 1.0, 5.0];
 
 /// The families. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Metrics {
-    tcp: Tcp<Series>,
+    tcp: Tcp<TcpLabels>,
     refused: Family<RefusedLabels, Counter>,
     on_demand_dns: Family<OnDemandDnsLabels, Counter>,
     pub(crate) dns: DnsMetrics,
@@ -133,16 +131,13 @@ impl Metrics {
     }
 
     /// Counts a connection as opened; what is returned counts the rest.
-    pub(crate) fn open(&self, labels: TcpLabels) -> metrics::Flow {
-        self.tcp.open(&Series(labels))
+    pub(crate) fn open(&self, labels: &TcpLabels) -> metrics::Flow {
+        self.tcp.open(labels)
     }
 
     /// Counts an accepted socket while the guard lives.
     pub(crate) fn socket(&self, direction: Direction) -> metrics::SocketGuard {
-        self.tcp.socket(match direction {
-            Direction::Outbound => metrics::Reporter::Source,
-            Direction::Inbound => metrics::Reporter::Destination,
-        })
+        self.tcp.socket(direction)
     }
 
     /// Counts a connection that was refused early.

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use mesh::flow::{Direction, EndReason, FlowRecord, Party, PartyLabels, Security, ServiceName};
 use parking_lot::Mutex;
 use tracing::{info, info_span, subscriber::with_default};
 
@@ -56,24 +57,35 @@ fn json(log: impl FnOnce()) -> Vec<serde_json::Value> {
     lines.iter().map(read).collect()
 }
 
-fn access() -> Access<'static> {
+fn bare() -> FlowRecord {
     let source = "10.1.0.5:40000".parse().expect("an address");
     let destination = "10.1.1.9:15008".parse().expect("an address");
-    Access {
-        source_workload: Some("client-1"),
-        source_namespace: Some("a"),
-        source_identity: Some("spiffe://cluster.local/ns/a/sa/client"),
-        hbone_authority: Some("10.96.0.7:80"),
-        destination_service: Some("web.b.svc.cluster.local"),
-        ..Access::new(Direction::Outbound, source, destination)
-    }
+    FlowRecord::new(Direction::Outbound, source, destination)
 }
 
-fn carried() -> Carried {
-    Carried {
-        bytes_sent: 12,
-        bytes_received: 345,
+fn record() -> FlowRecord {
+    let source = PartyLabels {
+        namespace: Some("a".into()),
+        principal: Some("spiffe://cluster.local/ns/a/sa/client".into()),
+        ..PartyLabels::default()
+    };
+    FlowRecord {
+        source: Party {
+            pod: Some("client-1".into()),
+            labels: Arc::new(source),
+        },
+        authority: Some("10.96.0.7:80".parse().expect("an authority")),
+        service: Some(ServiceName {
+            hostname: "web.b.svc.cluster.local".into(),
+            namespace: "b".into(),
+            name: "web".into(),
+        }),
+        security: Security::MutualTls,
+        received_bytes: 12,
+        sent_bytes: 345,
         duration: Duration::from_micros(6_999),
+        end: Some(EndReason::Complete),
+        ..bare()
     }
 }
 
@@ -121,7 +133,7 @@ fn a_json_line_has_flat_fields_and_nested_spans() {
 
 #[test]
 fn an_access_line_is_as_the_specification_shows_it() {
-    let lines = plain(|| access().complete(&carried(), None));
+    let lines = plain(|| access::complete(&record()));
     let expected = "info\taccess\tconnection complete\tsrc.addr=10.1.0.5:40000 \
         src.workload=\"client-1\" src.namespace=\"a\" \
         src.identity=\"spiffe://cluster.local/ns/a/sa/client\" dst.addr=10.1.1.9:15008 \
@@ -133,17 +145,27 @@ fn an_access_line_is_as_the_specification_shows_it() {
 #[test]
 fn access_lines_have_the_level_of_their_end() {
     let lines = plain(|| {
-        access().opened();
-        access().complete(&carried(), Some(&"reset by the peer"));
-        access().failed(&"no healthy upstream");
+        access::opened(&FlowRecord {
+            end: None,
+            ..record()
+        });
+        access::complete(&FlowRecord {
+            error: Some("reset by the peer".to_owned()),
+            ..record()
+        });
+        access::failed(&FlowRecord {
+            error: Some("no healthy upstream".to_owned()),
+            ..bare()
+        });
     });
     assert!(lines[0].starts_with("debug\taccess\tconnection opened\tsrc.addr="));
+    assert!(!lines[0].contains("duration"), "{}", lines[0]);
     assert!(lines[1].starts_with("error\taccess\tconnection complete\t"));
     assert!(lines[1].ends_with(" duration=\"6ms\" error=\"reset by the peer\""));
     let expected = "warn\taccess\tconnection failed\tsrc.addr=10.1.0.5:40000 \
         dst.addr=10.1.1.9:15008 direction=\"outbound\" error=\"no healthy upstream\"";
     assert_eq!(lines[2], expected);
-    let lines = json(|| access().complete(&carried(), None));
+    let lines = json(|| access::complete(&record()));
     assert_eq!(lines[0]["bytes_sent"], 12);
     assert_eq!(lines[0]["dst.hbone_addr"], "10.96.0.7:80");
 }

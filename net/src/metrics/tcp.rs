@@ -13,6 +13,7 @@ use std::{
     },
 };
 
+use mesh::flow::{Direction, ResponseFlag};
 use parking_lot::Mutex;
 use prometheus_client::{
     collector::Collector,
@@ -26,80 +27,8 @@ pub const MAX_SERIES: usize = 10_000;
 
 /// Labels of a TCP flow, but for `response_flags`, which is known at its end.
 pub trait Labels: Clone + Eq + Hash + fmt::Debug + Send + Sync + 'static {
-    /// Calls `each` with every name and value, in the order of node-tunnel.md 1.7. `flag` is the value of
-    /// `response_flags`, to be passed in its place.
-    fn each<'a>(&'a self, flag: &'a str, each: &mut dyn FnMut(&'a str, &'a str));
-}
-
-/// The values of `response_flags`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Flag {
-    /// It ended well.
-    None,
-    /// A policy refused it, at once or later.
-    Deny,
-    /// The next hop could not be reached, and what fits nowhere else.
-    Connect,
-    /// The TLS handshake failed.
-    TlsFailure,
-    /// The HTTP/2 handshake failed.
-    H2HandshakeFailure,
-    /// Connecting to the HBONE port timed out: as a NetworkPolicy makes it.
-    NetworkPolicy,
-    /// Our identity, or the peer's, is missing or wrong.
-    IdentityError,
-    /// A certificate is revoked.
-    CertRevoked,
-}
-
-impl Flag {
-    const ALL: [Self; 8] = [
-        Self::None,
-        Self::Deny,
-        Self::Connect,
-        Self::TlsFailure,
-        Self::H2HandshakeFailure,
-        Self::NetworkPolicy,
-        Self::IdentityError,
-        Self::CertRevoked,
-    ];
-
-    /// As on the wire.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::None => "-",
-            Self::Deny => "DENY",
-            Self::Connect => "CONNECT",
-            Self::TlsFailure => "TLS_FAILURE",
-            Self::H2HandshakeFailure => "H2_HANDSHAKE_FAILURE",
-            Self::NetworkPolicy => "NETWORK_POLICY",
-            Self::IdentityError => "IDENTITY_ERROR",
-            Self::CertRevoked => "CERT_REVOKED",
-        }
-    }
-
-    fn index(self) -> usize {
-        self as usize
-    }
-}
-
-/// Which end of a flow reports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reporter {
-    /// The client's.
-    Source,
-    /// The server's.
-    Destination,
-}
-
-impl Reporter {
-    /// As on the wire.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Source => "source",
-            Self::Destination => "destination",
-        }
-    }
+    /// Calls `each` with every name and value, in the order of node-tunnel.md 1.7, `response_flags` in its place.
+    fn each(&self, flag: ResponseFlag, each: &mut dyn FnMut(&str, &str));
 }
 
 /// The families. Cheap to clone.
@@ -117,7 +46,7 @@ struct Series {
     opened: AtomicU64,
     received: AtomicU64,
     sent: AtomicU64,
-    closed: [AtomicU64; Flag::ALL.len()],
+    closed: [AtomicU64; ResponseFlag::ALL.len()],
     used: AtomicU64,
 }
 
@@ -166,14 +95,14 @@ impl<L: Labels> Tcp<L> {
     }
 
     /// Counts a flow that failed before it carried anything, as closed and failed.
-    pub fn fail(&self, labels: &L, flag: Flag) {
-        self.series(labels).closed[flag.index()].fetch_add(1, Relaxed);
+    pub fn fail(&self, labels: &L, flag: ResponseFlag) {
+        self.series(labels).closed[index(flag)].fetch_add(1, Relaxed);
     }
 
     /// Counts an accepted socket for as long as the guard lives.
-    pub fn socket(&self, reporter: Reporter) -> SocketGuard {
+    pub fn socket(&self, direction: Direction) -> SocketGuard {
         let label = Sockets {
-            reporter: reporter.as_str(),
+            reporter: direction.reporter(),
         };
         let gauge = self.0.sockets.get_or_create(&label).clone();
         gauge.inc();
@@ -216,6 +145,10 @@ fn make_room<L: Labels>(all: &mut HashMap<L, Arc<Series>>) {
     all.retain(|_, series| Arc::strong_count(series) > 1 || series.used.load(Relaxed) > limit);
 }
 
+fn index(flag: ResponseFlag) -> usize {
+    flag as usize
+}
+
 /// One open flow's counters. Dropping it counts the flow as closed without a flag.
 pub struct Flow {
     series: Arc<Series>,
@@ -242,16 +175,16 @@ impl Flow {
     }
 
     /// Counts the flow as closed, and as failed where the flag says so.
-    pub fn close(mut self, flag: Flag) {
+    pub fn close(mut self, flag: ResponseFlag) {
         self.ended = true;
-        self.series.closed[flag.index()].fetch_add(1, Relaxed);
+        self.series.closed[index(flag)].fetch_add(1, Relaxed);
     }
 }
 
 impl Drop for Flow {
     fn drop(&mut self) {
         if !self.ended {
-            self.series.closed[Flag::None.index()].fetch_add(1, Relaxed);
+            self.series.closed[index(ResponseFlag::None)].fetch_add(1, Relaxed);
         }
     }
 }
@@ -268,13 +201,13 @@ impl Drop for SocketGuard {
 
 struct Pairs<'a, L> {
     labels: &'a L,
-    flag: Flag,
+    flag: ResponseFlag,
 }
 
 impl<L: Labels> EncodeLabelSet for Pairs<'_, L> {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
         let mut result = Ok(());
-        self.labels.each(self.flag.as_str(), &mut |name, value| {
+        self.labels.each(self.flag, &mut |name, value| {
             let label = (name, value);
             let encoded = EncodeLabel::encode(&label, encoder.encode_label());
             result = result.and(encoded);
@@ -294,13 +227,13 @@ impl<L: Labels> Collector for Tcp<L> {
             rows.map(|(labels, series)| (labels.clone(), Arc::clone(series)))
                 .collect()
         };
-        let closed = |series: &Series, flag: Flag| series.closed[flag.index()].load(Relaxed);
+        let closed = |series: &Series, flag: ResponseFlag| series.closed[index(flag)].load(Relaxed);
         family(
             &mut encoder,
             "istio_tcp_connections_opened",
             "Connections opened",
             &rows,
-            |series, flag| (flag == Flag::None).then(|| series.opened.load(Relaxed)),
+            |series, flag| (flag == ResponseFlag::None).then(|| series.opened.load(Relaxed)),
         )?;
         family(
             &mut encoder,
@@ -314,21 +247,23 @@ impl<L: Labels> Collector for Tcp<L> {
             "istio_tcp_received_bytes",
             "Payload bytes of requests",
             &rows,
-            |series, flag| (flag == Flag::None).then(|| series.received.load(Relaxed)),
+            |series, flag| (flag == ResponseFlag::None).then(|| series.received.load(Relaxed)),
         )?;
         family(
             &mut encoder,
             "istio_tcp_sent_bytes",
             "Payload bytes of responses",
             &rows,
-            |series, flag| (flag == Flag::None).then(|| series.sent.load(Relaxed)),
+            |series, flag| (flag == ResponseFlag::None).then(|| series.sent.load(Relaxed)),
         )?;
         family(
             &mut encoder,
             "istio_tcp_connections_failed",
             "Connections that failed",
             &rows,
-            |series, flag| Some(closed(series, flag)).filter(|n| *n > 0 && flag != Flag::None),
+            |series, flag| {
+                Some(closed(series, flag)).filter(|n| *n > 0 && flag != ResponseFlag::None)
+            },
         )
     }
 }
@@ -338,11 +273,11 @@ fn family<L: Labels>(
     name: &str,
     help: &str,
     rows: &[Row<L>],
-    value: impl Fn(&Series, Flag) -> Option<u64>,
+    value: impl Fn(&Series, ResponseFlag) -> Option<u64>,
 ) -> Result<(), fmt::Error> {
     let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
     for (labels, series) in rows {
-        for flag in Flag::ALL {
+        for flag in ResponseFlag::ALL {
             if let Some(value) = value(series, flag) {
                 let counter = ConstCounter::new(value);
                 counter.encode(metric.encode_family(&Pairs { labels, flag })?)?;

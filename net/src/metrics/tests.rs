@@ -1,5 +1,6 @@
 use axum::{body::Body, http::Request};
 use http_body_util::BodyExt;
+use mesh::flow::Direction;
 use tower::ServiceExt;
 
 use super::*;
@@ -8,9 +9,9 @@ use super::*;
 struct Row(&'static str, u32);
 
 impl Labels for Row {
-    fn each<'a>(&'a self, flag: &'a str, each: &mut dyn FnMut(&'a str, &'a str)) {
+    fn each(&self, flag: ResponseFlag, each: &mut dyn FnMut(&str, &str)) {
         each("reporter", self.0);
-        each("response_flags", flag);
+        each("response_flags", flag.as_str());
     }
 }
 
@@ -33,10 +34,10 @@ fn flows_are_counted_under_istios_names() {
     let flow = tcp.open(&row);
     flow.received(5);
     flow.sent(7);
-    flow.close(Flag::None);
-    tcp.open(&row).close(Flag::Deny);
+    flow.close(ResponseFlag::None);
+    tcp.open(&row).close(ResponseFlag::Deny);
     drop(tcp.open(&row));
-    let _socket = tcp.socket(Reporter::Source);
+    let _socket = tcp.socket(Direction::Outbound);
     let text = encoded(&registry);
     assert_line(&text, "# TYPE istio_tcp_connections_opened counter");
     let counted = |name: &str, flag: &str, n: u64| {
