@@ -91,6 +91,15 @@ pub(super) struct PodState {
     pub message: Option<String>,
 }
 
+impl PodState {
+    /// Whether there is nothing more to wait for: it runs as it should, has ended, or fails again and again.
+    pub(super) fn settled(&self) -> bool {
+        let failing = |container: &ContainerState| container.restarts > 0 && !container.ready;
+        let ended = matches!(self.phase, Phase::Succeeded | Phase::Failed);
+        self.ready || ended || self.containers.values().any(failing)
+    }
+}
+
 /// `status.phase`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -330,12 +339,12 @@ async fn keep_running(
         if started.elapsed() > Duration::from_secs(60) {
             pause = FIRST;
         }
-        let last = last_line(&sandbox, &container.name);
         report.container(&container.name, |state| {
-            let last = last.map(|line| format!(": {line}")).unwrap_or_default();
-            state.reason = Some(format!(
-                "ended with {code}, starts again in {pause:?}{last}"
-            ));
+            let why = state
+                .reason
+                .take()
+                .unwrap_or_else(|| format!("ended with {code}"));
+            state.reason = Some(format!("{why} (starts again in {pause:?})"));
         });
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -346,13 +355,15 @@ async fn keep_running(
     }
 }
 
-/// What the container said last, which is often why it ended.
-fn last_line(sandbox: &Sandbox, container: &str) -> Option<String> {
+/// How a container ended, with what it said last, which is often why.
+fn last_words(sandbox: &Sandbox, container: &str, code: ExitCode) -> String {
     const SHOWN: usize = 120;
     let path = sandbox.runtime.container_log(&sandbox.plan.key, container);
-    let text = super::logs::tail(&path, Some(1)).ok()?;
+    let text = super::logs::tail(&path, Some(1)).unwrap_or_default();
     let line = text.trim().trim_start_matches("leyline: ");
-    (!line.is_empty()).then(|| line.chars().take(SHOWN).collect())
+    let line: String = line.chars().take(SHOWN).collect();
+    let separator = if line.is_empty() { "" } else { ": " };
+    format!("ended with {code}{separator}{line}")
 }
 
 async fn run_once(
@@ -395,11 +406,12 @@ async fn run_once(
             running.stop(grace).await
         }
     };
+    let why = (code != 0).then(|| last_words(sandbox, &container.name, code));
     report.container(&container.name, |state| {
-        let restarts = state.restarts;
         *state = ContainerState {
-            restarts,
+            restarts: state.restarts,
             last_exit: Some(code),
+            reason: why,
             ..ContainerState::default()
         };
     });

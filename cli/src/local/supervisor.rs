@@ -33,7 +33,7 @@ use super::{
     runtime::{self, Runtime, write_atomically},
     shim,
     tokens::{Bearer, LIFETIME_SECONDS, Minter},
-    world::{self, Node, World},
+    world::{self, LivePod, Node, World},
 };
 use crate::roles::asked_to_end;
 
@@ -497,29 +497,18 @@ impl Mesh {
     ) -> Result<()> {
         const LIMIT: Duration = Duration::from_secs(15);
         let deadline = tokio::time::Instant::now() + LIMIT;
-        loop {
+        let mut read = false;
+        while !(self.down || read && self.world.pods.values().all(LivePod::settled)) {
             let event = tokio::time::timeout_at(deadline, happened.recv()).await;
             let Ok(Some(event)) = event else { break };
+            read |= matches!(event, Event::Folder(_));
             if self.take(event, teller) {
                 self.reconcile(teller);
             }
-            let pods = &self.world.pods;
-            if self.down
-                || pods.values().all(|pod| {
-                    pod.state().ready || pod.state().message.is_some() && pod.handle.is_some()
-                })
-            {
-                break;
-            }
         }
-        let (ready, all) = (
-            self.world
-                .pods
-                .values()
-                .filter(|pod| pod.state().ready)
-                .count(),
-            self.world.pods.len(),
-        );
+        let pods = &self.world.pods;
+        let ready = pods.values().filter(|pod| pod.state().ready).count();
+        let all = pods.len() + self.world.unplaced.len();
         teller.tell(&News::Step(format!("pods: {ready} of {all} ready")));
         Ok(())
     }

@@ -98,6 +98,12 @@ impl LivePod {
         }
     }
 
+    /// Whether there is nothing more to wait for.
+    pub(super) fn settled(&self) -> bool {
+        let state = self.state();
+        self.handle.is_some() && (state.settled() || state.message.is_some())
+    }
+
     fn ended(&self) -> bool {
         matches!(self.state().phase, Phase::Succeeded | Phase::Failed)
     }
