@@ -64,6 +64,11 @@ pub fn plaintext(view: &MeshView, facts: &PlaintextFacts) -> Outcome<InboundTarg
     if RECURSION_PORTS.contains(&destination.port()) {
         return Refusal::new(Reason::Recursion).into();
     }
+    // A neighbour on the link can send to any address of this pod's loopback: the redirect hides that from the kernel's
+    // own check. What listens there is for the pod alone.
+    if destination.ip().is_loopback() {
+        return Refusal::new(Reason::AddressMismatch).into();
+    }
     Outcome::Go(InboundTarget {
         destination,
         service: service_of(view, &facts.workload, None, destination.port()),

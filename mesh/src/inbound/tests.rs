@@ -192,6 +192,23 @@ fn plaintext_ends_where_it_was_sent() {
 }
 
 #[test]
+fn plaintext_never_reaches_the_pods_loopback() {
+    for address in [
+        "127.0.0.1:8080",
+        "127.9.9.9:8080",
+        "[::1]:8080",
+        "[::ffff:127.0.0.1]:80",
+    ] {
+        let facts = PlaintextFacts {
+            workload: Arc::new(web()),
+            original_dst: socket(address),
+        };
+        let refusal = Refusal::new(Reason::AddressMismatch);
+        assert_eq!(plaintext(&mesh(), &facts), refusal.into(), "{address}");
+    }
+}
+
+#[test]
 fn the_service_is_the_one_that_the_sender_names_if_it_is_the_pods() {
     const OTHER: &str = "a/other.a.svc.cluster.local";
     let both = web().serving(OTHER, &[]);
