@@ -140,7 +140,7 @@ impl NextHop {
 /// record speaks HBONE or asks for a protection that we cannot give. Source: Istio workload.proto, node-tunnel 4.1.
 pub fn next_hop(view: &MeshView, facts: &OutboundFacts, draw: Draw) -> Outcome<NextHop> {
     let destination = canonical(facts.original_dst);
-    if destination.ip().is_loopback() && RECURSION_PORTS.contains(&destination.port()) {
+    if is_our_own(facts, destination.ip()) && RECURSION_PORTS.contains(&destination.port()) {
         return Refusal::new(Reason::Recursion).into();
     }
     let asked = Asked {
@@ -152,6 +152,13 @@ pub fn next_hop(view: &MeshView, facts: &OutboundFacts, draw: Draw) -> Outcome<N
         Ok(hop) => Outcome::Go(hop),
         Err(refusal) => refusal.into(),
     }
+}
+
+/// Whether the address is the pod itself. Its loopback is the usual case; its own address is dialled by whoever reaches
+/// the outbound port from outside, while the rules are not in place.
+fn is_our_own(facts: &OutboundFacts, ip: IpAddr) -> bool {
+    let client = facts.client.ip().to_canonical();
+    ip.is_loopback() || ip == client || facts.source.addresses.contains(&ip)
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {

@@ -79,6 +79,9 @@ fn a_connection_to_the_tunnels_own_ports_is_refused() {
         refused_because(&mesh([]), &format!("127.0.0.1:{port}"), Reason::Recursion);
         refused_because(&mesh([]), &format!("[::1]:{port}"), Reason::Recursion);
     }
+    for port in RECURSION_PORTS {
+        refused_because(&mesh([]), &format!("[ff06::1]:{port}"), Reason::Recursion);
+    }
     goes(
         &mesh([]),
         "10.9.9.9:15008",
