@@ -7,7 +7,10 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     fmt,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use arc_swap::ArcSwap;
@@ -35,6 +38,8 @@ struct Inner {
     view: ArcSwap<MeshView>,
     /// The copy that updates are applied to; its lock is what orders publishes. Never held across an await.
     next: Mutex<MeshView>,
+    /// Written under the lock of `next`.
+    withheld: AtomicBool,
     version: watch::Sender<u64>,
     policies: watch::Sender<u64>,
     /// Per workload that a live connection depends on.
@@ -61,16 +66,39 @@ impl MeshState {
         *self.0.demand.lock() = Some(demand);
     }
 
+    /// Publishes nothing until a control plane has answered for each type that it is asked for: a view with workloads
+    /// and without the policies of their namespaces would let everyone in, and one without the destinations would send
+    /// to them in plaintext.
+    pub fn withhold(&self) {
+        let _next = self.0.next.lock();
+        self.0.withheld.store(true, Ordering::Relaxed);
+    }
+
+    /// Publishes what was withheld. Nothing happens where nothing is.
+    fn release(&self) {
+        let next = self.0.next.lock();
+        if !self.0.withheld.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        self.0.view.store(Arc::new(next.clone()));
+        let version = next.version();
+        self.0.policies.send_replace(version);
+        for sender in self.0.watched.lock().values() {
+            sender.send_replace(version);
+        }
+        self.0.version.send_replace(version);
+    }
+
     /// The view now.
     pub fn view(&self) -> Arc<MeshView> {
         self.0.view.load_full()
     }
 
-    /// Applies one update and publishes the result, if it changed anything. Wakes whom it concerns.
+    /// Applies one update and publishes the result, if it changed anything and is not withheld. Wakes whom it concerns.
     pub fn publish(&self, update: Update) -> Changes {
         let mut next = self.0.next.lock();
         let changes = next.apply(update);
-        if changes.is_empty() {
+        if changes.is_empty() || self.0.withheld.load(Ordering::Relaxed) {
             return changes;
         }
         self.0.view.store(Arc::new(next.clone()));
@@ -242,6 +270,10 @@ impl xds::Handler for Handler {
         update.removals = removed.map(|name| removal(name.as_str().into())).collect();
         self.0.publish(update);
         rejected
+    }
+
+    fn synced(&mut self) {
+        self.0.release();
     }
 }
 

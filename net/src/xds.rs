@@ -237,6 +237,9 @@ pub struct Rejection {
 pub trait Handler: Send + 'static {
     /// Applies what is good of one response and tells what is not.
     fn apply(&mut self, response: Response) -> Vec<Rejection>;
+
+    /// Each awaited type has been answered by now. Called after each response from then on.
+    fn synced(&mut self) {}
 }
 
 /// The client's counters. Cheap to clone.

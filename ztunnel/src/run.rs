@@ -238,6 +238,9 @@ impl Tunnel {
     ) -> Result<Option<serde_json::Value>, RunError> {
         let gate = ready.gate("state manager");
         let mut followed = None;
+        if self.config.xds.is_some() {
+            self.state.withhold();
+        }
         if let Some(local) = &self.config.local_state {
             let file = local_state::load(local)?;
             self.state.publish(file.file.clone().into_update());

@@ -65,6 +65,47 @@ fn uid() -> WorkloadUid {
     WorkloadUid(UID.into())
 }
 
+#[tokio::test]
+async fn nothing_is_known_before_the_control_plane_has_answered_for_every_type() {
+    let state = MeshState::new();
+    state.withhold();
+    let mut handler = state.handler();
+    handler.apply(client());
+    assert!(
+        state.view().workload(&uid()).is_none(),
+        "its namespace's policies are still to come"
+    );
+    let waiting = {
+        let state = state.clone();
+        tokio::spawn(async move {
+            let deadline = Instant::now() + SOON;
+            let decided = state.decide(deadline, |view| match view.workload(&uid()) {
+                Some(_) => Outcome::Go(()),
+                None => Outcome::Need(Need::LocalWorkload(LocalWorkload {
+                    name: "client-1".into(),
+                    namespace: "a".into(),
+                    service_account: "default".into(),
+                })),
+            });
+            decided.await.map(|((), view)| view.policies().count())
+        })
+    };
+    let own = security::Authorization {
+        scope: security::Scope::Namespace.into(),
+        ..policy("deny")
+    };
+    handler.apply(policies(vec![resource("a/deny", own.encode_to_vec())], &[]));
+    assert!(state.view().workload(&uid()).is_none());
+    handler.synced();
+    assert_eq!(waiting.await.expect("no panic"), Ok(1), "both come at once");
+    handler.apply(policies(vec![], &["a/deny"]));
+    assert_eq!(
+        state.view().policies().count(),
+        0,
+        "and changes are in force as they come"
+    );
+}
+
 #[test]
 fn a_response_is_one_publish_and_its_bad_resources_are_named() {
     let state = MeshState::new();

@@ -231,7 +231,7 @@ impl<H: Handler> Client<H> {
         }
     }
 
-    fn tell(&self, taken: &Taken) {
+    fn tell(&mut self, taken: &Taken) {
         if let Some((type_url, count)) = taken.rejected {
             self.config.metrics.rejected(type_url, count);
             let detail = taken.replies.first().and_then(|r| r.error_detail.as_ref());
@@ -241,16 +241,17 @@ impl<H: Handler> Client<H> {
                 count, reasons, "resources refused, the others are in force"
             );
         }
+        if self.session.synced() {
+            self.handler.synced();
+            if let Some(ready) = &self.config.ready {
+                ready.open();
+            }
+        }
         for name in &taken.arrived {
             self.waiters.answer(name, Found::Arrived);
         }
         for name in &taken.absent {
             self.waiters.answer(name, Found::Absent);
-        }
-        if let Some(ready) = &self.config.ready
-            && self.session.synced()
-        {
-            ready.open();
         }
     }
 
