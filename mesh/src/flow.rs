@@ -265,6 +265,7 @@ fn refusal_flag(reason: Reason) -> ResponseFlag {
         | Reason::GatewayMissing
         | Reason::NoHealthyUpstream
         | Reason::NoAddress
+        | Reason::DestinationUntold
         | Reason::ProtocolUnsupported
         | Reason::AddressMismatch
         | Reason::UnknownHostname => ResponseFlag::Connect,
@@ -280,6 +281,7 @@ fn refusal_blame(reason: Reason) -> Blame {
         | Reason::WaypointMissing
         | Reason::GatewayMissing
         | Reason::NoAddress
+        | Reason::DestinationUntold
         | Reason::ProtocolUnsupported
         | Reason::PolicyUnknown => Blame::Configuration,
     }

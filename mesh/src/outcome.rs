@@ -73,6 +73,8 @@ pub enum Reason {
     NoHealthyUpstream,
     /// The chosen workload has no address that can be used.
     NoAddress,
+    /// The control plane has not told (in time) what the destination is: closed, as it may be of the mesh.
+    DestinationUntold,
     /// The destination asks for a protection that we cannot give: closed, never plaintext
     /// (see [`crate::workload::TunnelProtocol::Unsupported`]).
     ProtocolUnsupported,
@@ -180,6 +182,7 @@ impl Reason {
             | Self::GatewayMissing
             | Self::NoHealthyUpstream
             | Self::NoAddress
+            | Self::DestinationUntold
             | Self::ProtocolUnsupported
             | Self::UnknownHostname => 503,
         }
@@ -195,6 +198,7 @@ impl fmt::Display for Reason {
             Self::GatewayMissing => "no gateway to the destination's network",
             Self::NoHealthyUpstream => "no healthy upstream",
             Self::NoAddress => "destination has no usable address",
+            Self::DestinationUntold => "the control plane has not told what the destination is",
             Self::ProtocolUnsupported => "destination asks for an unsupported protocol",
             Self::AddressMismatch => "ip mismatch",
             Self::UnknownHostname => "no such service or port here",

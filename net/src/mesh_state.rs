@@ -16,7 +16,7 @@ use std::{
 use arc_swap::ArcSwap;
 use mesh::{
     names::WorkloadUid,
-    outcome::{Need, Outcome, Refusal},
+    outcome::{Need, Outcome, Reason, Refusal},
     policy::AuthorizationPolicy,
     view::{Changes, MeshView, Removal, Resource, Update},
 };
@@ -167,26 +167,29 @@ impl MeshState {
                 versions = Some(self.versions());
                 continue;
             };
-            if !self.wait(&need, deadline, versions).await {
-                return Err(need.unmet());
-            }
+            self.wait(&need, deadline, versions).await?;
         }
     }
 
-    /// Waits for what may meet `need`; false when the deadline passed or it is certain that nothing will.
+    /// Waits for what may meet `need`; refuses when the deadline passed or it is certain that nothing will. Only the
+    /// control plane can say that there is no such resource; its silence says nothing.
     async fn wait(
         &self,
         need: &Need,
         deadline: Instant,
         versions: &mut watch::Receiver<u64>,
-    ) -> bool {
+    ) -> Result<(), Refusal> {
         let demand = self.0.demand.lock().clone();
         match (need, demand) {
-            (Need::Resource(key), Some(demand)) => {
-                let found = demand.resource(key, deadline).await;
-                matches!(found, Ok(xds::Found::Arrived))
-            }
-            _ => matches!(timeout_at(deadline, versions.changed()).await, Ok(Ok(()))),
+            (Need::Resource(key), Some(demand)) => match demand.resource(key, deadline).await {
+                Ok(xds::Found::Arrived) => Ok(()),
+                Ok(xds::Found::Absent) => Err(need.unmet()),
+                Err(_) => Err(Refusal::new(Reason::DestinationUntold)),
+            },
+            _ => match timeout_at(deadline, versions.changed()).await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(_)) | Err(_) => Err(need.unmet()),
+            },
         }
     }
 

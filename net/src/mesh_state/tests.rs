@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use mesh::{
     names::{PolicyKey, Str},
-    outcome::{LocalWorkload, Reason},
+    outcome::LocalWorkload,
 };
 use proto::{security, workload};
 use tokio::time::timeout;
@@ -191,6 +191,18 @@ async fn a_decision_waits_for_the_view_that_brings_what_it_lacks() {
     let (found, view) = deciding.await.expect("no panic").expect("it came");
     assert_eq!(found, uid());
     assert!(view.workload(&uid()).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_of_the_control_plane_is_not_absence() {
+    let state = MeshState::new();
+    state.fetch_through(xds::Demand::of_nobody());
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let decided = state.decide(deadline, |_| {
+        Outcome::<()>::Need(Need::Resource("net/10.0.0.7".into()))
+    });
+    let refusal = decided.await.expect_err("nobody answers");
+    assert_eq!(refusal.reason, Reason::DestinationUntold);
 }
 
 #[tokio::test(start_paused = true)]

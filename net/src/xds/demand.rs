@@ -82,6 +82,14 @@ impl Demand {
     }
 }
 
+#[cfg(test)]
+impl Demand {
+    /// Asks a control plane that never answers.
+    pub(crate) fn of_nobody() -> Self {
+        Self(Arc::default())
+    }
+}
+
 /// Removes a question that nobody waits for any more.
 struct Forget<'a> {
     waiters: &'a Waiters,
