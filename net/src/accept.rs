@@ -43,8 +43,43 @@ where
     H: Fn(TcpStream, SocketAddr) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
-    let mut drain = drain;
     let permits = options.limit.map(|n| Arc::new(Semaphore::new(n)));
+    let admit = || permit(permits.clone());
+    serve_admitted(
+        listener,
+        options.name,
+        drain,
+        admit,
+        |stream, peer, permit| {
+            let work = handler(stream, peer);
+            async move {
+                work.await;
+                drop(permit);
+            }
+        },
+    )
+    .await;
+}
+
+async fn permit(permits: Option<Arc<Semaphore>>) -> Option<OwnedSemaphorePermit> {
+    permits?.acquire_owned().await.ok()
+}
+
+/// As [`serve`], but a connection is accepted only once `admit` is ready, and the handler is given what it answers.
+/// `admit` is called anew after each turn of the loop, and must be cancel-safe.
+pub async fn serve_admitted<A, G, P, H, F>(
+    listener: TcpListener,
+    name: &'static str,
+    drain: drain::Watch,
+    admit: A,
+    handler: H,
+) where
+    A: Fn() -> G,
+    G: Future<Output = P>,
+    H: Fn(TcpStream, SocketAddr, P) -> F,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut drain = drain;
     let mut tasks = JoinSet::new();
     let mut pause = FIRST_PAUSE;
     loop {
@@ -52,25 +87,21 @@ where
             biased;
             _ = drain.started() => break,
             Some(ended) = tasks.join_next() => {
-                report(options.name, ended);
+                report(name, ended);
                 continue;
             }
-            accepted = next(&listener, permits.as_ref()) => accepted,
+            accepted = next(&listener, admit()) => accepted,
         };
         match accepted {
-            Ok((stream, peer, permit)) => {
+            Ok((stream, peer, admitted)) => {
                 pause = FIRST_PAUSE;
-                let work = handler(stream, peer);
-                tasks.spawn(async move {
-                    work.await;
-                    drop(permit);
-                });
+                tasks.spawn(handler(stream, peer, admitted));
             }
             Err(error) if is_of_one_connection(&error) => {
-                debug!(listener = options.name, %error, "a connection ended before it was accepted");
+                debug!(listener = name, %error, "a connection ended before it was accepted");
             }
             Err(error) => {
-                warn!(listener = options.name, %error, ?pause, "cannot accept, waiting");
+                warn!(listener = name, %error, ?pause, "cannot accept, waiting");
                 tokio::select! {
                     _ = drain.started() => break,
                     () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
@@ -79,19 +110,16 @@ where
         }
     }
     drop(listener);
-    finish(options.name, tasks, drain).await;
+    finish(name, tasks, drain).await;
 }
 
-async fn next(
+async fn next<P>(
     listener: &TcpListener,
-    permits: Option<&Arc<Semaphore>>,
-) -> io::Result<(TcpStream, SocketAddr, Option<OwnedSemaphorePermit>)> {
-    let permit = match permits {
-        Some(permits) => Arc::clone(permits).acquire_owned().await.ok(),
-        None => None,
-    };
+    admit: impl Future<Output = P>,
+) -> io::Result<(TcpStream, SocketAddr, P)> {
+    let admitted = admit.await;
     let (stream, peer) = listener.accept().await?;
-    Ok((stream, peer, permit))
+    Ok((stream, peer, admitted))
 }
 
 async fn finish(name: &'static str, mut tasks: JoinSet<()>, mut drain: drain::Watch) {

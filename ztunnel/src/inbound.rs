@@ -28,6 +28,7 @@ use crate::{
     authorize::authorize,
     connect::{header_texts, parse_baggage, response_headers},
     flow::{Early, Flow, Live},
+    handshakes::Slot,
     pod::{Pod, TLS_DEADLINE, WAIT},
     report::Chain,
 };
@@ -40,7 +41,13 @@ struct Inbound {
 }
 
 /// Serves one accepted connection to its end.
-pub(crate) async fn serve(pod: Arc<Pod>, tcp: TcpStream, peer: SocketAddr, drain: drain::Watch) {
+pub(crate) async fn serve(
+    pod: Arc<Pod>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    slot: Slot,
+    drain: drain::Watch,
+) {
     let _open = pod.node.metrics.socket(Direction::Inbound);
     let peer = socket::unmapped(peer);
     let local = match tcp.local_addr() {
@@ -50,7 +57,7 @@ pub(crate) async fn serve(pod: Arc<Pod>, tcp: TcpStream, peer: SocketAddr, drain
     };
     let inbound = Arc::new(Inbound { pod, peer, local });
     // Boxed: a handshake needs far more room than an idle connection.
-    if let Some((stream, identity)) = Box::pin(inbound.handshake(tcp)).await {
+    if let Some((stream, identity)) = Box::pin(inbound.handshake(tcp, slot)).await {
         inbound.serve_streams(stream, identity, drain).await;
     }
 }
@@ -74,8 +81,25 @@ impl Inbound {
         }
     }
 
-    /// Proves who both ends are. What fails is told here.
-    async fn handshake(&self, tcp: TcpStream) -> Option<(ServerStream<TcpStream>, PeerIdentity)> {
+    /// Proves who both ends are, unless others have to be let in. What fails is told here.
+    async fn handshake(
+        &self,
+        tcp: TcpStream,
+        slot: Slot,
+    ) -> Option<(ServerStream<TcpStream>, PeerIdentity)> {
+        let under_way = self.pod.handshakes.begin(slot);
+        tokio::select! {
+            biased;
+            proven = self.prove(tcp) => proven,
+            error = under_way.gives_way() => {
+                let metrics = &self.pod.node.metrics;
+                self.early().failed(metrics, EndReason::TlsFailed, &error);
+                None
+            }
+        }
+    }
+
+    async fn prove(&self, tcp: TcpStream) -> Option<(ServerStream<TcpStream>, PeerIdentity)> {
         let metrics = &self.pod.node.metrics;
         let record = match self.pod.record().await {
             Ok((record, _)) => record,

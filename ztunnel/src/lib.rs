@@ -12,6 +12,7 @@ mod connections;
 mod dns;
 mod dump;
 mod flow;
+mod handshakes;
 mod identities;
 mod inbound;
 mod inbound_plaintext;

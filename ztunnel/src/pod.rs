@@ -23,6 +23,7 @@ use crate::{
     connections::Registry,
     dns::{ResolvConf, Resolver},
     flow::Live,
+    handshakes::Handshakes,
     identities::Identities,
     metrics::Metrics,
     pods::PodUid,
@@ -54,6 +55,7 @@ pub(crate) struct Pod {
     pub(crate) node: Arc<Node>,
     pub(crate) sockets: Factory,
     pub(crate) pool: hbone::Pool,
+    pub(crate) handshakes: Arc<Handshakes>,
     pub(crate) inbound: Arc<Registry<Live>>,
     pub(crate) outbound: Arc<Registry<Live>>,
     /// Whether applications see their clients' addresses.
@@ -124,6 +126,7 @@ impl Pod {
             pool: hbone::Pool::new(config, dial),
             node,
             sockets,
+            handshakes: Arc::default(),
             inbound: Arc::default(),
             outbound: Arc::default(),
             original_source,

@@ -185,11 +185,18 @@ fn serve_hbone(
     listener: TcpListener,
     drain: drain::Watch,
 ) -> impl Future<Output = ()> + Send {
-    let options = accept::Options::named("inbound");
+    let handshakes = pod.handshakes.clone();
+    let admit = move || handshakes.clone().admit();
     let of_connection = drain.clone();
-    accept::serve(listener, options, drain, move |stream, peer| {
-        inbound::serve(pod.clone(), stream, peer, of_connection.clone())
-    })
+    accept::serve_admitted(
+        listener,
+        "inbound",
+        drain,
+        admit,
+        move |stream, peer, slot| {
+            inbound::serve(pod.clone(), stream, peer, slot, of_connection.clone())
+        },
+    )
 }
 
 fn serve_dns(

@@ -6,7 +6,7 @@ use std::{future::Future, net::SocketAddr, sync::Arc};
 use net::drain;
 use tokio::net::TcpStream;
 
-use crate::{inbound, inbound_plaintext, outbound, pod::Pod};
+use crate::{handshakes::Slot, inbound, inbound_plaintext, outbound, pod::Pod};
 
 /// Bytes. Raise it only knowing that every open connection pays.
 const LIMIT: usize = 2304;
@@ -15,7 +15,7 @@ fn of_three<A, B, C, F: Future>(_: impl Fn(A, B, C) -> F) -> usize {
     size_of::<F>()
 }
 
-fn of_four<A, B, C, D, F: Future>(_: impl Fn(A, B, C, D) -> F) -> usize {
+fn of_five<A, B, C, D, E, F: Future>(_: impl Fn(A, B, C, D, E) -> F) -> usize {
     size_of::<F>()
 }
 
@@ -23,7 +23,7 @@ fn of_four<A, B, C, D, F: Future>(_: impl Fn(A, B, C, D) -> F) -> usize {
 fn an_idle_connections_task_is_small() {
     let outbound = of_three::<Arc<Pod>, TcpStream, SocketAddr, _>(outbound::serve);
     let plaintext = of_three::<Arc<Pod>, TcpStream, SocketAddr, _>(inbound_plaintext::serve);
-    let inbound = of_four::<Arc<Pod>, TcpStream, SocketAddr, drain::Watch, _>(inbound::serve);
+    let inbound = of_five::<Arc<Pod>, TcpStream, SocketAddr, Slot, drain::Watch, _>(inbound::serve);
     let stream = inbound::size_of_stream_task();
     for (name, size) in [
         ("outbound", outbound),
