@@ -25,8 +25,6 @@ use prometheus_client::{
 };
 use proto::{ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL, WORKLOAD_TYPE_URL};
 
-use crate::serve::registry::Peer;
-
 /// Seconds.
 const TIMES: [f64; 10] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 3.0, 10.0];
 /// Bytes.
@@ -199,10 +197,10 @@ impl Metrics {
         Ok(text)
     }
 
-    pub(crate) fn connected(&self, peer: &Peer, change: i64) {
+    pub(crate) fn connected(&self, kind: &str, version: &str, change: i64) {
         let labels = Proxies {
-            version: peer.version.clone(),
-            r#type: proxy_type(&peer.proxy_type),
+            version: version.to_owned(),
+            r#type: proxy_type(kind),
         };
         self.proxies.get_or_create(&labels).inc_by(change);
     }

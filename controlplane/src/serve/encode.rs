@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use mesh::names::Str;
 
-use super::store::{Sequence, View};
+use super::view::{Sequence, View};
 use crate::output::Resource;
 
 /// Size of one piece of a payload: large enough to fill HTTP/2 frames.

@@ -17,6 +17,7 @@ pub mod registry;
 mod service;
 pub mod store;
 mod subscriber;
+mod view;
 
 #[cfg(test)]
 mod tests;

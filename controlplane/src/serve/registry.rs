@@ -138,7 +138,7 @@ impl Registry {
         });
         let weak = Arc::downgrade(&connection);
         self.connections.lock().insert(connection.id, weak);
-        self.metrics.connected(&connection.peer, 1);
+        connection.count(1);
         connection
     }
 
@@ -168,6 +168,12 @@ impl Registry {
 }
 
 impl Connection {
+    /// Counts it as come (1) or gone (-1).
+    fn count(&self, change: i64) {
+        let metrics = &self.registry.metrics;
+        metrics.connected(&self.peer.proxy_type, &self.peer.version, change);
+    }
+
     fn report(&self) -> Subscription {
         Subscription {
             connection_id: self.id,
@@ -252,6 +258,6 @@ fn rejections(message: &str, settled: &[Response]) -> BTreeMap<Str, String> {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.registry.connections.lock().remove(&self.id);
-        self.registry.metrics.connected(&self.peer, -1);
+        self.count(-1);
     }
 }

@@ -24,8 +24,9 @@ use super::{
     access::{self, Access},
     limit::Limit,
     registry::Registry,
-    store::{Sequence, Store},
+    store::Store,
     subscriber::{Subscriber, WINDOW},
+    view::Sequence,
 };
 use crate::{
     auth::{Authentication, Caller},

@@ -10,17 +10,16 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use mesh::names::Str;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
-use proto::{ADDRESS_TYPE_URL, WORKLOAD_TYPE_URL};
+use proto::ADDRESS_TYPE_URL;
 use tokio::{sync::watch, time::Instant};
 
-use super::encode::{Aliases, Payload, PayloadBuilder};
+use super::{
+    encode::{Aliases, Payload, PayloadBuilder},
+    view::{Sequence, View, is_service},
+};
 use crate::output::{Changes, Resource};
-
-/// A place in the log. 0 stands before everything.
-pub type Sequence = u64;
 
 /// Tombstones kept at least, however small the world is.
 const MIN_TOMBSTONES: usize = 16 * 1024;
@@ -91,12 +90,6 @@ pub(super) enum Reader {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lagged;
 
-/// How one type on the wire is had from the log: `Workload` is the first half of `Address`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct View<'a> {
-    type_url: &'a str,
-}
-
 impl Default for Store {
     fn default() -> Self {
         Self {
@@ -150,7 +143,7 @@ impl Store {
     /// All resources of a type, in the order of their last change.
     pub fn resources(&self, type_url: &str) -> Vec<Arc<Resource>> {
         let state = self.read();
-        state.live(View { type_url }).cloned().collect()
+        state.live(View::of(type_url)).cloned().collect()
     }
 
     pub(super) fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -165,7 +158,7 @@ impl Store {
         view: View<'_>,
         reader: Reader,
     ) -> Result<Arc<Payload>, Lagged> {
-        let key = (view.type_url.to_owned(), reader);
+        let key = (view.type_url().to_owned(), reader);
         let usable = |cached: &Cached| {
             let payload = cached.payload.upgrade()?;
             let recent = reader == Reader::Newcomer
@@ -395,52 +388,4 @@ impl Index {
             .iter()
             .for_each(|node| remove(&mut self.nodes, node));
     }
-}
-
-impl<'a> View<'a> {
-    /// How the type is had from the log.
-    pub(super) fn of(type_url: &'a str) -> Self {
-        Self { type_url }
-    }
-
-    /// The type on the wire.
-    pub(super) fn type_url(self) -> &'a str {
-        self.type_url
-    }
-
-    fn log(self) -> &'a str {
-        match self.type_url {
-            WORKLOAD_TYPE_URL => ADDRESS_TYPE_URL,
-            other => other,
-        }
-    }
-
-    /// Whether the type has this resource of its log.
-    pub(super) fn shows(self, resource: &Resource) -> bool {
-        self.type_url != WORKLOAD_TYPE_URL || workload(&resource.body).is_some()
-    }
-
-    /// The marshalled message of this type.
-    pub(super) fn body(self, resource: &Resource) -> Bytes {
-        match self.type_url {
-            WORKLOAD_TYPE_URL => workload(&resource.body).unwrap_or_default(),
-            _ => resource.body.clone(),
-        }
-    }
-}
-
-fn is_service(resource: &Resource) -> bool {
-    workload(&resource.body).is_none()
-}
-
-/// The `Workload` within a marshalled `Address`, shared with it (Istio workload.proto `Address.workload`, field 1).
-fn workload(address: &Bytes) -> Option<Bytes> {
-    const WORKLOAD: u8 = 1 << 3 | 2;
-    let mut rest = address.clone();
-    if rest.first() != Some(&WORKLOAD) {
-        return None;
-    }
-    rest = rest.slice(1..);
-    let length = prost::decode_length_delimiter(&mut rest).ok()?;
-    (rest.len() == length).then_some(rest)
 }

@@ -15,7 +15,8 @@ use tonic::Status;
 use super::{
     encode::{Aliases, Content, Payload, PayloadBuilder, Response},
     registry::Connection,
-    store::{Lagged, Reader, Sequence, State, Store, View},
+    store::{Lagged, Reader, State, Store},
+    view::{Sequence, View},
 };
 use crate::output::Resource;
 

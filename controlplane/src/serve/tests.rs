@@ -178,7 +178,7 @@ fn a_star_is_a_wildcard_and_workloads_are_pods_only() {
     bench.subscribe(WORKLOAD, &["*"], &[]);
     let responses = bench.exchange();
     assert_told(&responses, &[("Workload", &[POD_1], &[])]);
-    let body = super::store::View::of(WORKLOAD).body(&world[0]);
+    let body = super::view::View::of(WORKLOAD).body(&world[0]);
     let workload = <proto::workload::Workload as prost::Message>::decode(body).unwrap();
     assert_eq!(workload.uid, POD_1);
 }

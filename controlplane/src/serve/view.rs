@@ -1,0 +1,65 @@
+//! What a place in the log is, and how a type on the wire is had from it.
+
+use bytes::Bytes;
+use proto::{ADDRESS_TYPE_URL, WORKLOAD_TYPE_URL};
+
+use crate::output::Resource;
+
+/// A place in the log. 0 stands before everything.
+pub(super) type Sequence = u64;
+
+/// How one type on the wire is had from the log: `Workload` is the first half of `Address`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct View<'a> {
+    type_url: &'a str,
+}
+
+impl<'a> View<'a> {
+    /// How the type is had from the log.
+    pub(super) fn of(type_url: &'a str) -> Self {
+        Self { type_url }
+    }
+
+    /// The type on the wire.
+    pub(super) fn type_url(self) -> &'a str {
+        self.type_url
+    }
+
+    /// The type whose log it is had from.
+    pub(super) fn log(self) -> &'a str {
+        match self.type_url {
+            WORKLOAD_TYPE_URL => ADDRESS_TYPE_URL,
+            other => other,
+        }
+    }
+
+    /// Whether the type has this resource of its log.
+    pub(super) fn shows(self, resource: &Resource) -> bool {
+        self.type_url != WORKLOAD_TYPE_URL || workload(&resource.body).is_some()
+    }
+
+    /// The marshalled message of this type.
+    pub(super) fn body(self, resource: &Resource) -> Bytes {
+        match self.type_url {
+            WORKLOAD_TYPE_URL => workload(&resource.body).unwrap_or_default(),
+            _ => resource.body.clone(),
+        }
+    }
+}
+
+/// Whether an address is a service's.
+pub(super) fn is_service(resource: &Resource) -> bool {
+    workload(&resource.body).is_none()
+}
+
+/// The `Workload` within a marshalled `Address`, shared with it (Istio workload.proto `Address.workload`, field 1).
+fn workload(address: &Bytes) -> Option<Bytes> {
+    const WORKLOAD: u8 = 1 << 3 | 2;
+    let mut rest = address.clone();
+    if rest.first() != Some(&WORKLOAD) {
+        return None;
+    }
+    rest = rest.slice(1..);
+    let length = prost::decode_length_delimiter(&mut rest).ok()?;
+    (rest.len() == length).then_some(rest)
+}
