@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use mesh::flow::EndReason;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
@@ -154,6 +155,22 @@ impl SocketError {
             Self::Io { source, .. } => source.kind(),
             Self::Netns { .. } => io::ErrorKind::Other,
         }
+    }
+
+    /// What the metric and the log line say of a connection that did not come about.
+    pub fn end_reason(&self) -> EndReason {
+        connect_end(self.io_kind())
+    }
+}
+
+/// Why a TCP connection did not come about. The system's errors are an open list, hence the rest.
+pub(crate) fn connect_end(kind: io::ErrorKind) -> EndReason {
+    use io::ErrorKind;
+    match kind {
+        ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => EndReason::ConnectRefused,
+        ErrorKind::TimedOut => EndReason::ConnectTimedOut,
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => EndReason::ConnectUnreachable,
+        _ => EndReason::Internal,
     }
 }
 

@@ -10,7 +10,6 @@ use net::socket::SocketError;
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
 use crate::{
-    connect::tcp_end,
     pod::{CONNECT_DEADLINE, Pod},
     proxy_protocol,
 };
@@ -51,7 +50,7 @@ impl DialError {
     /// What the metric and the log line say.
     pub(crate) fn end_reason(&self) -> EndReason {
         match self {
-            Self::Connect { source, .. } => tcp_end(source.io_kind()),
+            Self::Connect { source, .. } => source.end_reason(),
             Self::Timeout { .. } => EndReason::ConnectTimedOut,
         }
     }

@@ -93,9 +93,9 @@ impl ConnectError {
     pub(crate) fn end_reason(&self) -> EndReason {
         match self {
             Self::Certificate(_) => EndReason::NoCertificate,
-            Self::Tcp { source, .. } => tcp_end(source.io_kind()),
+            Self::Tcp { source, .. } => source.end_reason(),
             Self::TcpTimeout { .. } => EndReason::ConnectTimedOut,
-            Self::Tunnel { source, .. } | Self::InnerTunnel { source, .. } => tunnel_end(source),
+            Self::Tunnel { source, .. } | Self::InnerTunnel { source, .. } => source.end_reason(),
             Self::InnerTls { .. } => EndReason::TlsFailed,
             Self::InnerHttp { .. } => EndReason::Http2Failed,
         }
@@ -127,33 +127,6 @@ fn refused(kind: ErrorKind) -> bool {
         kind,
         ConnectionRefused | HostUnreachable | NetworkUnreachable
     )
-}
-
-/// Why a TCP connection did not come about.
-pub(crate) fn tcp_end(kind: ErrorKind) -> EndReason {
-    match kind {
-        ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => EndReason::ConnectRefused,
-        ErrorKind::TimedOut => EndReason::ConnectTimedOut,
-        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => EndReason::ConnectUnreachable,
-        _ => EndReason::Internal,
-    }
-}
-
-fn tunnel_end(error: &hbone::ConnectError) -> EndReason {
-    use hbone::ConnectError::{CertificateRefused, Dial, Late, Refused, Stream};
-    match error {
-        Dial(dial) => match &**dial {
-            DialError::TcpTimeout { .. } => EndReason::TunnelTimedOut,
-            DialError::Tcp { source, .. } => tcp_end(source.kind()),
-            DialError::PoolClosed => EndReason::PodRemoved,
-            DialError::Tls { .. } => EndReason::TlsFailed,
-            DialError::Http { .. } => EndReason::Http2Failed,
-        },
-        CertificateRefused { .. } => EndReason::TlsFailed,
-        Refused { status, .. } => EndReason::PeerRefused(status.as_u16()),
-        Late { .. } | Stream { .. } => EndReason::TunnelLost,
-        hbone::ConnectError::Authority(_) => EndReason::BadRequest,
-    }
 }
 
 /// One connection of an application that is to be carried on.

@@ -152,12 +152,9 @@ impl Inbound {
     /// Streams tell their own ends; here is told what never came to streams, or abused them.
     fn connection_failed(&self, error: &ServeError) {
         let metrics = &self.pod.node.metrics;
-        match error {
-            ServeError::Preface { .. } => {
-                self.early().failed(metrics, EndReason::Http2Failed, error);
-            }
-            ServeError::RapidReset => self.early().failed(metrics, EndReason::BadRequest, error),
-            ServeError::Silent | ServeError::Http(_) => {
+        match error.end_reason() {
+            Some(reason) => self.early().failed(metrics, reason, error),
+            None => {
                 let error = Chain(error).to_string();
                 tracing::debug!(peer = %self.peer, error, "HBONE connection broke");
             }

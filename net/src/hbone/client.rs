@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::task::noop_waker_ref;
 use h2::client::{Connection, SendRequest};
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
-use mesh::authority::Authority;
+use mesh::{authority::Authority, flow::EndReason};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::timeout,
@@ -27,7 +27,10 @@ use super::{
         StreamGuard, window_for,
     },
 };
-use crate::tls::{HandshakeError, PeerIdentity};
+use crate::{
+    socket::connect_end,
+    tls::{HandshakeError, PeerIdentity},
+};
 
 /// What a CONNECT says.
 #[derive(Clone, Debug)]
@@ -133,7 +136,31 @@ pub enum ConnectError {
     },
 }
 
+impl DialError {
+    /// What the metric and the log line say.
+    pub fn end_reason(&self) -> EndReason {
+        match self {
+            Self::TcpTimeout { .. } => EndReason::TunnelTimedOut,
+            Self::Tcp { source, .. } => connect_end(source.kind()),
+            Self::Tls { .. } => EndReason::TlsFailed,
+            Self::Http { .. } => EndReason::Http2Failed,
+            Self::PoolClosed => EndReason::PodRemoved,
+        }
+    }
+}
+
 impl ConnectError {
+    /// What the metric and the log line say.
+    pub fn end_reason(&self) -> EndReason {
+        match self {
+            Self::Authority(_) => EndReason::BadRequest,
+            Self::Dial(dial) => dial.end_reason(),
+            Self::CertificateRefused { .. } => EndReason::TlsFailed,
+            Self::Refused { status, .. } => EndReason::PeerRefused(status.as_u16()),
+            Self::Late { .. } | Self::Stream { .. } => EndReason::TunnelLost,
+        }
+    }
+
     /// Whether the peer certainly did not act on the CONNECT, so that it may be sent again.
     pub(super) fn is_unprocessed(&self) -> bool {
         use super::ResetCode;

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
-use mesh::authority::Authority;
+use mesh::{authority::Authority, flow::EndReason};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::JoinSet,
@@ -63,6 +63,17 @@ pub enum ServeError {
     /// The protocol was broken, by the peer or under it.
     #[error("the HTTP/2 connection failed")]
     Http(#[source] StreamError),
+}
+
+impl ServeError {
+    /// What the metric and the log line say; `None` where the streams tell their own ends.
+    pub fn end_reason(&self) -> Option<EndReason> {
+        match self {
+            Self::Preface { .. } => Some(EndReason::Http2Failed),
+            Self::RapidReset => Some(EndReason::BadRequest),
+            Self::Silent | Self::Http(_) => None,
+        }
+    }
 }
 
 /// A CONNECT that waits for its answer. Dropping it unanswered resets the stream.
