@@ -37,6 +37,15 @@ pub fn main_with(mut args: impl Iterator<Item = String>) -> ExitCode {
     }
 }
 
+/// Lets the allocator hand freed memory back by itself. Without a thread of its own it does so only when it is called,
+/// and a tunnel whose connections have ended is not. Called once the role is chosen: the thread must not be there before.
+fn give_back_freed_memory() {
+    if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
+        // Memory is kept longer, and nothing else.
+        tracing::debug!(%error, "the allocator has no thread of its own");
+    }
+}
+
 fn proxy() -> ExitCode {
     let config = match Config::from_env() {
         Ok(config) => config,
@@ -59,6 +68,7 @@ fn proxy() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    give_back_freed_memory();
     let code = match start(config, &logs) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
