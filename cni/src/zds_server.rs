@@ -467,14 +467,7 @@ fn restrict(path: &Path) -> io::Result<()> {
 
 /// An error with its causes on one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
+    net::report::Chain(error).to_string()
 }
 
 #[cfg(test)]

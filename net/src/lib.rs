@@ -17,6 +17,7 @@ pub mod mesh_state;
 pub mod metrics;
 pub mod netns;
 pub mod ready;
+pub mod report;
 pub mod socket;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

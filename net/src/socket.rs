@@ -15,7 +15,10 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
-use crate::netns::{Netns, NetnsError};
+use crate::{
+    netns::{Netns, NetnsError},
+    report::Chain,
+};
 
 /// The mark of all the tunnel's packets: the redirect rules let it pass.
 pub const PACKET_MARK: u32 = 1337;
@@ -434,21 +437,6 @@ impl Factory {
             Err(error) if lacks_ipv6(&error) => Ok(None),
             other => other.map(Some),
         }
-    }
-}
-
-/// Prints an error with its causes, for places that log and go on.
-struct Chain<'a>(&'a dyn std::error::Error);
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
     }
 }
 

@@ -17,10 +17,11 @@ use net::{
     copy::{self, Counters, Side},
     log::access,
     metrics,
+    report::Chain,
 };
 use parking_lot::Mutex;
 
-use crate::{authorize::Denied, connections::Registration, metrics::Metrics, report::Chain};
+use crate::{authorize::Denied, connections::Registration, metrics::Metrics};
 
 /// One connection, from the moment it is known whose it is.
 #[derive(Debug)]

@@ -18,6 +18,7 @@ use mesh::{
 use net::{
     drain,
     hbone::{self, ConnectRequest, ServeError},
+    report::Chain,
     socket,
     tls::{self, PeerIdentity, ServerStream},
 };
@@ -30,7 +31,6 @@ use crate::{
     flow::{Early, Flow, Live},
     handshakes::Slot,
     pod::{Pod, TLS_DEADLINE, WAIT},
-    report::Chain,
 };
 
 /// One peer's connection to the pod's HBONE port.

@@ -10,7 +10,7 @@ use mesh::{
     view::MeshView,
     workload::Workload,
 };
-use net::socket;
+use net::{report::Chain, socket};
 use tokio::net::TcpStream;
 
 use crate::{
@@ -18,7 +18,6 @@ use crate::{
     authorize::authorize,
     flow::{Early, Flow, Live},
     pod::{Pod, WAIT},
-    report::Chain,
     reset,
 };
 

@@ -22,7 +22,6 @@ mod outbound;
 mod pod;
 mod pods;
 mod proxy_protocol;
-mod report;
 mod reset;
 mod run;
 mod runtime;

@@ -12,11 +12,10 @@ use mesh::{
     names::Str,
     view::{Removal, Update},
 };
-use net::mesh_state::MeshState;
+use net::{mesh_state::MeshState, report::Chain};
 
 use crate::{
     config::LocalState,
-    report::Chain,
     yaml::{self, YamlError},
 };
 

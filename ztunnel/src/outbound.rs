@@ -16,14 +16,13 @@ use mesh::{
     view::MeshView,
     workload::Workload,
 };
-use net::{copy::Endpoint, socket};
+use net::{copy::Endpoint, report::Chain, socket};
 use tokio::net::TcpStream;
 
 use crate::{
     connect::{ConnectError, Connected, InnerTunnel, Outgoing},
     flow::{Early, Flow, Live},
     pod::{Pod, WAIT},
-    report::Chain,
     reset,
 };
 

@@ -11,6 +11,7 @@ use net::{
     accept, drain,
     netns::Netns,
     ready::Gate,
+    report::Chain,
     socket::{Factory, SocketError},
 };
 use tokio::{
@@ -23,7 +24,6 @@ use crate::{
     config::{HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT},
     dns, inbound, inbound_plaintext, outbound,
     pod::{Node, Pod},
-    report::Chain,
 };
 use client::Client;
 use reconcile::Launch;

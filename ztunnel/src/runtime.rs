@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use net::{log, netns::Netns, socket};
+use net::{log, netns::Netns, report::Chain, socket};
 use tokio::runtime;
 
-use crate::{config::Config, report::Chain, run};
+use crate::{config::Config, run};
 
 const USAGE: &str = "\
 usage: ztunnel [proxy|version|help]

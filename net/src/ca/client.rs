@@ -16,9 +16,12 @@ use tonic::{
 };
 
 use super::{Issuer, Issuing};
-use crate::tls::{
-    BuildCertificateError, Policy, TrustBundle, TrustBundleError, WorkloadCertificate,
-    control_plane::{self, ControlPlaneError},
+use crate::{
+    report::causes,
+    tls::{
+        BuildCertificateError, Policy, TrustBundle, TrustBundleError, WorkloadCertificate,
+        control_plane::{self, ControlPlaneError},
+    },
 };
 
 /// More than any chain needs.
@@ -196,11 +199,9 @@ impl Shared {
 /// The CA's answer with the causes that tonic keeps behind it, such as a refused connection.
 fn refused(status: &tonic::Status) -> IssueError {
     let mut message = status.message().to_owned();
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
+    for cause in causes(status) {
         message.push_str(": ");
-        message.push_str(&error.to_string());
-        cause = error.source();
+        message.push_str(&cause.to_string());
     }
     IssueError::Ca {
         code: status.code(),

@@ -1,10 +1,6 @@
 //! The layer that turns events into lines.
 
-use std::{
-    error::Error,
-    fmt::{self, Write as _},
-    str::FromStr,
-};
+use std::{error::Error, fmt, str::FromStr};
 
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
@@ -16,6 +12,7 @@ use tracing::{
 use tracing_subscriber::{Layer, layer::Context, registry::LookupSpan};
 
 use super::{OUR_CRATES, writer::Writer};
+use crate::report::Chain;
 
 /// The form of a line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -229,17 +226,6 @@ fn push_printable(to: &mut String, text: &str) {
     }
 }
 
-/// An error with its causes, as `what: why: why`.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        let _ = write!(text, ": {next}");
-        cause = next.source();
-    }
-    text
-}
-
 #[derive(Default)]
 struct PlainVisitor {
     message: String,
@@ -270,7 +256,7 @@ impl Visit for PlainVisitor {
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
-        self.push(field, &format!("{:?}", chain(value)));
+        self.push(field, &format!("{:?}", Chain(value).to_string()));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
@@ -315,7 +301,7 @@ impl Visit for JsonVisitor {
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
-        self.push(field, chain(value).into());
+        self.push(field, Chain(value).to_string().into());
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {

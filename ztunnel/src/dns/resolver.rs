@@ -14,7 +14,7 @@ use hickory_proto::{
     rr::{Name, RData, RecordType},
 };
 use mesh::names::Str;
-use net::socket::Factory;
+use net::{report::Chain, socket::Factory};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
@@ -22,7 +22,6 @@ use super::{
     forward::{self, Transport},
     resolv_conf::ResolvConf,
 };
-use crate::report::Chain;
 
 const CACHED_NAMES: usize = 4096;
 const SHORTEST: Duration = Duration::from_secs(1);

@@ -2,7 +2,7 @@
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
-use net::{accept, drain, socket::Factory};
+use net::{accept, drain, report::Chain, socket::Factory};
 use tokio::{
     io,
     net::{TcpListener, TcpStream, UdpSocket},
@@ -16,7 +16,6 @@ use super::{
     message::{self, AddressQuery, Addresses, RawCode, Received},
     resolv_conf::ResolvConf,
 };
-use crate::report::Chain;
 
 /// Questions of one pod that are being answered at a time; over that, UDP ones are dropped, as a lossy network would.
 const CONCURRENT: usize = 1024;

@@ -67,7 +67,7 @@ impl<L: Launch<Netns = Netns>> Client<L> {
             if self.pods.complete() {
                 backoff = FIRST_BACKOFF;
             }
-            tracing::warn!(error = crate::report::Chain(&ended).to_string(), retry_in = ?backoff, "no node agent");
+            tracing::warn!(error = net::report::Chain(&ended).to_string(), retry_in = ?backoff, "no node agent");
             tokio::select! {
                 biased;
                 _ = drain.started() => break,
@@ -128,7 +128,7 @@ impl<L: Launch<Netns = Netns>> Client<L> {
         let answer = match received?.ok_or(LinkError::Closed)? {
             Received::Request(request) => self.pods.handle(translate(request)).await?,
             Received::BadNamespace { uid, error } => {
-                let error = crate::report::Chain(&error).to_string();
+                let error = net::report::Chain(&error).to_string();
                 tracing::warn!(uid, error, "the pod's namespace is gone");
                 Err(error)
             }
