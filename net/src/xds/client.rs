@@ -17,12 +17,12 @@ use proto::xds::aggregated_discovery_service_client::AggregatedDiscoveryServiceC
 
 use super::{
     BoxError, Config, Demand, Found, Handler, MAX_RESPONSE, Termination,
-    backoff::Backoff,
+    backoff::{Backoff, Outage},
     demand::Waiters,
     session::{Session, Taken, Versions, answer},
     wire::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
 };
-use crate::drain;
+use crate::{drain, report::causes};
 
 /// Requests under way to the server; a server that does not read them stops us reading its responses.
 const REQUESTS: usize = 64;
@@ -52,7 +52,7 @@ enum Ended {
     Metadata { key: String },
     #[error("the control plane did not answer within {0:?}")]
     Silent(Duration),
-    #[error("the control plane ended the stream: {:?}", .0.code())]
+    #[error("the control plane ended the stream")]
     Status(#[source] Box<Status>),
     #[error("the control plane ended the stream")]
     Complete,
@@ -77,13 +77,17 @@ impl<H: Handler> Client<H> {
     pub async fn run(mut self, drain: drain::Watch) {
         let mut drain = drain.release();
         let mut backoff = Backoff::new();
+        let mut outage = Outage::default();
         loop {
             let mut heard = false;
             let ended = tokio::select! {
                 () = drain.forced() => return,
                 ended = self.connection(&mut heard) => ended,
             };
-            let wait = self.after(&ended, heard, &mut backoff);
+            if heard {
+                outage = Outage::default();
+            }
+            let wait = self.after(&ended, heard, &mut backoff, &mut outage);
             tokio::select! {
                 () = drain.forced() => return,
                 () = sleep(wait) => {}
@@ -92,7 +96,13 @@ impl<H: Handler> Client<H> {
     }
 
     /// Counts and logs the end of a connection; the answer is how long to wait (node-tunnel.md 3.3).
-    fn after(&mut self, ended: &Ended, heard: bool, backoff: &mut Backoff) -> Duration {
+    fn after(
+        &mut self,
+        ended: &Ended,
+        heard: bool,
+        backoff: &mut Backoff,
+        outage: &mut Outage,
+    ) -> Duration {
         let reason = ended.termination();
         self.config.metrics.terminated(reason);
         if ended.too_long() {
@@ -110,11 +120,12 @@ impl<H: Handler> Client<H> {
             Termination::Reconnect | Termination::Complete => {
                 debug!(error, ?wait, "the control plane asks to reconnect");
             }
-            _ => warn!(
+            _ if outage.is_due(Instant::now()) => warn!(
                 error,
                 ?wait,
                 "no control plane: going on with what is known"
             ),
+            _ => debug!(error, ?wait, "still no control plane"),
         }
         wait
     }
@@ -291,14 +302,7 @@ impl Ended {
 }
 
 fn never_connected(status: &Status) -> bool {
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
+    causes(status).any(|error| error.is::<tonic::ConnectError>())
 }
 
 fn asks_to_reconnect(message: &str) -> bool {
