@@ -68,10 +68,14 @@ pub(crate) enum Local {
     },
     /// Change labels of a namespace or a pod of the running mesh (`key=value`, or `key-` to remove one)
     ///
-    /// The change holds while the mesh runs and is laid over the folder's files, which stay as they are.
+    /// The change holds while the mesh runs and is laid over the folder's files, which stay as they are; with --write it
+    /// is made in the file itself instead.
     Label {
         #[command(flatten)]
         mesh: Mesh,
+        /// Change the object's own file
+        #[arg(long)]
+        write: bool,
         /// NAMESPACE, or NAMESPACE/POD
         target: String,
         /// key=value or key-

@@ -33,9 +33,10 @@ fn local(command: Local) -> Result<ExitCode> {
         }
         Local::Label {
             mesh,
+            write,
             target,
             labels,
-        } => client::label(&client::Client::named(&mesh.name)?, &target, &labels),
+        } => client::label(&client::Client::named(&mesh.name)?, &target, &labels, write),
         Local::Exec {
             mesh,
             target,

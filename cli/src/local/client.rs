@@ -21,6 +21,7 @@ use super::{
     objects::Key,
     parts::Action,
     protocol::{PodStatus, Reply, Request, Status, receive_reply, send_request},
+    rewrite,
     runtime::Runtime,
     terminal,
 };
@@ -310,8 +311,22 @@ fn worth_showing(object: &Value) -> bool {
 }
 
 /// `label`.
-pub(crate) fn label(client: &Client, target: &str, labels: &[String]) -> Result<ExitCode> {
+pub(crate) fn label(
+    client: &Client,
+    target: &str,
+    labels: &[String],
+    write: bool,
+) -> Result<ExitCode> {
     let labels = parse_labels(labels)?;
+    if write {
+        let (namespace, name) = match target.split_once('/') {
+            Some((namespace, name)) => (Some(namespace), name),
+            None => (None, target),
+        };
+        let file = rewrite::in_folder(&client.status()?.folder, namespace, name, &labels)?;
+        println!("{target} labelled in {}", file.display());
+        return Ok(ExitCode::SUCCESS);
+    }
     client.ask(&Request::Label {
         target: target.to_owned(),
         labels,

@@ -17,6 +17,7 @@ mod pod;
 mod probe;
 mod process;
 pub mod protocol;
+mod rewrite;
 pub mod rig;
 pub mod runtime;
 mod sandbox;
