@@ -123,3 +123,21 @@ async fn bad_peers_are_refused_and_others_are_unharmed() {
     }
     passes(&mut client, &mut server, b"unharmed").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_peers_do_not_keep_others_out() {
+    let rig = rig_or_skip!();
+    let _listener = rig.listen();
+    net::socket::raise_open_files_limit().unwrap();
+    let sockets = outside_the_mesh(&rig.a);
+    // More than a pod has handshakes at a time.
+    let mut silent = Vec::new();
+    for _ in 0..1100 {
+        let tcp = sockets.connect(tunnel_port(&rig), SourceAddress::Own);
+        silent.push(soon(tcp).await.unwrap());
+    }
+    let certificate = rig.ca.certificate(&rig.ca.identity("ns", "sa-a"));
+    let client = soon(peer(&rig, &certificate)).await.expect("let in");
+    let answer = soon(ask(&client, "10.210.0.2:8080")).await;
+    assert_eq!(status(answer), StatusCode::OK);
+}
