@@ -314,7 +314,11 @@ async fn tcp_to_tcp(from: &TcpStream, to: &TcpStream, counter: &AtomicU64) -> Re
                     count(counter, written);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    to.writable().await.map_err(Fault::Sink)?;
+                    tokio::select! {
+                        writable = to.writable() => writable.map_err(Fault::Sink)?,
+                        // The sink may be blocked for good; the application may have given up meanwhile.
+                        error = Watch::Tcp(from).broken() => return Err(Fault::Source(error)),
+                    }
                 }
                 Err(error) => return Err(Fault::Sink(error)),
             }

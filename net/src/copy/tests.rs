@@ -251,6 +251,34 @@ async fn plain_connections_are_copied_as_faithfully() {
 }
 
 #[tokio::test]
+async fn a_reset_is_told_also_while_the_other_side_reads_nothing() {
+    let (client, captured) = tcp_pair().await;
+    let (delivered, server) = tcp_pair().await;
+    let Copy { end, .. } = copy(captured, delivered);
+    // Until nothing fits in any more, on the whole way.
+    while timeout(Duration::from_millis(200), fill_once(&client))
+        .await
+        .is_ok()
+    {}
+    reset(client);
+    assert!(matches!(
+        soon(end).await.unwrap(),
+        End::Reset(Side::Downstream)
+    ));
+    drop(server);
+}
+
+/// Writes what fits, once something does.
+async fn fill_once(tcp: &TcpStream) {
+    loop {
+        tcp.writable().await.unwrap();
+        if tcp.try_write(&[0; 1 << 16]).is_ok() {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
 async fn cancelling_cuts_both_sides_at_once() {
     let mut path = path().await;
     path.client.write_all(b"x").await.unwrap();
