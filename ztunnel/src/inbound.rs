@@ -1,6 +1,10 @@
 //! Connections that reach a pod over HBONE (15008): proven, decided, authorized, dialled, and carried.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use http::StatusCode;
 use mesh::{
@@ -134,10 +138,14 @@ impl Inbound {
         let mut farewell = self.pod.farewell.watch();
         // Who comes after the farewell is still served: some clients learn late of a pod's end.
         let is_late = farewell.mode().is_some();
+        let left = peer.not_after.duration_since(SystemTime::now());
+        let certified = tokio::time::sleep(left.unwrap_or_default());
         let goodbye = async move {
             tokio::select! {
                 _ = drain.started() => {}
                 _ = farewell.started(), if !is_late => {}
+                // Streams that are open live on; whoever wants another proves itself anew.
+                () = certified => {}
             }
         };
         let this = self.clone();

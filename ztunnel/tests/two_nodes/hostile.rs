@@ -1,6 +1,10 @@
 //! Peers on the HBONE port that are not what they should be: refused, and nobody else notices.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use http::{HeaderMap, StatusCode};
 use mesh::identity::Identity;
@@ -13,7 +17,7 @@ use net::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
-    rig::{Rig, outside_the_mesh, passes, soon},
+    rig::{Rig, eventually, outside_the_mesh, passes, soon},
     rig_or_skip,
 };
 
@@ -140,4 +144,23 @@ async fn silent_peers_do_not_keep_others_out() {
     let client = soon(peer(&rig, &certificate)).await.expect("let in");
     let answer = soon(ask(&client, "10.210.0.2:8080")).await;
     assert_eq!(status(answer), StatusCode::OK);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tunnel_takes_no_new_streams_after_its_peers_certificate_has_ended() {
+    let rig = rig_or_skip!();
+    let _listener = rig.listen();
+    let mut leaf = rig.ca.leaf(&rig.ca.identity("ns", "sa-a"));
+    leaf.not_after = SystemTime::now() + Duration::from_secs(3);
+    let (leaf, key) = rig.ca.sign(&leaf);
+    let certificate =
+        WorkloadCertificate::new(&Policy::default(), vec![leaf], key, rig.ca.trust()).unwrap();
+    let client = peer(&rig, &certificate).await.expect("a good peer");
+    let answer = soon(ask(&client, "10.210.0.2:8080")).await;
+    assert_eq!(status(answer), StatusCode::OK);
+    eventually("the tunnel is closed to it", async || {
+        let answer = soon(ask(&client, "10.210.0.2:8080")).await;
+        matches!(answer, Err(ConnectError::Stream { .. }))
+    })
+    .await;
 }
