@@ -186,6 +186,10 @@ impl Lines {
         };
         if !flow {
             line.clear();
+            let last = matches!(&labels.node.value, Value::Mapping(all) if all.len() == 1);
+            if last && let Some((line, _)) = self.at(labels.place) {
+                line.clear();
+            }
             return;
         }
         let from = usize::try_from(value.column).unwrap_or(1) - 1;
@@ -372,6 +376,12 @@ mod tests {
             block,
             &[("x", None)],
             &block.replace("    x: y # why\n", ""),
+        );
+        let none = "kind: Namespace\nmetadata:\n  name: a\n";
+        check(
+            &format!("{none}  labels:\n    x: y\n"),
+            &[("x", None)],
+            none,
         );
         let flow = "kind: Namespace\nmetadata: {name: a, labels: {x: y, z: \"1\"}}\n";
         check(

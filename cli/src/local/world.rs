@@ -284,13 +284,13 @@ impl World {
             uid: plan::uuid(rand::random(), rand::random()),
         };
         let near = format!("pod{}", self.counter);
+        let files = pod_files(&self.runtime, &plan, &place)
+            .inspect_err(|_| node.pool.release(address))
+            .context("write the pod's resolv.conf and hosts")?;
         let netns = wire(node, &near, &place)
             .inspect_err(|_| node.pool.release(address))
             .context("wire the pod")?;
         let startable = containers(&plan, &place);
-        let files = self
-            .pod_files(&plan, &place)
-            .context("write the pod's resolv.conf and hosts")?;
         let pod = LivePod {
             containers: startable
                 .iter()
@@ -310,23 +310,6 @@ impl World {
         };
         self.pods.insert(place.uid, pod);
         Ok(())
-    }
-
-    fn pod_files(&self, plan: &PodPlan, place: &Place) -> io::Result<Vec<(PathBuf, PathBuf)>> {
-        let write = |ending: &str, text: String| {
-            let path = self.runtime.etc().join(format!("{}.{ending}", place.uid));
-            std::fs::write(&path, text)?;
-            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
-            Ok::<_, io::Error>(path)
-        };
-        let resolver = write("resolv.conf", observe::resolv_conf(plan))?;
-        let hosts = write("hosts", observe::hosts(plan, place))?;
-        let own = PathBuf::from(shim::SHARED_PROGRAM);
-        Ok(vec![
-            (resolver, "/etc/resolv.conf".into()),
-            (hosts, "/etc/hosts".into()),
-            (own.clone(), own),
-        ])
     }
 
     /// Lets those pods' processes start that need not wait for the mesh, or need not wait any more: a pod of the mesh
@@ -532,6 +515,28 @@ impl World {
             format!("there is no pod {target} (there are: {})", known.join(", "))
         })
     }
+}
+
+/// The pod's own files in the machine's places, `(from, to)`.
+fn pod_files(
+    runtime: &Runtime,
+    plan: &PodPlan,
+    place: &Place,
+) -> io::Result<Vec<(PathBuf, PathBuf)>> {
+    let write = |ending: &str, text: String| {
+        let path = runtime.etc().join(format!("{}.{ending}", place.uid));
+        std::fs::write(&path, text)?;
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+        Ok::<_, io::Error>(path)
+    };
+    let resolver = write("resolv.conf", observe::resolv_conf(plan))?;
+    let hosts = write("hosts", observe::hosts(plan, place))?;
+    let own = PathBuf::from(shim::SHARED_PROGRAM);
+    Ok(vec![
+        (resolver, "/etc/resolv.conf".into()),
+        (hosts, "/etc/hosts".into()),
+        (own.clone(), own),
+    ])
 }
 
 fn wire(node: &Node, near: &str, place: &Place) -> io::Result<Netns> {
