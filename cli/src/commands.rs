@@ -27,7 +27,7 @@ fn local(command: Local) -> Result<ExitCode> {
     match command {
         Local::Up(options) => up::run(&options),
         Local::Demo { keep } => demo::run(keep),
-        Local::Down { mesh } => client::Client::named(&mesh.name)?.down(),
+        Local::Down { mesh } => client::down(&mesh.name),
         Local::Status { mesh, output } => {
             client::status(&client::Client::named(&mesh.name)?, output)
         }

@@ -91,7 +91,7 @@ impl Client {
     }
 
     /// Stops the mesh and waits until it has ended.
-    pub(crate) fn down(&self) -> Result<ExitCode> {
+    fn down(&self) -> Result<ExitCode> {
         const LIMIT: Duration = Duration::from_secs(20);
         self.ask(&Request::Down)?;
         let started = Instant::now();
@@ -131,6 +131,20 @@ fn answered(stream: &UnixStream) -> Result<Value> {
     match receive_reply(stream).context("the mesh ended before it answered")? {
         Reply::Ok(value) => Ok(value),
         Reply::Error(message) => bail!(message),
+    }
+}
+
+/// `down`: also what a killed mesh left, which is its runtime folder and nothing else.
+pub(crate) fn down(name: &str) -> Result<ExitCode> {
+    let runtime = Runtime::named(name)?;
+    match Client::named(name) {
+        Ok(client) => client.down(),
+        Err(_) if runtime.left_behind() => {
+            runtime.remove();
+            println!("the mesh {name:?} had ended already; its files are removed");
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => Err(error),
     }
 }
 

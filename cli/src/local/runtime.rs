@@ -137,6 +137,13 @@ impl Runtime {
         UnixStream::connect(self.control_socket()).is_ok()
     }
 
+    /// Whether the folder is there and belongs to no mesh any more, not even to one that is just starting.
+    pub(crate) fn left_behind(&self) -> bool {
+        let lock = File::open(self.root.with_extension("lock"));
+        let free = |lock| Flock::lock(lock, FlockArg::LockExclusiveNonblock).is_ok();
+        self.root.is_dir() && lock.map_or(true, free)
+    }
+
     /// Names of this user's meshes that run.
     pub(crate) fn names() -> Vec<String> {
         let entries = parents()
@@ -310,7 +317,9 @@ mod tests {
                 .to_string()
                 .contains("up already")
         );
+        assert!(!runtime.left_behind());
         drop(held);
+        assert!(runtime.left_behind());
         let _held = runtime.claim().unwrap();
         assert!(!runtime.root().join("left").exists());
     }
