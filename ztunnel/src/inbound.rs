@@ -288,6 +288,7 @@ impl Inbound {
             Authority::Hostname(name, _) => Some(name.clone()),
             Authority::Address(_) => None,
         };
+        let record = self.pod.node.metrics.parties.shared(record);
         let mut live = Live::new(record, decided.target.destination, decided.accepted);
         live.asked_host = asked_host;
         live.trace = Some(trace.trace_id());

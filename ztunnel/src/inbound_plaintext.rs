@@ -134,6 +134,7 @@ impl Inbound {
             service: target.service.as_deref().map(Into::into),
             ..FlowRecord::new(Direction::Inbound, self.peer, self.original)
         };
+        let record = self.pod.node.metrics.parties.shared(record);
         let mut live = Live::new(record, target.destination, self.accepted);
         live.facts = Some(facts);
         live

@@ -19,6 +19,7 @@ mod inbound_plaintext;
 mod local_state;
 mod metrics;
 mod outbound;
+mod parties;
 mod pod;
 mod pods;
 mod proxy_protocol;

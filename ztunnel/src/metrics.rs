@@ -14,12 +14,16 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::parties::Parties;
+
 const DNS_BUCKETS: [f64; 6] = [0.0005, 0.001, 0.01, 0.1, 1.0, 5.0];
 
 /// The families. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Metrics {
     tcp: Tcp<TcpLabels>,
+    /// The ends that open connections are told with.
+    pub(crate) parties: Parties,
     refused: Family<RefusedLabels, Counter>,
     on_demand_dns: Family<OnDemandDnsLabels, Counter>,
     pub(crate) dns: DnsMetrics,
@@ -112,6 +116,7 @@ impl Metrics {
         registry.register_collector(Box::new(BeforeScrape(before_scrape)));
         let new = Self {
             tcp: Tcp::register(registry),
+            parties: Parties::default(),
             refused: Family::default(),
             on_demand_dns: Family::default(),
             dns: DnsMetrics::register(registry),

@@ -267,6 +267,7 @@ impl Outbound {
             },
             ..FlowRecord::new(Direction::Outbound, self.client, routed.address)
         };
+        let record = self.pod.node.metrics.parties.shared(record);
         let mut live = Live::new(record, self.original, self.accepted);
         live.trace = secured.then(|| trace.trace_id());
         Flow::open(&self.pod.node.metrics, self.pod.outbound.register(live))
