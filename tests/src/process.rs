@@ -91,7 +91,8 @@ impl Process {
     /// The folder of the mesh whose supervisor it is, as the machine sees it.
     pub fn runtime(self) -> Result<PathBuf> {
         let name = self.words().pop().context("a supervisor names its mesh")?;
-        Ok(PathBuf::from(format!("/run/leyline-0/{name}")))
+        let user = nix::unistd::geteuid();
+        Ok(PathBuf::from(format!("/run/leyline-{user}/{name}")))
     }
 
     /// Resident memory in bytes.
