@@ -79,6 +79,8 @@ impl Mesh {
         let mut line = Command::new(leyline());
         line.args(["local", command, "--name", &self.name])
             .stdin(Stdio::null());
+        // The rig must know where the mesh keeps its files.
+        line.env_remove("XDG_RUNTIME_DIR");
         line
     }
 
