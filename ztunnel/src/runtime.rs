@@ -1,4 +1,4 @@
-//! The process around [`crate::run`]: arguments, settings, logs, limits and the two runtimes.
+//! The process around [`crate::run()`]: arguments, settings, logs, limits and the two runtimes.
 
 use std::process::ExitCode;
 
