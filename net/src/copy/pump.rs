@@ -298,6 +298,14 @@ impl Backlog {
     }
 }
 
+/// Waits for room in `to`. It may be blocked for good; the application behind `from` may have given up meanwhile.
+async fn writable_or_broken(from: &TcpStream, to: &TcpStream) -> Result<(), Fault> {
+    tokio::select! {
+        writable = to.writable() => writable.map_err(Fault::Sink),
+        error = Watch::Tcp(from).broken() => Err(Fault::Source(error)),
+    }
+}
+
 async fn tcp_to_tcp(from: &TcpStream, to: &TcpStream, counter: &AtomicU64) -> Result<(), Fault> {
     let mut reader = Reader::new();
     loop {
@@ -314,11 +322,8 @@ async fn tcp_to_tcp(from: &TcpStream, to: &TcpStream, counter: &AtomicU64) -> Re
                     count(counter, written);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    tokio::select! {
-                        writable = to.writable() => writable.map_err(Fault::Sink)?,
-                        // The sink may be blocked for good; the application may have given up meanwhile.
-                        error = Watch::Tcp(from).broken() => return Err(Fault::Source(error)),
-                    }
+                    // Boxed: an idle connection must not keep room for a wait that it is not in.
+                    Box::pin(writable_or_broken(from, to)).await?;
                 }
                 Err(error) => return Err(Fault::Sink(error)),
             }
