@@ -18,7 +18,8 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 use nix::sys::{
     socket::{
-        AddressFamily, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket, sockopt,
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket,
+        sockopt,
     },
     time::TimeVal,
 };
@@ -68,14 +69,16 @@ pub(super) fn watch(interface: &str, marker: &[u8], within: &[IpNet]) -> Result<
     let mut seen = Seen::default();
     let mut frame = vec![0; 128 << 10];
     loop {
-        match recv(
-            socket.as_raw_fd(),
-            &mut frame,
-            nix::sys::socket::MsgFlags::empty(),
-        ) {
+        // What was sent before the end of standard input is in the queue by then. It is read without waiting: on a link
+        // that is never quiet, waiting for silence would not end.
+        let over = ended.load(Ordering::Relaxed);
+        let flags = match over {
+            true => MsgFlags::MSG_DONTWAIT,
+            false => MsgFlags::empty(),
+        };
+        match recv(socket.as_raw_fd(), &mut frame, flags) {
             Ok(length) => seen.take(&frame[..length], marker, within),
-            // Nothing more has come: whatever was sent before the end of standard input has been counted.
-            Err(_) if ended.load(Ordering::Relaxed) => break,
+            Err(_) if over => break,
             Err(_) => thread::sleep(Duration::from_millis(1)),
         }
     }
