@@ -92,7 +92,7 @@ fn joins(lab: &Lab) -> Result<Vec<f64>> {
         .map(|name| idle_pod("outside", name, "node1"))
         .collect();
     lab.mesh.write("joiners.yaml", &yaml.concat())?;
-    let closed = std::net::SocketAddr::new(lab.mesh.pod_ip("shop/server")?, 9999).to_string();
+    let closed = std::net::SocketAddr::new(lab.mesh.pod_ip("outside/plain")?, 9999).to_string();
     let pods: Vec<String> = names.iter().map(|name| format!("outside/{name}")).collect();
     let mut seconds = Vec::new();
     for _ in 0..TIMES / PODS {
