@@ -3,16 +3,7 @@
 use anyhow::{Result, ensure};
 use rig::{holds, yaml::idle_pod};
 
-use crate::scene::{INTRUDER, SERVICE, Scene, Shop};
-
-const DENY_INTRUDER: &str = "
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: { name: no-intruder, namespace: shop }
-spec:
-  action: DENY
-  rules: [{ from: [{ source: { principals: ['*/sa/intruder'] } }] }]
-";
+use crate::scene::{DENY_INTRUDER, INTRUDER, SERVICE, Scene, Shop};
 
 #[test]
 fn a_pod_that_is_added_runs_and_joins_and_one_that_is_removed_goes() -> Result<()> {

@@ -2,16 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use crate::scene::{SERVICE, Scene, Shop};
-
-const DENY_INTRUDER: &str = "
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: { name: no-intruder, namespace: shop }
-spec:
-  action: DENY
-  rules: [{ from: [{ source: { principals: ['*/sa/intruder'] } }] }]
-";
+use crate::scene::{DENY_INTRUDER, SERVICE, Scene, Shop};
 
 #[test]
 fn a_control_plane_that_dies_is_not_missed_and_catches_up() -> Result<()> {

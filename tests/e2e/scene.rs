@@ -15,6 +15,16 @@ pub(crate) const INTRUDER: &str = "spiffe://cluster.local/ns/shop/sa/intruder";
 /// The server's service, which listens on 9000 and whose pod listens on 9001.
 pub(crate) const SERVICE: &str = "server.shop.svc.cluster.local:9000";
 
+/// A policy that keeps one identity out of the whole namespace.
+pub(crate) const DENY_INTRUDER: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { name: no-intruder, namespace: shop }
+spec:
+  action: DENY
+  rules: [{ from: [{ source: { principals: ['*/sa/intruder'] } }] }]
+";
+
 /// A running mesh, and the programs its pods use.
 pub(crate) struct Scene {
     pub(crate) mesh: Mesh,
