@@ -23,13 +23,12 @@ use proto::{
     ca::istio_certificate_service_server::IstioCertificateServiceServer,
 };
 use tokio::{net::TcpListener, task::JoinSet};
-use tokio_rustls::TlsAcceptor;
 
 use crate::{
     admin::{self, Admin},
     auth::{Authentication, Authenticator, Jwks, JwksError},
     ca::{
-        self, Authority, CertificateService,
+        self, CertificateService, Current,
         serving::{ServingCertificate, ServingError},
     },
     config::Config,
@@ -50,7 +49,7 @@ const MAX_CSR_MESSAGE: usize = 256 * 1024;
 #[derive(Debug)]
 pub struct ControlPlane {
     config: Config,
-    authority: Arc<Authority>,
+    authority: Arc<Current>,
     serving: Arc<ServingCertificate>,
     tokens: Option<Arc<dyn Authenticator>>,
     xds: TcpListener,
@@ -101,7 +100,7 @@ impl ControlPlane {
     pub async fn bind(config: Config) -> Result<Self, RunError> {
         let (ca, trust_domain) = (config.ca.clone(), config.trust_domain.clone());
         let authority = tokio::task::spawn_blocking(move || ca::load(&ca, &trust_domain));
-        let authority = Arc::new(authority.await??);
+        let authority = Current::new(authority.await??);
         let names = config.serving_names.clone();
         let serving = Arc::new(ServingCertificate::issue(authority.clone(), names)?);
         let tokens: Option<Arc<dyn Authenticator>> = match &config.jwks {
@@ -136,7 +135,7 @@ impl ControlPlane {
         let (folders, settings) = (self.config.folders.clone(), self.config.settings());
         let world = tokio::task::spawn_blocking(move || World::start(&folders, settings)).await??;
         let metrics = Metrics::new();
-        let (root, chain) = self.authority.expiries();
+        let (root, chain) = self.authority.load().expiries();
         metrics.expiries(root, chain);
         let store = Arc::new(Store::default());
         let mut changes = world.subscribe();
@@ -144,8 +143,10 @@ impl ControlPlane {
             take(&store, &metrics, &first);
         }
         let registry = Registry::new(metrics.clone());
-        let acceptor: TlsAcceptor =
-            Arc::new(tls::server_config(&self.authority, self.serving.clone())?).into();
+        let acceptor = Arc::new(tls::Acceptor::new(
+            self.authority.clone(),
+            self.serving.clone(),
+        )?);
         let (trigger, drain) = drain::channel();
         let parts = Parts {
             world,
@@ -173,7 +174,7 @@ impl ControlPlane {
                 tls::serve(
                     stream,
                     peer,
-                    acceptor.clone(),
+                    acceptor.current(),
                     services.clone(),
                     connections.clone(),
                 )

@@ -41,7 +41,7 @@ use tonic::{Request, Status, Streaming, transport::Channel};
 
 use crate::{
     auth::{Authentication, Jwks},
-    ca::{self, Authority, CertificateService, impersonate::Pods, serving::ServingCertificate},
+    ca::{self, CertificateService, Current, impersonate::Pods, serving::ServingCertificate},
     config::ServiceAccount,
     metrics::Metrics,
     output::{Changes, PodFacts, Resource, ResourceKey},
@@ -153,7 +153,7 @@ pub(crate) struct Plane {
     pub(crate) registry: Arc<Registry>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) pods: Arc<FakePods>,
-    pub(crate) authority: Arc<Authority>,
+    pub(crate) authority: Arc<Current>,
     pub(crate) address: SocketAddr,
     pub(crate) drain: drain::Trigger,
     pub(crate) ca_dir: TempDir,
@@ -168,7 +168,7 @@ impl Plane {
     pub(crate) async fn with(ca_dir: TempDir) -> Self {
         let trust_domain = TrustDomain::default();
         let authority = ca::disk::load_or_create(ca_dir.path(), &trust_domain).unwrap();
-        let authority = Arc::new(authority);
+        let authority = Current::new(authority);
         let issuer = Issuer::new();
         let metrics = Metrics::new();
         let registry = Registry::new(metrics.clone());
@@ -205,8 +205,8 @@ impl Plane {
             certificates: IstioCertificateServiceServer::new(certificates),
         };
         let serving = ServingCertificate::issue(authority.clone(), vec![NAME.to_owned()]).unwrap();
-        let config = tls::server_config(&authority, Arc::new(serving)).unwrap();
-        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let acceptor = tls::Acceptor::new(authority.clone(), Arc::new(serving)).unwrap();
+        let acceptor = Arc::new(acceptor);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let connections = watch.clone();
@@ -215,7 +215,7 @@ impl Plane {
             accept::Options::named("test"),
             watch,
             move |stream, peer| {
-                let (acceptor, services) = (acceptor.clone(), services.clone());
+                let (acceptor, services) = (acceptor.current(), services.clone());
                 tls::serve(stream, peer, acceptor, services, connections.clone())
             },
         );
@@ -235,9 +235,13 @@ impl Plane {
 
     /// A channel that trusts the control plane's root and shows a certificate, if given one.
     pub(crate) async fn channel(&self, own: Option<OwnCertificate>) -> Channel {
-        channel(self.address, self.authority.root_store().unwrap(), own)
-            .await
-            .unwrap()
+        channel(
+            self.address,
+            self.authority.load().root_store().unwrap(),
+            own,
+        )
+        .await
+        .unwrap()
     }
 
     /// The token of the node tunnel on a node.

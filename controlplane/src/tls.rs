@@ -2,6 +2,7 @@
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -23,7 +24,7 @@ use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
 
 use crate::{
     auth::PeerCertificate,
-    ca::{Authority, CertificateService},
+    ca::{Authority, CertificateService, Current},
     serve::{self, DiscoveryService},
 };
 
@@ -79,6 +80,51 @@ enum ConnectionError {
     NoIdentity,
     #[error("serve HTTP/2")]
     Http(#[source] hyper::Error),
+}
+
+/// The TLS settings in force: a new authority's roots are trusted by the next connection.
+#[derive(Debug)]
+pub struct Acceptor {
+    authority: Arc<Current>,
+    certificate: Arc<dyn ResolvesServerCert>,
+    /// The settings, and the authority that they were made for.
+    made: ArcSwap<(Arc<Authority>, Arc<ServerConfig>)>,
+}
+
+impl Acceptor {
+    /// For the authority in force.
+    pub fn new(
+        authority: Arc<Current>,
+        certificate: Arc<dyn ResolvesServerCert>,
+    ) -> Result<Self, TlsError> {
+        let now = authority.load();
+        let config = Arc::new(server_config(&now, certificate.clone())?);
+        Ok(Self {
+            authority,
+            certificate,
+            made: ArcSwap::from_pointee((now, config)),
+        })
+    }
+
+    /// For one connection. Where new roots cannot be used, the old ones stay in force, and the log says why.
+    pub fn current(&self) -> TlsAcceptor {
+        let (now, made) = (self.authority.load(), self.made.load_full());
+        if Arc::ptr_eq(&now, &made.0) {
+            return made.1.clone().into();
+        }
+        match server_config(&now, self.certificate.clone()) {
+            Ok(config) => {
+                let config = Arc::new(config);
+                self.made.store(Arc::new((now, config.clone())));
+                config.into()
+            }
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(error, "the new roots cannot be used");
+                made.1.clone().into()
+            }
+        }
+    }
 }
 
 /// TLS 1.2 and 1.3; a client may show a certificate, and if so it must be of the mesh's roots (control-plane.md 1).

@@ -6,6 +6,7 @@
 
 pub mod authority;
 pub mod csr;
+pub mod current;
 pub mod disk;
 pub mod impersonate;
 pub(crate) mod pem;
@@ -17,6 +18,7 @@ pub mod serving;
 mod tests;
 
 pub use authority::{Authority, SignError};
+pub use current::Current;
 pub use service::CertificateService;
 
 use mesh::identity::TrustDomain;

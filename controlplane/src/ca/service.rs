@@ -12,8 +12,9 @@ use time::OffsetDateTime;
 use tonic::{Request, Response, Status};
 
 use super::{
-    authority::{Authority, SignError},
+    authority::SignError,
     csr::{Csr, CsrError},
+    current::Current,
     impersonate::{Pods, Refusal, Rule},
 };
 use crate::{
@@ -27,7 +28,7 @@ use crate::{
 #[derive(Debug)]
 pub struct CertificateService {
     /// Who signs.
-    pub authority: Arc<Authority>,
+    pub authority: Arc<Current>,
     /// Who calls.
     pub authentication: Authentication,
     /// Who may ask for others.
@@ -120,9 +121,10 @@ impl CertificateService {
             .ok()
             .map(Duration::from_secs);
         let now = OffsetDateTime::now_utc();
-        let issued = self.authority.workload(&csr, &identity, ttl, now)?;
+        let authority = self.authority.load();
+        let issued = authority.workload(&csr, &identity, ttl, now)?;
         tracing::debug!(%identity, caller = %caller.account, not_after = %issued.not_after, "certificate issued");
-        Ok(self.authority.response(&issued))
+        Ok(authority.response(&issued))
     }
 
     /// The caller's own identity, or the one it asks for and may have.

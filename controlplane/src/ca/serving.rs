@@ -11,7 +11,10 @@ use rustls::{
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 
-use super::authority::{Authority, SignError};
+use super::{
+    authority::{Authority, SignError},
+    current::Current,
+};
 
 const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// After a renewal that failed. There are many of these in the second half of a lifetime.
@@ -20,13 +23,13 @@ const RETRY: Duration = Duration::from_secs(60);
 /// A server certificate that is always valid as long as [`Self::renew`] runs.
 #[derive(Debug)]
 pub struct ServingCertificate {
-    authority: Arc<Authority>,
+    authority: Arc<Current>,
     names: Vec<String>,
-    current: ArcSwap<Current>,
+    held: ArcSwap<Held>,
 }
 
 #[derive(Debug)]
-struct Current {
+struct Held {
     key: Arc<CertifiedKey>,
     /// Renewed when this long is over, counted from its issue.
     half: Duration,
@@ -45,24 +48,29 @@ pub enum ServingError {
 
 impl ServingCertificate {
     /// Issues the first one.
-    pub fn issue(authority: Arc<Authority>, names: Vec<String>) -> Result<Self, ServingError> {
-        let current = ArcSwap::from_pointee(Current::issue(&authority, &names)?);
+    pub fn issue(authority: Arc<Current>, names: Vec<String>) -> Result<Self, ServingError> {
+        let held = ArcSwap::from_pointee(Held::issue(&authority.load(), &names)?);
         Ok(Self {
             authority,
             names,
-            current,
+            held,
         })
     }
 
-    /// Replaces it at about half of its lifetime, forever. A failed renewal keeps what there is and tries again.
+    /// Replaces it at about half of its lifetime, and when another authority comes into force, forever. A failed renewal keeps what there is and tries again.
     pub async fn renew(self: Arc<Self>) {
-        let mut wait = jittered(self.current.load().half);
+        let mut wait = jittered(self.held.load().half);
+        let mut rotated = self.authority.changes();
         loop {
-            tokio::time::sleep(wait).await;
-            wait = match Current::issue(&self.authority, &self.names) {
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                // Its sender is in `self`: it never ends. The old certificate's signer may be on its way out.
+                _ = rotated.changed() => {}
+            }
+            wait = match Held::issue(&self.authority.load(), &self.names) {
                 Ok(next) => {
                     let half = next.half;
-                    self.current.store(Arc::new(next));
+                    self.held.store(Arc::new(next));
                     tracing::info!("own certificate renewed");
                     jittered(half)
                 }
@@ -76,7 +84,7 @@ impl ServingCertificate {
     }
 }
 
-impl Current {
+impl Held {
     fn issue(authority: &Authority, names: &[String]) -> Result<Self, ServingError> {
         let now = OffsetDateTime::now_utc();
         let (issued, key) = authority.server(names, LIFETIME, now)?;
@@ -95,7 +103,7 @@ impl Current {
 
 impl ResolvesServerCert for ServingCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.current.load().key.clone())
+        Some(self.held.load().key.clone())
     }
 }
 
@@ -116,8 +124,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let authority = disk::load_or_create(dir.path(), &TrustDomain::default()).unwrap();
         let names = vec!["istiod.istio-system.svc".to_owned()];
-        let serving = Arc::new(ServingCertificate::issue(Arc::new(authority), names).unwrap());
-        let leaf = || serving.current.load().key.cert[0].clone();
+        let serving = Arc::new(ServingCertificate::issue(Current::new(authority), names).unwrap());
+        let leaf = || serving.held.load().key.cert[0].clone();
         let first = leaf();
         let task = tokio::spawn(serving.clone().renew());
         tokio::time::sleep(LIFETIME.mul_f64(0.44)).await;

@@ -475,7 +475,7 @@ async fn a_node_tunnel_gets_certificates_for_its_pods_and_a_pod_for_itself() {
         .unwrap();
     assert_eq!(name_of(&chain), WEB);
     assert_eq!(chain.len(), 2, "leaf and roots");
-    verify(&plane.authority, &chain);
+    verify(&plane.authority.load(), &chain);
     let token = plane.issuer.token("shop", "cart", "cart-1");
     let chain = plane.certificate(&token, csr(None)).await.unwrap();
     assert_eq!(name_of(&chain), "spiffe://cluster.local/ns/shop/sa/cart");
@@ -628,5 +628,32 @@ async fn certificates_outlive_the_control_plane_that_issued_them() {
         .unwrap();
     first.drain.start(net::drain::Mode::Immediate);
     let second = Plane::with(first.ca_dir).await;
-    verify(&second.authority, &chain);
+    verify(&second.authority.load(), &chain);
+}
+
+#[tokio::test]
+async fn another_authority_in_force_signs_the_next_certificate_and_is_shown_to_the_next_connection()
+{
+    let plane = plane().await;
+    let before = plane
+        .certificate(&plane.node_token(), csr(Some(WEB)))
+        .await
+        .unwrap();
+    let other = tempfile::tempdir().unwrap();
+    plane.authority.replace(own_root(other.path()));
+    let token = plane.node_token();
+    // The serving certificate is renewed by a task that this test does not run: the old root still vouches for it.
+    let old = pem::certificates(before[1].as_bytes()).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(old[0].clone()).unwrap();
+    let channel = crate::testing::channel(plane.address, roots, None)
+        .await
+        .unwrap();
+    let mut client =
+        proto::ca::istio_certificate_service_client::IstioCertificateServiceClient::new(channel);
+    let request = crate::testing::bearer(csr(Some(WEB)), &token);
+    let after = client.create_certificate(request).await.unwrap();
+    let after = after.into_inner().cert_chain;
+    assert_ne!(after[1], before[1], "the new root goes with it");
+    verify(&plane.authority.load(), &after);
 }

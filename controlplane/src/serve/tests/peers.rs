@@ -66,7 +66,7 @@ fn control_plane(plane: &Plane) -> control_plane::Config {
     let clock = Arc::new(SystemClock);
     control_plane::Config {
         address: format!("https://{}", plane.address).parse().unwrap(),
-        roots: control_plane::RootSource::Inline(plane.authority.roots_pem()),
+        roots: control_plane::RootSource::Inline(plane.authority.load().roots_pem()),
         hostname: Some(NAME.to_owned()),
         policy: Policy::new(Versions::Tls13, KeyExchange::Default, clock),
     }

@@ -238,7 +238,7 @@ async fn a_client_certificate_of_others_is_refused() {
     let chain = others.certificate(&others.node_token(), ask).await.unwrap();
     let certificate = CertificateDer::from_pem_slice(chain[0].as_bytes()).unwrap();
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-    let roots = plane.authority.root_store().unwrap();
+    let roots = plane.authority.load().root_store().unwrap();
     let channel =
         crate::testing::channel(plane.address, roots, Some((vec![certificate], key))).await;
     let opened = match channel {
