@@ -12,6 +12,7 @@ pub mod auth;
 pub mod ca;
 pub mod config;
 pub mod crd;
+pub mod gateway;
 pub mod graph;
 pub mod metrics;
 pub mod object;
