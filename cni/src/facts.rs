@@ -8,7 +8,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::rules::{InterfaceName, PodRules, ProbeAddresses, host::ProbeEntries};
+use crate::{
+    rules::{InterfaceName, PodRules, ProbeAddresses, host::ProbeEntries},
+    selectors::Enablement,
+};
 
 /// Label that brings a pod or a namespace in (`ambient`) or keeps a pod out (`none`).
 pub const DATAPLANE_MODE_LABEL: &str = "istio.io/dataplane-mode";
@@ -106,6 +109,8 @@ pub enum PodEvent {
 /// The agent's settings that decide about pods.
 #[derive(Clone, Debug)]
 pub struct Policy {
+    /// Which pods take part (`AMBIENT_ENABLEMENT_SELECTOR`).
+    pub enablement: Enablement,
     /// Namespaces that never take part, labelled or not.
     pub excluded_namespaces: Vec<String>,
     /// Capture DNS unless the pod says otherwise.
@@ -119,6 +124,7 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Policy {
+            enablement: Enablement::default(),
             excluded_namespaces: vec!["kube-system".to_owned()],
             dns_capture: true,
             ipv6: true,
@@ -149,16 +155,23 @@ impl Policy {
         let never = pod.host_network
             || pod.annotations.contains_key(SIDECAR_STATUS_ANNOTATION)
             || self.excluded_namespaces.contains(&pod.namespace);
-        let mode = |labels: &BTreeMap<String, String>| labels.get(DATAPLANE_MODE_LABEL).cloned();
-        let labelled = match mode(&pod.labels).as_deref() {
-            Some("ambient") => true,
-            Some("none") => false,
-            _ => mode(&pod.namespace_labels).as_deref() == Some("ambient"),
-        };
+        let labelled = self.enablement.matches(&pod.labels, &pod.namespace_labels);
         if labelled && !never {
             Wanted::In
         } else {
             Wanted::Out
+        }
+    }
+
+    /// What a pod's enrolment should be now: one that has neither a namespace nor an address has no sandbox, and the
+    /// plugin brings it in when it gets one. One that was enrolled before stays.
+    pub fn wanted_now(&self, pod: &PodFacts) -> Wanted {
+        let begun = pod.netns.is_some() || !pod.ips.is_empty();
+        match self.wanted(pod) {
+            Wanted::In if !begun && !pod.annotations.contains_key(REDIRECTION_ANNOTATION) => {
+                Wanted::Out
+            }
+            wanted => wanted,
         }
     }
 

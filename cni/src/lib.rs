@@ -6,24 +6,37 @@
 
 pub mod agent;
 pub mod apply;
+pub mod command;
 mod enrol;
 pub mod facts;
 pub mod host;
 pub mod kubelet;
+pub mod kubernetes;
 pub mod local;
 mod netlink;
 pub mod rules;
+pub mod sandboxes;
+pub mod selectors;
 mod telemetry;
 pub mod zds_server;
 
 use agent::{Config, RunError};
+use command::Command;
 
 /// Why the agent's process ends.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no source of pods.
-    #[error("no source of pods: set LEYLINE_LOCAL_FOLDER to the node's folder")]
+    #[error(
+        "no source of pods: set NODE_NAME to the node (Kubernetes), or LEYLINE_LOCAL_FOLDER to the node's folder"
+    )]
     NoSource,
+    /// The API server's address or the agent's account is not there.
+    #[error("find the API server")]
+    Account(#[source] Box<kube::config::InClusterError>),
+    /// The API server cannot be spoken to.
+    #[error("prepare a client of the API server")]
+    Client(#[source] Box<kube::Error>),
     /// The folder cannot be used.
     #[error("use the folder {}", folder.display())]
     Folder {
@@ -32,9 +45,27 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// Settings are wrong.
+    #[error(transparent)]
+    Settings(#[from] agent::ConfigError),
     /// The agent cannot work.
     #[error(transparent)]
     Run(#[from] RunError),
+}
+
+/// What the process does: `command` with the environment that `lookup` reads, until `stop`.
+///
+/// # Errors
+/// [`Error`].
+pub async fn main(
+    command: &Command,
+    lookup: &(dyn Fn(&str) -> Option<String> + Sync),
+    stop: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    if !command.ignored.is_empty() {
+        tracing::info!(arguments = ?command.ignored, "arguments without effect here");
+    }
+    run(Config::from_lookup(lookup)?, stop).await
 }
 
 /// Runs the agent as `config` says until `stop`.
@@ -42,6 +73,9 @@ pub enum Error {
 /// # Errors
 /// [`Error`].
 pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), Error> {
+    if let Some(cluster) = config.cluster.clone() {
+        return on_cluster(config, cluster, stop).await;
+    }
     let folder = config.local_folder.clone().ok_or(Error::NoSource)?;
     let failed = |source| Error::Folder {
         folder: folder.clone(),
@@ -50,4 +84,14 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
     let sink = local::FolderSink::new(&folder).map_err(failed)?;
     let source = local::FolderSource::new(&folder).map_err(failed)?;
     Ok(agent::run(config, source, sink, stop).await?)
+}
+
+async fn on_cluster(
+    config: Config,
+    cluster: agent::Cluster,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    let account = kube::Config::incluster().map_err(|error| Error::Account(Box::new(error)))?;
+    let client = kube::Client::try_from(account).map_err(|error| Error::Client(Box::new(error)))?;
+    Ok(kubernetes::run(client, config, &cluster, stop).await?)
 }

@@ -11,7 +11,16 @@ use std::{
 use crate::{
     facts::Policy,
     rules::{self, ProbeAddresses, host::ProbeSource},
+    selectors::Enablement,
 };
+
+/// The host's `/proc`, as mounted in the agent's container.
+const HOST_PROC: &str = "/host/proc";
+/// The node's network namespace: that of its first process.
+const HOST_NETNS: &str = "/host/proc/1/ns/net";
+/// Istio's ports of the agent.
+const HEALTH_PORT: u16 = 8000;
+const METRICS_PORT: u16 = 15014;
 
 /// Everything that the agent is told from outside.
 #[derive(Clone, Debug)]
@@ -27,12 +36,25 @@ pub struct Config {
     pub host_proc: PathBuf,
     /// The node's network namespace; `None`: the agent's own (`LEYLINE_HOST_NETNS`).
     pub host_netns: Option<PathBuf>,
-    /// Where health and metrics are served (`LEYLINE_CNI_ADMIN_ADDRESS`); `None`: nowhere.
-    pub admin: Option<SocketAddr>,
+    /// Where health and metrics are served: `LEYLINE_CNI_ADMIN_ADDRESS`, else on a cluster Istio's two ports.
+    pub admin: Vec<SocketAddr>,
     /// Folder of [`crate::local`] (`LEYLINE_LOCAL_FOLDER`); the source of pods where there is no cluster.
     pub local_folder: Option<PathBuf>,
+    /// The cluster, where there is one: `NODE_NAME` is set and no folder is.
+    pub cluster: Option<Cluster>,
     /// Limits of enrolment.
     pub timing: Timing,
+}
+
+/// What an agent on Kubernetes is told besides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// The node whose pods it enrols (`NODE_NAME`).
+    pub node: String,
+    /// The runtime's files of network namespaces, as mounted (`LEYLINE_HOST_NETNS_FOLDER`).
+    pub netns_folder: PathBuf,
+    /// What agent and plugin share with the host (`LEYLINE_CNI_RUN_FOLDER`).
+    pub run_folder: PathBuf,
 }
 
 /// How long things may take.
@@ -73,8 +95,9 @@ impl Default for Config {
             probe_source: None,
             host_proc: "/proc".into(),
             host_netns: None,
-            admin: None,
+            admin: Vec::new(),
             local_folder: None,
+            cluster: None,
             timing: Timing::default(),
         }
     }
@@ -103,25 +126,23 @@ impl Config {
             bad: Vec::new(),
         };
         let base = Config::default();
+        let local_folder: Option<PathBuf> = read.parse("LEYLINE_LOCAL_FOLDER");
+        let cluster = match local_folder {
+            Some(_) => None,
+            None => read.cluster(),
+        };
+        let on_cluster = cluster.is_some();
+        let host_proc = if on_cluster { HOST_PROC } else { "/proc" };
+        let host_netns = on_cluster.then(|| HOST_NETNS.into());
         let config = Config {
             zds_socket: read.or("ZTUNNEL_UDS_ADDRESS", base.zds_socket),
-            policy: Policy {
-                excluded_namespaces: read
-                    .text("EXCLUDE_NAMESPACES")
-                    .map(|list| list.split(',').map(|name| name.trim().to_owned()).collect())
-                    .unwrap_or(base.policy.excluded_namespaces),
-                dns_capture: read.or("AMBIENT_DNS_CAPTURE", base.policy.dns_capture),
-                ipv6: read.or("AMBIENT_IPV6", base.policy.ipv6),
-                probes: ProbeAddresses {
-                    v4: read.or::<Ipv4Addr>("HOST_PROBE_SNAT_IP", rules::PROBE_SOURCE_V4),
-                    v6: read.or::<Ipv6Addr>("HOST_PROBE_SNAT_IPV6", rules::PROBE_SOURCE_V6),
-                },
-            },
+            policy: read.policy(base.policy),
             probe_source: read.parse("LEYLINE_PROBE_SOURCE"),
-            host_proc: read.or("LEYLINE_HOST_PROC", base.host_proc),
-            host_netns: read.parse("LEYLINE_HOST_NETNS"),
-            admin: read.parse("LEYLINE_CNI_ADMIN_ADDRESS"),
-            local_folder: read.parse("LEYLINE_LOCAL_FOLDER"),
+            host_proc: read.or("LEYLINE_HOST_PROC", host_proc.into()),
+            host_netns: read.parse("LEYLINE_HOST_NETNS").or(host_netns),
+            admin: read.admin(on_cluster),
+            local_folder,
+            cluster,
             timing: base.timing,
         };
         if read.bad.is_empty() {
@@ -147,6 +168,50 @@ impl Reader<'_> {
         text.parse()
             .map_err(|error| self.bad.push(format!("{name}={text:?}: {error}")))
             .ok()
+    }
+
+    fn policy(&mut self, base: Policy) -> Policy {
+        let excluded = self.text("EXCLUDE_NAMESPACES");
+        let excluded =
+            excluded.map(|list| list.split(',').map(|name| name.trim().to_owned()).collect());
+        let enabled = self.or("AMBIENT_ENABLED", true);
+        let enablement = self.or("AMBIENT_ENABLEMENT_SELECTOR", base.enablement);
+        Policy {
+            enablement: if enabled {
+                enablement
+            } else {
+                Enablement::nobody()
+            },
+            excluded_namespaces: excluded.unwrap_or(base.excluded_namespaces),
+            dns_capture: self.or("AMBIENT_DNS_CAPTURE", base.dns_capture),
+            ipv6: self.or("AMBIENT_IPV6", base.ipv6),
+            probes: ProbeAddresses {
+                v4: self.or::<Ipv4Addr>("HOST_PROBE_SNAT_IP", rules::PROBE_SOURCE_V4),
+                v6: self.or::<Ipv6Addr>("HOST_PROBE_SNAT_IPV6", rules::PROBE_SOURCE_V6),
+            },
+        }
+    }
+
+    fn cluster(&mut self) -> Option<Cluster> {
+        let node = self.text("NODE_NAME")?;
+        Some(Cluster {
+            node,
+            netns_folder: self.or("LEYLINE_HOST_NETNS_FOLDER", "/host/var/run/netns".into()),
+            run_folder: self.or("LEYLINE_CNI_RUN_FOLDER", "/var/run/istio-cni".into()),
+        })
+    }
+
+    fn admin(&mut self, on_cluster: bool) -> Vec<SocketAddr> {
+        if let Some(address) = self.parse("LEYLINE_CNI_ADMIN_ADDRESS") {
+            return vec![address];
+        }
+        if !on_cluster {
+            return Vec::new();
+        }
+        let ports = [HEALTH_PORT, self.or("MONITORING_PORT", METRICS_PORT)];
+        ports
+            .map(|port| SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port))
+            .to_vec()
     }
 
     fn or<T: FromStr<Err: fmt::Display>>(&mut self, name: &str, otherwise: T) -> T {
@@ -211,6 +276,34 @@ mod tests {
             PathBuf::from("/var/run/ztunnel/ztunnel.sock")
         );
         assert_eq!(config.probe_source, None);
+    }
+
+    #[test]
+    fn a_node_name_means_a_cluster_and_a_folder_means_none() {
+        let read = |folder: bool| {
+            let lookup = move |name: &str| match name {
+                "NODE_NAME" => Some("node1".to_owned()),
+                "LEYLINE_LOCAL_FOLDER" => folder.then(|| "/run/x".to_owned()),
+                "MONITORING_PORT" => Some("15099".to_owned()),
+                _ => None,
+            };
+            Config::from_lookup(&lookup).expect("settings")
+        };
+        let config = read(false);
+        let cluster = config.cluster.expect("a cluster");
+        assert_eq!(cluster.node, "node1");
+        assert_eq!(config.host_netns, Some("/host/proc/1/ns/net".into()));
+        let ports: Vec<u16> = config.admin.iter().map(SocketAddr::port).collect();
+        assert_eq!(ports, [8000, 15099]);
+        let local = read(true);
+        assert_eq!((local.cluster, local.host_netns), (None, None));
+    }
+
+    #[test]
+    fn without_ambient_nobody_takes_part() {
+        let off = |name: &str| (name == "AMBIENT_ENABLED").then(|| "false".to_owned());
+        let policy = Config::from_lookup(&off).expect("settings").policy;
+        assert_eq!(policy.enablement, Enablement::nobody());
     }
 
     #[test]

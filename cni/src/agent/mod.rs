@@ -8,7 +8,14 @@ mod admin;
 mod config;
 mod pods;
 
-use std::{fmt, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use net::{
     netns::{Netns, NetnsError},
@@ -20,7 +27,7 @@ use tokio::{
     task::JoinSet,
 };
 
-pub use config::{Config, ConfigError, ParseProbeSourceError, Timing};
+pub use config::{Cluster, Config, ConfigError, ParseProbeSourceError, Timing};
 
 use crate::{
     apply::{ApplyError, MissingTool, Nft},
@@ -146,8 +153,8 @@ pub async fn run<S: PodSource, K: EnrolmentSink>(
     let telemetry = Telemetry::new();
     let gates = Gates::new();
     let mut background = JoinSet::new();
-    if let Some(address) = config.admin {
-        let listener = TcpListener::bind(address)
+    for &address in &config.admin {
+        let listener = bind(address)
             .await
             .map_err(|source| RunError::Admin { address, source })?;
         background.spawn(admin::serve(
@@ -162,6 +169,17 @@ pub async fn run<S: PodSource, K: EnrolmentSink>(
             tracing::info!("stopping; enrolled pods stay as they are");
             Ok(())
         }
+    }
+}
+
+/// A host without IPv6 has no wildcard of both families.
+async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED => {
+            let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
+            TcpListener::bind(v4).await.map_err(|_| error)
+        }
+        result => result,
     }
 }
 

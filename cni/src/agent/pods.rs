@@ -157,7 +157,7 @@ impl<K: EnrolmentSink> Pods<K> {
     }
 
     fn goal(&self, pod: &PodFacts) -> Goal {
-        match self.policy.wanted(pod) {
+        match self.policy.wanted_now(pod) {
             Wanted::In => Goal::In(Plan {
                 rules: self.policy.rules(pod),
                 probes: self.policy.probe_entries(pod),

@@ -580,7 +580,7 @@ async fn readiness(rig: &Rig, folder: &Path) {
         }),
         host_netns: Some(path(&rig.node)),
         local_folder: Some(folder.to_owned()),
-        admin: Some(admin),
+        admin: vec![admin],
         ..Config::default()
     };
     let agent = tokio::spawn(cni::run(config, std::future::pending()));
@@ -601,7 +601,7 @@ async fn readiness(rig: &Rig, folder: &Path) {
         probe_source: Some(ProbeSource::Uid(0)),
         host_netns: Some(path(&rig.node)),
         local_folder: Some(folder.to_owned()),
-        admin: Some(admin),
+        admin: vec![admin],
         ..Config::default()
     };
     let agent = tokio::spawn(cni::run(config, std::future::pending()));

@@ -3,8 +3,10 @@
 //! says so and passes.
 
 mod agent;
+mod api;
 mod apply;
 mod flows;
 mod host;
+mod kubernetes;
 mod rig;
 mod tunnel;

@@ -1,0 +1,73 @@
+//! Tells a pod's enrolment where Istio does: in the annotation `ambient.istio.io/redirection`.
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+use tokio::sync::Semaphore;
+
+use crate::{
+    agent::{Enrolment, EnrolmentSink, PodRef, SinkError},
+    facts::REDIRECTION_ANNOTATION,
+};
+
+/// Requests to the API server at once: a burst of enrolments is told in turns.
+const REQUESTS: usize = 16;
+
+/// Writes the annotation.
+pub struct AnnotationSink {
+    client: Client,
+    turns: Semaphore,
+}
+
+impl AnnotationSink {
+    /// With the agent's own account, which may patch `pods/status` and nothing else of a pod.
+    pub fn new(client: Client) -> Self {
+        AnnotationSink {
+            client,
+            turns: Semaphore::new(REQUESTS),
+        }
+    }
+
+    async fn patch(&self, pod: &PodRef, enrolment: &Enrolment) -> Result<(), kube::Error> {
+        let value = match enrolment {
+            Enrolment::Enabled => Some("enabled"),
+            Enrolment::Pending { .. } => Some("pending"),
+            Enrolment::None => None,
+        };
+        // The uid makes the API server refuse when another pod bears the name by now.
+        let patch = json!({ "metadata": {
+            "uid": pod.uid,
+            "annotations": { REDIRECTION_ANNOTATION: value },
+        } });
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let _turn = self.turns.acquire().await;
+        let patched = pods
+            .patch_status(&pod.name, &PatchParams::default(), &Patch::Merge(patch))
+            .await;
+        patched.map(drop)
+    }
+}
+
+impl EnrolmentSink for AnnotationSink {
+    async fn set(&self, pod: &PodRef, enrolment: &Enrolment) -> Result<(), SinkError> {
+        match self.patch(pod, enrolment).await {
+            Ok(()) => Ok(()),
+            Err(kube::Error::Api(status)) if gone(status.code) => {
+                tracing::debug!(%pod, code = status.code, "a pod to be annotated is gone");
+                Ok(())
+            }
+            Err(source) => Err(SinkError {
+                pod: pod.clone(),
+                source: source.into(),
+            }),
+        }
+    }
+}
+
+/// Not found; or found with another uid, which the API server calls a conflict, or a change of what cannot change.
+fn gone(code: u16) -> bool {
+    matches!(code, 404 | 409 | 422)
+}
