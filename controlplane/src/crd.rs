@@ -2,6 +2,11 @@
 //! `gateway.networking.k8s.io` that waypoints need. Every field of the published schemas is here, so that any other field
 //! is a mistake that can be told.
 
+#[cfg(test)]
+mod published;
+#[cfg(test)]
+mod shape;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
