@@ -2,6 +2,7 @@
 //!
 //! Each [`Mesh`] has its own folder, name and namespaces, and ends with its value, also when a test panics.
 
+pub mod cluster;
 pub mod process;
 pub mod yaml;
 
@@ -321,7 +322,7 @@ pub struct Running {
 }
 
 impl Running {
-    fn start(line: &mut Command) -> Result<Self> {
+    pub(crate) fn start(line: &mut Command) -> Result<Self> {
         let mut child = line
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -435,7 +436,8 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-fn run(command: &mut Command) -> Result<String> {
+/// Runs a command to its end; what it prints, if it succeeds.
+pub(crate) fn run(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("{command:?}"))?;
     ensure!(
         output.status.success(),
@@ -446,6 +448,6 @@ fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
