@@ -16,6 +16,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("waypoint", &["proto", "mesh", "net"]),
     ("controlplane", &["proto", "mesh", "net"]),
     ("cni", &["proto", "mesh", "net"]),
+    ("cni/plugin", &[]),
     (
         "cli",
         &[
@@ -64,6 +65,7 @@ const NEVER: &[(&str, &[&str])] = &[
     ("net", &["kube", "k8s-openapi"]),
     ("ztunnel", &["kube", "k8s-openapi"]),
     ("waypoint", &["kube", "k8s-openapi"]),
+    ("cni/plugin", &["tokio", "hyper", "rustls", "kube", "nix"]),
 ];
 
 fn root() -> PathBuf {
@@ -104,10 +106,10 @@ fn folder(package: &serde_json::Value) -> String {
             .as_str()
             .expect("a package has a manifest"),
     );
-    let folder = manifest
-        .parent()
-        .and_then(Path::file_name)
-        .expect("a manifest stands in a folder");
+    let folder = manifest.parent().expect("a manifest stands in a folder");
+    let folder = folder
+        .strip_prefix(root())
+        .expect("a member stands in the workspace");
     folder.to_string_lossy().into_owned()
 }
 
@@ -162,7 +164,7 @@ fn the_folder_is_named_as_the_crate() {
         let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml"))
             .expect("a member has a manifest");
         assert!(
-            manifest.contains(&format!("name = \"leyline-{folder}\"")),
+            manifest.contains(&format!("name = \"leyline-{}\"", folder.replace('/', "-"))),
             "{folder}/ holds another crate"
         );
     }
