@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::{Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::tool::Tool;
+use crate::{
+    operator::{Operator, access::Access},
+    tool::Tool,
+};
 
 /// A service mesh without sidecars.
 #[derive(Debug, Parser)]
@@ -15,8 +18,23 @@ use crate::tool::Tool;
     max_term_width = 100
 )]
 pub(crate) struct Args {
+    #[command(flatten)]
+    pub access: Access,
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Args {
+    /// Reads the command line; ends the process where it is wrong, or asks for help.
+    pub(crate) fn read() -> Self {
+        let matches = command().get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+}
+
+/// The command line. Flags that name a cluster may stand before a command, too, but belong to operators' commands alone.
+fn command() -> clap::Command {
+    Args::command().mut_args(|it| it.global(false).hide(true))
 }
 
 #[derive(Debug, Subcommand)]
@@ -24,8 +42,8 @@ pub(crate) enum Command {
     /// A whole mesh on this machine: no cluster, no container engine
     #[command(subcommand)]
     Local(Local),
-    /// Print the version
-    Version,
+    #[command(flatten)]
+    Operator(Box<Operator>),
     /// Small programs for the demo and for tests
     #[command(subcommand, hide = true)]
     Tool(Tool),
@@ -191,12 +209,63 @@ pub(crate) enum Output {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_sound() {
-        Args::command().debug_assert();
+        command().debug_assert();
+    }
+
+    #[track_caller]
+    fn read(line: &str) -> Args {
+        let words = line.split(' ').map(str::to_owned);
+        let matches = command().try_get_matches_from(words);
+        Args::from_arg_matches(&matches.unwrap_or_else(|error| panic!("{line}: {error}"))).unwrap()
+    }
+
+    #[test]
+    fn lines_of_istioctls_users_are_understood() {
+        for line in [
+            "istioctl install --set profile=ambient --set values.global.hub=x -y --readiness-timeout 10m",
+            "istioctl uninstall --purge --skip-confirmation",
+            "istioctl version --short --remote=false",
+            "istioctl version -o json",
+            "istioctl -n shop waypoint apply --enroll-namespace --wait",
+            "istioctl waypoint apply -n shop --for all --name w --overwrite --enroll-namespace -r canary",
+            "istioctl waypoint list -A",
+            "istioctl waypoint delete a b -n shop",
+            "istioctl waypoint delete --all",
+            "istioctl waypoint generate --for service -n shop",
+            "istioctl proxy-status -i mesh-system",
+            "istioctl ps ztunnel-x.istio-system -v 1",
+            "istioctl zc workload ztunnel-x.istio-system --workload-namespace shop -o json",
+            "istioctl ztunnel-config workloads web-1.shop --address 10.0.0.1",
+            "istioctl zc svc --service-namespace shop --node n1",
+            "istioctl zc all --with-headers -f dump.json",
+            "istioctl zc cons --direction inbound --raw",
+            "istioctl zc log ztunnel-x --level access:debug,info -r",
+            "istioctl zc certs -c kubeconfig --context other",
+        ] {
+            read(line);
+        }
+    }
+
+    #[test]
+    fn a_cluster_is_named_before_or_after_the_command() {
+        for line in [
+            "leyline -n shop -i mesh version",
+            "leyline -n other version -n shop -i mesh",
+        ] {
+            let args = read(line);
+            let Command::Operator(operator) = args.command else {
+                panic!("{line}");
+            };
+            let Operator::Version(version) = *operator else {
+                panic!("{line}");
+            };
+            let access = version.access.or(&args.access);
+            assert_eq!(access.namespace.as_deref(), Some("shop"), "{line}");
+            assert_eq!(access.istio_namespace(), "mesh", "{line}");
+        }
     }
 }

@@ -8,16 +8,13 @@ use crate::{
     args::{Args, Command, Local},
     demo,
     local::{client, up},
-    tool,
+    operator, tool,
 };
 
 /// Runs a command; its exit code.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     match args.command {
-        Command::Version => {
-            println!("leyline {}", env!("CARGO_PKG_VERSION"));
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Operator(command) => operator::run(*command, &args.access),
         Command::Tool(tool) => tool::run(tool),
         Command::Local(command) => local(command),
     }

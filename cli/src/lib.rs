@@ -5,13 +5,12 @@ mod args;
 mod commands;
 mod demo;
 pub mod local;
+mod operator;
 mod roles;
 mod screen;
 mod tool;
 
 use std::process::ExitCode;
-
-use clap::Parser;
 
 /// The program's entry: picks the role by the first argument, before any thread exists.
 pub fn main() -> ExitCode {
@@ -20,7 +19,7 @@ pub fn main() -> ExitCode {
     {
         return code;
     }
-    match commands::run(args::Args::parse()) {
+    match commands::run(args::Args::read()) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("{} {error:#}", screen::errors().bad("error:"));

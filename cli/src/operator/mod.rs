@@ -1,0 +1,61 @@
+//! The commands for operators of a mesh on Kubernetes. One file each; the cluster is met in [`cluster`] alone, and what is
+//! decided of what was found there is pure.
+
+pub(crate) mod access;
+pub(crate) mod cluster;
+mod duration;
+mod helm;
+mod install;
+mod object;
+pub(crate) mod output;
+mod status;
+mod version;
+mod waypoint;
+pub(crate) mod ztunnel_config;
+
+use std::{future::Future, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::Subcommand;
+
+use self::access::Access;
+
+/// A command for operators.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Operator {
+    #[command(visible_alias = "apply")]
+    Install(install::Install),
+    Uninstall(install::Uninstall),
+    Version(version::Version),
+    #[command(visible_aliases = ["proxy-status", "ps"])]
+    Status(status::Status),
+    #[command(visible_alias = "zc")]
+    ZtunnelConfig(ztunnel_config::ZtunnelConfig),
+    Waypoint(waypoint::Waypoint),
+}
+
+/// Runs a command; its exit code. `before` is what stood before the command's name.
+pub(crate) fn run(command: Operator, before: &Access) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the executor")?;
+    runtime.block_on(until_interrupted(async {
+        match command {
+            Operator::Install(it) => install::install(it, before).await,
+            Operator::Uninstall(it) => install::uninstall(it, before).await,
+            Operator::Version(it) => version::run(it, before).await,
+            Operator::Status(it) => status::run(it, before).await,
+            Operator::ZtunnelConfig(it) => ztunnel_config::run(it, before).await,
+            Operator::Waypoint(it) => waypoint::run(it, before).await,
+        }
+    }))
+}
+
+async fn until_interrupted(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
+    tokio::select! {
+        done = work => done,
+        _ = tokio::signal::ctrl_c() => Ok(ExitCode::from(130)),
+    }
+}
