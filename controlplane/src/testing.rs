@@ -1,5 +1,7 @@
 //! What the tests of several modules need: a control plane over made-up facts, and clients for it.
 
+pub(crate) mod api;
+
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,

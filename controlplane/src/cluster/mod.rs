@@ -1,0 +1,12 @@
+//! What the control plane does to a cluster: keeps its certificate authority there, hands out its root, says on objects
+//! what became of them, allocates addresses, and answers admission.
+//!
+//! All replicas serve; what is written is written by the one that holds the lease ([`leader`]). A write that fails is
+//! tried again with growing pauses; nothing here ends the process once it serves.
+
+pub mod leader;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+/// Whether a namespace, by its name and labels, is one that the mesh looks at (`meshConfig.discoverySelectors`).
+pub type Discovery = Arc<dyn Fn(&str, &BTreeMap<String, String>) -> bool + Send + Sync>;
