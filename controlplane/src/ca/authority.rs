@@ -19,7 +19,7 @@ const BACKDATE: Duration = Duration::from_secs(120);
 
 /// A signing certificate with its key, chain and roots, checked to work together.
 pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Arc<Issuer<'static, KeyPair>>,
     not_after: OffsetDateTime,
     root_not_after: OffsetDateTime,
     /// From the signing certificate up, without roots.
@@ -30,12 +30,12 @@ pub struct Authority {
 }
 
 /// What an authority is made of.
-pub(super) struct Material {
-    pub(super) key: KeyPair,
-    pub(super) certificate: CertificateDer<'static>,
+pub(crate) struct Material {
+    pub(crate) key: KeyPair,
+    pub(crate) certificate: CertificateDer<'static>,
     /// Certificates between the signing one and the roots; those among the roots are left out.
-    pub(super) chain: Vec<CertificateDer<'static>>,
-    pub(super) roots: Vec<CertificateDer<'static>>,
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) roots: Vec<CertificateDer<'static>>,
 }
 
 /// Why a key and certificates do not make an authority.
@@ -111,7 +111,7 @@ pub struct Issued {
 }
 
 impl Authority {
-    pub(super) fn new(material: Material) -> Result<Self, MaterialError> {
+    pub(crate) fn new(material: Material) -> Result<Self, MaterialError> {
         let Material {
             key,
             certificate,
@@ -140,7 +140,7 @@ impl Authority {
             .collect();
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(MaterialError::Issuer)?;
         let authority = Self {
-            issuer,
+            issuer: Arc::new(issuer),
             not_after,
             root_not_after,
             chain,
@@ -152,7 +152,7 @@ impl Authority {
         Ok(authority)
     }
 
-    pub(super) fn with_lifetimes(self, default_ttl: Duration, max_ttl: Duration) -> Self {
+    pub(crate) fn with_lifetimes(self, default_ttl: Duration, max_ttl: Duration) -> Self {
         Self {
             default_ttl,
             max_ttl,
@@ -232,7 +232,7 @@ impl Authority {
         ];
         params.use_authority_key_identifier_extension = true;
         let certificate = params
-            .signed_by(key, &self.issuer)
+            .signed_by(key, &*self.issuer)
             .map_err(SignError::Sign)?;
         Ok(Issued {
             leaf: certificate.der().clone(),
@@ -251,6 +251,38 @@ impl Authority {
         }
         let probe = self.server(&["probe.invalid".to_owned()], BACKDATE, now);
         let (probe, _) = probe.map_err(MaterialError::Probe)?;
+        self.verify(&probe)
+    }
+
+    /// Whether whoever trusts these roots believes what `other` signs.
+    pub(crate) fn vouches_for(&self, other: &Self) -> bool {
+        let now = OffsetDateTime::now_utc();
+        let probe = other.server(&["probe.invalid".to_owned()], BACKDATE, now);
+        probe.is_ok_and(|(probe, _)| self.verify(&probe).is_ok())
+    }
+
+    /// Whether its signing certificate is over.
+    pub(crate) fn has_ended(&self, now: OffsetDateTime) -> bool {
+        now >= self.not_after
+    }
+
+    /// The same signer, with the roots of `other` beside its own.
+    pub(crate) fn trusting(&self, other: &Self) -> Self {
+        let mut roots = self.roots.clone();
+        let more = other.roots.iter().filter(|root| !self.roots.contains(root));
+        roots.extend(more.cloned());
+        Self {
+            issuer: self.issuer.clone(),
+            not_after: self.not_after,
+            root_not_after: self.root_not_after.max(other.root_not_after),
+            chain: self.chain.clone(),
+            roots,
+            default_ttl: self.default_ttl,
+            max_ttl: self.max_ttl,
+        }
+    }
+
+    fn verify(&self, probe: &Issued) -> Result<(), MaterialError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let roots = Arc::new(self.root_store().map_err(MaterialError::Roots)?);
         let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider)
@@ -269,6 +301,11 @@ impl Authority {
             store.add(root.clone())?;
         }
         Ok(store)
+    }
+
+    /// All roots.
+    pub fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.roots
     }
 
     /// All roots as PEM.

@@ -12,22 +12,18 @@ use std::{
 };
 
 use mesh::identity::TrustDomain;
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose,
-};
-use time::{Duration, OffsetDateTime};
+use rcgen::KeyPair;
+use time::OffsetDateTime;
 
 use super::{
-    authority::{Authority, Material, MaterialError, serial_number},
-    pem,
+    authority::{Authority, Material, MaterialError},
+    pem, root,
 };
 
 /// Key and certificate.
 pub const CA_FILE: &str = "ca.pem";
 /// The root, for clients.
 pub const ROOT_FILE: &str = "root-cert.pem";
-
-const LIFETIME: Duration = Duration::days(3650);
 
 /// Why there is no root.
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +84,9 @@ pub fn load_or_create(dir: &Path, trust_domain: &TrustDomain) -> Result<Authorit
     })?;
     let path = dir.join(CA_FILE);
     if !path.try_exists().unwrap_or(true) {
-        let text = generate(trust_domain).map_err(DiskError::Generate)?;
+        let made = root::generate(trust_domain, OffsetDateTime::now_utc());
+        let text = made.map(|made| format!("{}{}", made.key, made.certificate));
+        let text = text.map_err(DiskError::Generate)?;
         match create(&path, 0o600, text.as_bytes(), open_new) {
             Ok(()) => tracing::info!(path = %path.display(), "made a new root"),
             // Another control plane was faster; its root is the mesh's.
@@ -130,24 +128,6 @@ fn load(path: &Path) -> Result<Authority, DiskError> {
         path: path.to_owned(),
         source,
     })
-}
-
-fn generate(trust_domain: &TrustDomain) -> Result<String, rcgen::Error> {
-    let key = KeyPair::generate()?;
-    let now = OffsetDateTime::now_utc();
-    let mut params = CertificateParams::default();
-    params.not_before = now - Duration::minutes(2);
-    params.not_after = now + LIFETIME;
-    params.serial_number = Some(serial_number());
-    params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::OrganizationName, trust_domain.as_str());
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let certificate = params.self_signed(&key)?;
-    let certificate = pem::certificate(certificate.der());
-    Ok(format!("{}{certificate}", key.serialize_pem()))
 }
 
 /// Makes a file that appears whole and on stable storage, or not at all; `AlreadyExists` if there is one.

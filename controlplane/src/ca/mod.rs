@@ -11,6 +11,7 @@ pub mod disk;
 pub mod impersonate;
 pub(crate) mod pem;
 pub mod plug_in;
+pub(crate) mod root;
 pub mod service;
 pub mod serving;
 

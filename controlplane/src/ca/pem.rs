@@ -4,7 +4,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 
 /// One `CERTIFICATE` block.
-pub(super) fn certificate(der: &[u8]) -> String {
+pub(crate) fn certificate(der: &[u8]) -> String {
     let mut text = "-----BEGIN CERTIFICATE-----\n".to_owned();
     let body = STANDARD.encode(der);
     let mut rest = body.as_str();
@@ -19,7 +19,7 @@ pub(super) fn certificate(der: &[u8]) -> String {
 }
 
 /// Several blocks, one after the other.
-pub(super) fn bundle(certificates: &[CertificateDer<'_>]) -> String {
+pub(crate) fn bundle(certificates: &[CertificateDer<'_>]) -> String {
     certificates.iter().map(|der| certificate(der)).collect()
 }
 

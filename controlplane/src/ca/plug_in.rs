@@ -36,6 +36,17 @@ const CERT_MANAGER: Layout = Layout {
     chain: None,
 };
 
+/// Every file of both layouts.
+pub(crate) const FILES: [&str; 7] = [
+    ISTIO.certificate,
+    ISTIO.key,
+    ISTIO.roots,
+    "cert-chain.pem",
+    CERT_MANAGER.certificate,
+    CERT_MANAGER.key,
+    CERT_MANAGER.roots,
+];
+
 impl Layout {
     fn files(&self) -> impl Iterator<Item = &'static str> + use<> {
         let files = [self.certificate, self.key, self.roots];
