@@ -7,7 +7,10 @@
 mod backoff;
 pub mod ca_store;
 pub mod leader;
+mod queue;
+pub(crate) mod roots;
 mod rotation;
+pub mod writers;
 
 use std::{collections::BTreeMap, sync::Arc};
 

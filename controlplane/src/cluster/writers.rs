@@ -1,0 +1,64 @@
+//! Everything that is written to a cluster, under one lease.
+
+use std::{future::Future, sync::Arc};
+
+use kube::Client;
+use tokio::sync::watch;
+
+use super::{
+    Discovery,
+    ca_store::CaStore,
+    leader::{Elector, Leadership},
+    roots::Roots,
+};
+use crate::metrics::Metrics;
+
+/// What the writers need.
+pub struct Writers {
+    /// The API server.
+    pub client: Client,
+    /// The control plane's own namespace.
+    pub namespace: String,
+    /// Its revision; `default` or empty is the default one.
+    pub revision: String,
+    /// Names this replica among all of them.
+    pub identity: String,
+    /// The certificate authority.
+    pub ca: Arc<CaStore>,
+    /// Which namespaces the mesh looks at.
+    pub discovery: watch::Receiver<Discovery>,
+    /// Where certificates' ends are told.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Writers {
+    /// The election of the replica that writes: run the first, ask the second.
+    pub fn election(&self) -> (Elector, Leadership) {
+        let name = match self.revision.as_str() {
+            "" | "default" => "leyline-leader".to_owned(),
+            revision => format!("leyline-leader-{revision}"),
+        };
+        let (namespace, me) = (&self.namespace, self.identity.clone());
+        Elector::new(self.client.clone(), namespace, name, me)
+    }
+
+    /// Takes part in the election and writes while it leads, until `stop` completes; then gives the lease back.
+    pub async fn run(
+        self,
+        (elector, leadership): (Elector, Leadership),
+        stop: impl Future<Output = ()>,
+    ) {
+        let authority = self.ca.current();
+        let roots = Roots::new(self.client.clone(), authority, self.discovery);
+        let work = async {
+            tokio::join!(
+                self.ca.keep(leadership.clone(), self.metrics),
+                roots.run(leadership.clone()),
+            )
+        };
+        tokio::select! {
+            () = elector.run(stop) => {}
+            _ = work => {}
+        }
+    }
+}
