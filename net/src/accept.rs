@@ -1,10 +1,13 @@
 //! The accept loop: the one copy of it.
 //!
-//! Accepts until the drain begins, gives each connection to a handler, owns the handlers' tasks, and outlives short
-//! storms such as running out of descriptors. What a connection means is the handler's.
+//! Accepts until the drain begins and, where others share the port, has been handed over; gives each connection to a
+//! handler, owns the handlers' tasks, and outlives short storms such as running out of descriptors. What a connection
+//! means is the handler's.
 
 use std::{fmt, future::Future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
+use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -12,7 +15,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use crate::drain;
+use crate::{drain, handover::Port};
 
 /// The first pause after the process ran out of something; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -43,32 +46,44 @@ where
     H: Fn(TcpStream, SocketAddr) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
+    serve_on(listener, Port::unshared(), options, drain, handler).await;
+}
+
+/// As [`serve`], on a port that others may share: the listener is closed only once another one gets what is new.
+pub async fn serve_on<H, F>(
+    listener: TcpListener,
+    port: Port,
+    options: Options,
+    drain: drain::Watch,
+    handler: H,
+) where
+    H: Fn(TcpStream, SocketAddr) -> F,
+    F: Future<Output = ()> + Send + 'static,
+{
     let permits = options.limit.map(|n| Arc::new(Semaphore::new(n)));
     let admit = || permit(permits.clone());
-    serve_admitted(
-        listener,
-        options.name,
-        drain,
-        admit,
-        |stream, peer, permit| {
-            let work = handler(stream, peer);
-            async move {
-                work.await;
-                drop(permit);
-            }
-        },
-    )
-    .await;
+    let handler = |stream, peer, permit, _closing| {
+        let work = handler(stream, peer);
+        async move {
+            work.await;
+            drop(permit);
+        }
+    };
+    serve_admitted(listener, port, options.name, drain, admit, handler).await;
 }
 
 async fn permit(permits: Option<Arc<Semaphore>>) -> Option<OwnedSemaphorePermit> {
     permits?.acquire_owned().await.ok()
 }
 
-/// As [`serve`], but a connection is accepted only once `admit` is ready, and the handler is given what it answers.
+/// As [`serve_on`], but a connection is accepted only once `admit` is ready, and the handler is given what it answers.
 /// `admit` is called anew after each turn of the loop, and must be cancel-safe.
+///
+/// The handler is also given a watch that starts when the listener is closed: from then on whoever is told to come again
+/// finds another one there.
 pub async fn serve_admitted<A, G, P, H, F>(
     listener: TcpListener,
+    port: Port,
     name: &'static str,
     drain: drain::Watch,
     admit: A,
@@ -76,41 +91,106 @@ pub async fn serve_admitted<A, G, P, H, F>(
 ) where
     A: Fn() -> G,
     G: Future<Output = P>,
-    H: Fn(TcpStream, SocketAddr, P) -> F,
+    H: Fn(TcpStream, SocketAddr, P, drain::Watch) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
     let mut drain = drain;
-    let mut tasks = JoinSet::new();
-    let mut pause = FIRST_PAUSE;
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            _ = drain.started() => break,
-            Some(ended) = tasks.join_next() => {
-                report(name, ended);
-                continue;
-            }
-            accepted = next(&listener, admit()) => accepted,
-        };
-        match accepted {
-            Ok((stream, peer, admitted)) => {
-                pause = FIRST_PAUSE;
-                tasks.spawn(handler(stream, peer, admitted));
-            }
-            Err(error) if is_of_one_connection(&error) => {
-                debug!(listener = name, %error, "a connection ended before it was accepted");
-            }
-            Err(error) => {
-                warn!(listener = name, %error, ?pause, "cannot accept, waiting");
-                tokio::select! {
-                    _ = drain.started() => break,
-                    () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+    let (closing, closed) = drain::channel();
+    let mut accepting = Accepting {
+        listener: &listener,
+        name,
+        admit,
+        handler,
+        closed: closed.release(),
+        tasks: JoinSet::new(),
+    };
+    let mode = accepting.until(drain.started()).await;
+    let handed_over = async {
+        let _ = drain
+            .clone()
+            .until_forced(port.handed_over(&listener))
+            .await;
+    };
+    accepting.until(handed_over).await;
+    accepting.take_waiting();
+    let tasks = accepting.tasks;
+    drop(listener);
+    closing.start(mode);
+    finish(name, tasks, drain).await;
+}
+
+/// An accept loop under way.
+struct Accepting<'a, A, H> {
+    listener: &'a TcpListener,
+    name: &'static str,
+    admit: A,
+    handler: H,
+    closed: drain::Watch,
+    tasks: JoinSet<()>,
+}
+
+impl<A, G, P, H, F> Accepting<'_, A, H>
+where
+    A: Fn() -> G,
+    G: Future<Output = P>,
+    H: Fn(TcpStream, SocketAddr, P, drain::Watch) -> F,
+    F: Future<Output = ()> + Send + 'static,
+{
+    async fn until<T>(&mut self, end: impl Future<Output = T>) -> T {
+        let mut end = pin!(end);
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                ended = &mut end => return ended,
+                Some(ended) = self.tasks.join_next() => {
+                    report(self.name, ended);
+                    continue;
+                }
+                accepted = next(self.listener, (self.admit)()) => accepted,
+            };
+            match accepted {
+                Ok((stream, peer, admitted)) => {
+                    pause = FIRST_PAUSE;
+                    self.begin(stream, peer, admitted);
+                }
+                Err(error) if is_of_one_connection(&error) => {
+                    debug!(listener = self.name, %error, "a connection ended before it was accepted");
+                }
+                Err(error) => {
+                    warn!(listener = self.name, %error, ?pause, "cannot accept, waiting");
+                    tokio::select! {
+                        ended = &mut end => return ended,
+                        () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+                    }
                 }
             }
         }
     }
-    drop(listener);
-    finish(name, tasks, drain).await;
+
+    fn begin(&mut self, stream: TcpStream, peer: SocketAddr, admitted: P) {
+        let handled = (self.handler)(stream, peer, admitted, self.closed.clone());
+        self.tasks.spawn(handled);
+    }
+
+    /// Takes in what the kernel has accepted already and the runtime has not told us of. What is not admitted now is
+    /// left to whoever shares the port, where the kernel is willing to move it.
+    fn take_waiting(&mut self) {
+        let socket = SockRef::from(self.listener);
+        while let Some(admitted) = (self.admit)().now_or_never() {
+            let Ok((stream, peer)) = socket.accept() else {
+                return;
+            };
+            let registered = stream
+                .set_nonblocking(true)
+                .and_then(|()| TcpStream::from_std(stream.into()));
+            match (registered, peer.as_socket()) {
+                (Ok(stream), Some(peer)) => self.begin(stream, peer, admitted),
+                (Err(error), _) => warn!(listener = self.name, %error, "cannot serve a connection"),
+                (Ok(_), None) => {}
+            }
+        }
+    }
 }
 
 async fn next<P>(

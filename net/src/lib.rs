@@ -10,6 +10,7 @@ pub mod copy;
 pub mod drain;
 #[cfg(test)]
 mod fixture;
+pub mod handover;
 pub mod hbone;
 mod http1;
 pub mod log;
@@ -19,6 +20,7 @@ pub mod netns;
 pub mod ready;
 pub mod report;
 pub mod socket;
+pub mod sysctl;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod tls;

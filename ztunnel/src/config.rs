@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use mesh::{names::Str, outcome::LocalWorkload};
 use mesh_file::MeshFile;
+use net::handover::Alone;
 pub use reader::{BadSetting, ConfigError, Lookup};
 use reader::{Reader, parse_cpus};
 
@@ -189,6 +190,9 @@ pub struct InPod {
     pub uds: PathBuf,
     /// SO_REUSEPORT on listeners, so that a successor can listen beside us.
     pub port_reuse: bool,
+    /// Whether somebody starts a successor when we are told to end, as a DaemonSet does: until it listens, we serve on,
+    /// as long as the grace period lasts.
+    pub await_successor: bool,
     /// SO_MARK on every socket; `None`: unmarked.
     pub mark: Option<u32>,
     /// Whether applications see the client's address.
@@ -322,7 +326,7 @@ impl Config {
             local_state: read_local_state(&mut read),
             ca: read_ca(&mut read, &control_plane),
             secret_ttl: read.duration_or("SECRET_TTL", DEFAULT_SECRET_TTL),
-            inpod: read_inpod(&mut read),
+            inpod: read_inpod(&mut read, in_kubernetes),
             listen: read_listen(&mut read, &file),
             proxy_enabled: read.flag("ENABLE_PROXY", true),
             dns: read_dns(&mut read, &file),
@@ -504,7 +508,16 @@ fn read_ca(read: &mut Reader<'_>, default_address: &str) -> Option<Remote> {
     remote
 }
 
-fn read_inpod(read: &mut Reader<'_>) -> InPod {
+impl InPod {
+    pub(crate) fn alone(&self) -> Alone {
+        match self.await_successor {
+            true => Alone::Stay,
+            false => Alone::Close,
+        }
+    }
+}
+
+fn read_inpod(read: &mut Reader<'_>, in_kubernetes: bool) -> InPod {
     let original_source = match read.optional_flag("ENABLE_ORIG_SRC") {
         None => OriginalSource::BestEffort,
         Some(true) => OriginalSource::Required,
@@ -515,6 +528,7 @@ fn read_inpod(read: &mut Reader<'_>) -> InPod {
             .text_or("INPOD_UDS", "/var/run/ztunnel/ztunnel.sock")
             .into(),
         port_reuse: read.flag("INPOD_PORT_REUSE", true),
+        await_successor: read.flag("LEYLINE_AWAIT_SUCCESSOR", in_kubernetes),
         mark: Some(read.parse_or("PACKET_MARK", DEFAULT_MARK)).filter(|mark| *mark != 0),
         original_source,
         ipv6: read.flag("IPV6_ENABLED", true),

@@ -9,10 +9,12 @@ use arc_swap::ArcSwap;
 use mesh::outcome::LocalWorkload;
 use net::{
     accept, drain,
+    handover::Port,
     netns::Netns,
     ready::Gate,
     report::Chain,
     socket::{Factory, SocketError},
+    sysctl::Sysctl,
 };
 use tokio::{
     net::{TcpListener, UdpSocket},
@@ -39,6 +41,8 @@ pub(crate) struct Published {
 /// Starts what runs for a pod.
 struct Launcher {
     node: Arc<Node>,
+    /// Absent where namespaces' settings cannot be written.
+    sysctl: Option<Sysctl>,
 }
 
 /// What runs for one pod. Dropping it ends every connection of the pod.
@@ -51,19 +55,39 @@ pub(crate) struct Running {
 
 /// The listening sockets of a pod; opened all, or none.
 struct Listeners {
-    outbound: Option<TcpListener>,
-    plaintext: Option<TcpListener>,
-    hbone: Option<TcpListener>,
-    dns_tcp: Vec<TcpListener>,
-    dns_udp: Vec<UdpSocket>,
+    outbound: Option<Listener>,
+    plaintext: Option<Listener>,
+    hbone: Option<Listener>,
+    dns_tcp: Vec<Listener>,
+    dns_udp: Vec<(UdpSocket, Port)>,
+}
+
+/// One of them, with what becomes of its port when we leave.
+struct Listener {
+    socket: TcpListener,
+    port: Port,
+}
+
+impl Listener {
+    fn unshared(socket: TcpListener) -> Self {
+        Self {
+            socket,
+            port: Port::unshared(),
+        }
+    }
 }
 
 impl Listeners {
-    fn open(sockets: &Factory, node: &Node) -> Result<Self, SocketError> {
+    /// Once this returns, everything new in the pod's namespace comes to us.
+    fn open(sockets: &Factory, netns: &Netns, node: &Node) -> Result<Self, SocketError> {
         let config = &node.config;
-        let listen = |port| match config.proxy_enabled {
-            true => sockets.listen_any(port).map(Some),
-            false => Ok(None),
+        let alone = config.inpod.alone();
+        let join = |socket| match config.inpod.port_reuse {
+            true => Listener {
+                port: Port::join(&socket, netns, alone),
+                socket,
+            },
+            false => Listener::unshared(socket),
         };
         let (dns_tcp, dns_udp) = match config.dns.enabled {
             true => (
@@ -72,10 +96,26 @@ impl Listeners {
             ),
             false => (Vec::new(), Vec::new()),
         };
+        let listen = |port| match config.proxy_enabled {
+            true => sockets.listen_any(port).map(Some),
+            false => Ok(None),
+        };
+        let [outbound, plaintext, hbone] = [
+            listen(OUTBOUND_PORT)?,
+            listen(INBOUND_PLAINTEXT_PORT)?,
+            listen(HBONE_PORT)?,
+        ];
+        // What is new is drawn to us only once all are open: an Add that fails must not have taken anything.
+        let dns_tcp: Vec<Listener> = dns_tcp.into_iter().map(join).collect();
+        let ports = dns_tcp.iter().map(|it| it.port.clone());
+        let dns_udp: Vec<_> = dns_udp.into_iter().zip(ports).collect();
+        for (socket, port) in &dns_udp {
+            port.draw(socket);
+        }
         Ok(Self {
-            outbound: listen(OUTBOUND_PORT)?,
-            plaintext: listen(INBOUND_PLAINTEXT_PORT)?,
-            hbone: listen(HBONE_PORT)?,
+            outbound: outbound.map(join),
+            plaintext: plaintext.map(join),
+            hbone: hbone.map(join),
             dns_tcp,
             dns_udp,
         })
@@ -93,8 +133,9 @@ impl Launch for Launcher {
         netns: &Netns,
     ) -> Result<Running, String> {
         let sockets = self.node.pod_sockets(netns.clone());
-        let listeners =
-            Listeners::open(&sockets, &self.node).map_err(|error| Chain(&error).to_string())?;
+        self.migrate_requests(netns);
+        let listeners = Listeners::open(&sockets, netns, &self.node)
+            .map_err(|error| Chain(&error).to_string())?;
         let source = self.node.config.inpod.original_source;
         let pod = Pod::new(
             self.node.clone(),
@@ -117,14 +158,26 @@ impl Launch for Launcher {
     }
 }
 
+impl Launcher {
+    /// Has the kernel move what waits at a listener that closes to another one on its port: for processes that die and
+    /// cannot see to it themselves. Since Linux 5.14; without it a death costs what waits.
+    fn migrate_requests(&self, netns: &Netns) {
+        let Some(sysctl) = &self.sysctl else { return };
+        if let Err(error) = sysctl.set(netns, "ipv4/tcp_migrate_req", "1") {
+            tracing::debug!(%error, ?netns, "tcp_migrate_req stays as it is");
+        }
+    }
+}
+
 impl Running {
     fn start(pod: Arc<Pod>, open: Listeners) -> Self {
         let (trigger, drain) = drain::channel();
         let mut listeners = JoinSet::new();
         if let Some(listener) = open.outbound {
             let pod = pod.clone();
-            listeners.spawn(accept::serve(
-                listener,
+            listeners.spawn(accept::serve_on(
+                listener.socket,
+                listener.port,
                 accept::Options::named("outbound"),
                 drain.clone(),
                 move |stream, peer| outbound::serve(pod.clone(), stream, peer),
@@ -132,8 +185,9 @@ impl Running {
         }
         if let Some(listener) = open.plaintext {
             let pod = pod.clone();
-            listeners.spawn(accept::serve(
-                listener,
+            listeners.spawn(accept::serve_on(
+                listener.socket,
+                listener.port,
                 accept::Options::named("inbound plaintext"),
                 drain.clone(),
                 move |stream, peer| inbound_plaintext::serve(pod.clone(), stream, peer),
@@ -158,7 +212,7 @@ impl Running {
         let listeners = Listeners {
             outbound: None,
             plaintext: None,
-            hbone: Some(hbone),
+            hbone: Some(Listener::unshared(hbone)),
             dns_tcp: Vec::new(),
             dns_udp: Vec::new(),
         };
@@ -182,37 +236,35 @@ impl Drop for Running {
 
 fn serve_hbone(
     pod: Arc<Pod>,
-    listener: TcpListener,
+    listener: Listener,
     drain: drain::Watch,
 ) -> impl Future<Output = ()> + Send {
     let handshakes = pod.handshakes.clone();
     let admit = move || handshakes.clone().admit();
-    let of_connection = drain.clone();
     accept::serve_admitted(
-        listener,
+        listener.socket,
+        listener.port,
         "inbound",
         drain,
         admit,
-        move |stream, peer, slot| {
-            inbound::serve(pod.clone(), stream, peer, slot, of_connection.clone())
-        },
+        move |stream, peer, slot, closing| inbound::serve(pod.clone(), stream, peer, slot, closing),
     )
 }
 
 fn serve_dns(
     pod: &Arc<Pod>,
-    tcp: Vec<TcpListener>,
-    udp: Vec<UdpSocket>,
+    tcp: Vec<Listener>,
+    udp: Vec<(UdpSocket, Port)>,
     drain: &drain::Watch,
     tasks: &mut JoinSet<()>,
 ) {
     let names = dns::PodNames::new(pod.clone());
     let server = dns::Server::new(names, pod.sockets.clone(), pod.node.upstreams.clone());
-    for listener in tcp {
-        tasks.spawn(server.clone().serve_tcp(listener, drain.clone()));
+    for Listener { socket, port } in tcp {
+        tasks.spawn(server.clone().serve_tcp(socket, port, drain.clone()));
     }
-    for socket in udp {
-        tasks.spawn(server.clone().serve_udp(socket, drain.clone()));
+    for (socket, port) in udp {
+        tasks.spawn(server.clone().serve_udp(socket, port, drain.clone()));
     }
 }
 
@@ -236,7 +288,13 @@ pub(crate) async fn follow_agent(
                 .collect(),
         }));
     };
-    let launcher = Launcher { node };
+    let sysctl = Sysctl::open().inspect_err(
+        |error| tracing::debug!(%error, "settings of pods' namespaces cannot be written"),
+    );
+    let launcher = Launcher {
+        node,
+        sysctl: sysctl.ok(),
+    };
     Client::new(socket, launcher, gate, Box::new(changed))
         .run(drain)
         .await

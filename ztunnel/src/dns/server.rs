@@ -2,7 +2,7 @@
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
-use net::{accept, drain, report::Chain, socket::Factory};
+use net::{accept, drain, handover::Port, report::Chain, socket::Factory};
 use tokio::{
     io,
     net::{TcpListener, TcpStream, UdpSocket},
@@ -67,28 +67,38 @@ impl<N: Names> Server<N> {
         })
     }
 
-    /// Serves datagrams until the drain starts and nothing is being answered any more, or it is forced.
-    pub(crate) async fn serve_udp(self: Arc<Self>, socket: UdpSocket, mut drain: drain::Watch) {
+    /// Serves datagrams until the drain starts, another process gets what is new, and nothing is being answered any
+    /// more; or until the drain is forced.
+    pub(crate) async fn serve_udp(
+        self: Arc<Self>,
+        socket: UdpSocket,
+        port: Port,
+        drain: drain::Watch,
+    ) {
         let socket = Arc::new(socket);
         let mut answering = JoinSet::new();
         let mut buffer = vec![0; MAX_UDP_REQUEST];
         let mut forced = std::pin::pin!(forced(drain.clone()));
-        loop {
-            let draining = drain.mode().is_some();
-            if draining && answering.is_empty() {
-                return;
-            }
+        let mut handed_over = std::pin::pin!(handed_over(&socket, &port, drain));
+        let mut ours = true;
+        while ours || !answering.is_empty() {
             tokio::select! {
+                biased;
                 () = &mut forced => return,
-                _ = drain.started(), if !draining => {}
-                Some(_) = answering.join_next() => {}
-                received = socket.recv_from(&mut buffer) => match received {
+                received = socket.recv_from(&mut buffer), if ours => match received {
                     Ok((length, peer)) => {
                         self.start_answer(&mut answering, &socket, &buffer[..length], peer);
                     }
                     // An ICMP error about an earlier answer: its client is gone.
                     Err(error) => tracing::debug!(%error, "dns socket"),
+                },
+                () = &mut handed_over, if ours => {
+                    ours = false;
+                    while let Ok((length, peer)) = socket.try_recv_from(&mut buffer) {
+                        self.start_answer(&mut answering, &socket, &buffer[..length], peer);
+                    }
                 }
+                Some(_) = answering.join_next() => {}
             }
         }
     }
@@ -117,12 +127,17 @@ impl<N: Names> Server<N> {
     }
 
     /// Serves connections until the drain starts.
-    pub(crate) async fn serve_tcp(self: Arc<Self>, listener: TcpListener, drain: drain::Watch) {
+    pub(crate) async fn serve_tcp(
+        self: Arc<Self>,
+        listener: TcpListener,
+        port: Port,
+        drain: drain::Watch,
+    ) {
         let options = accept::Options {
             name: "dns",
             limit: Some(CONNECTIONS),
         };
-        accept::serve(listener, options, drain, move |stream, _| {
+        accept::serve_on(listener, port, options, drain, move |stream, _| {
             let server = self.clone();
             async move {
                 if let Err(error) = server.serve_connection(stream).await {
@@ -200,6 +215,11 @@ impl<N: Names> Server<N> {
             }
         }
     }
+}
+
+async fn handed_over(socket: &UdpSocket, port: &Port, mut drain: drain::Watch) {
+    drain.started().await;
+    port.handed_over(socket).await;
 }
 
 async fn forced(mut drain: drain::Watch) {

@@ -37,7 +37,7 @@ async fn a_certificate_is_there_before_the_first_connection_and_gone_with_the_po
 #[tokio::test(flavor = "multi_thread")]
 async fn a_renewed_certificate_serves_new_connections_and_old_ones_live_on() {
     let ca = TestCa::new("cluster.local", &Policy::default());
-    let Some(rig) = rig_with(ca.with_lifetime(Duration::from_secs(4))).await else {
+    let Some(rig) = rig_with(ca.with_lifetime(Duration::from_secs(4)), &[]).await else {
         return;
     };
     let (mut client, mut server) = rig.pair().await;

@@ -5,11 +5,7 @@ use std::{io::ErrorKind, net::SocketAddr};
 use net::{socket::SourceAddress, zds::Request};
 
 use crate::{
-    rig::{
-        application, connect, eventually, is_reset,
-        node::{Node, uid},
-        outside_the_mesh, passes, soon,
-    },
+    rig::{application, eventually, is_reset, node::uid, outside_the_mesh, passes, soon},
     rig_or_skip,
 };
 
@@ -120,41 +116,4 @@ async fn a_busy_port_is_told_and_retried() {
         tried.is_ok()
     })
     .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_successor_takes_over_and_no_connection_is_refused() {
-    let mut rig = rig_or_skip!();
-    let (mut client, mut server) = rig.pair().await;
-    passes(&mut client, &mut server, b"x").await;
-    let successor = Node::start("node-b", &rig.ca, &rig.b).await;
-    successor.state.publish(rig.known());
-    let listener = rig.listen();
-    let echo = tokio::spawn(async move {
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            tokio::spawn(async move {
-                let (mut read, mut write) = stream.split();
-                let _ = tokio::io::copy(&mut read, &mut write).await;
-            });
-        }
-    });
-    rig.node_b.begin_stop();
-    for _ in 0..50 {
-        let mut stream = connect(&rig.a, rig.address()).await;
-        echoes(&mut stream).await;
-    }
-    passes(&mut client, &mut server, b"the old one lives on").await;
-    echo.abort();
-    drop((client, server));
-    soon(rig.node_b.stop()).await;
-    soon(successor.stop()).await;
-}
-
-async fn echoes(stream: &mut tokio::net::TcpStream) {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    soon(stream.write_all(b"echo")).await.unwrap();
-    let mut reply = [0; 4];
-    soon(stream.read_exact(&mut reply)).await.unwrap();
-    assert_eq!(&reply, b"echo");
 }

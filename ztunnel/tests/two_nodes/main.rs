@@ -2,6 +2,7 @@
 //! see of them.
 
 mod certificates;
+mod handover;
 mod hostile;
 mod lifecycle;
 mod names;

@@ -9,6 +9,8 @@ use hickory_proto::{
 };
 use parking_lot::Mutex;
 
+use net::handover::Port;
+
 use super::*;
 use crate::dns::resolv_conf::Upstreams;
 
@@ -70,8 +72,12 @@ async fn rig(upstream: Option<SocketAddr>) -> Rig {
     let tcp_address = tcp.local_addr().unwrap();
     let (drain, watch) = drain::channel();
     let mut serving = JoinSet::new();
-    serving.spawn(server.clone().serve_udp(udp, watch.clone()));
-    serving.spawn(server.serve_tcp(tcp, watch));
+    serving.spawn(
+        server
+            .clone()
+            .serve_udp(udp, Port::unshared(), watch.clone()),
+    );
+    serving.spawn(server.serve_tcp(tcp, Port::unshared(), watch));
     Rig {
         address,
         tcp_address,

@@ -40,11 +40,11 @@ pub(crate) struct Rig {
 
 /// Makes it, or says why it cannot be made here.
 pub(crate) async fn rig() -> Option<Rig> {
-    rig_with(TestCa::new("cluster.local", &Policy::default())).await
+    rig_with(TestCa::new("cluster.local", &Policy::default()), &[]).await
 }
 
-/// The same with another CA.
-pub(crate) async fn rig_with(ca: TestCa) -> Option<Rig> {
+/// The same with another CA, and more settings for both tunnels.
+pub(crate) async fn rig_with(ca: TestCa, more: &[(&str, &str)]) -> Option<Rig> {
     let [a, b] = match network::two_pods() {
         Ok(pods) => pods,
         Err(reason) => {
@@ -53,8 +53,8 @@ pub(crate) async fn rig_with(ca: TestCa) -> Option<Rig> {
         }
     };
     let ca = Arc::new(ca);
-    let node_a = Node::start("node-a", &ca, &a).await;
-    let node_b = Node::start("node-b", &ca, &b).await;
+    let node_a = Node::start_with("node-a", &ca, &a, more).await;
+    let node_b = Node::start_with("node-b", &ca, &b, more).await;
     let rig = Rig {
         a,
         b,

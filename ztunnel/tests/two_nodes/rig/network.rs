@@ -129,6 +129,7 @@ table inet capture {
     meta l4proto tcp meta mark & 0xfff == 0x111 accept
     oifname lo accept
     meta l4proto udp udp dport 53 meta mark & 0xfff != 0x539 redirect to :15053
+    tcp dport 53 meta mark & 0xfff != 0x539 redirect to :15053
     meta l4proto tcp meta mark & 0xfff != 0x539 redirect to :15001
   }
 }";

@@ -7,7 +7,11 @@ use net::{
     testing::TestCa,
     zds::{AgentConnection, CallError, Listener, Request, WorkloadInfo},
 };
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::oneshot,
+    task::JoinHandle,
+};
 use ztunnel::{Config, Tunnel};
 
 use super::{network::Pod, soon};
@@ -21,6 +25,8 @@ pub(crate) struct Node {
     pub(crate) agent: Agent,
     stop: Option<oneshot::Sender<()>>,
     tunnel: JoinHandle<()>,
+    /// The tunnel's own, so that it can be killed.
+    runtime: Option<Runtime>,
 }
 
 /// The agent's end of ZDS.
@@ -31,12 +37,7 @@ pub(crate) struct Agent {
 }
 
 impl Node {
-    /// Starts the tunnel and enrols the pod: when this returns, the pod's listeners are open.
-    pub(crate) async fn start(name: &'static str, ca: &Arc<TestCa>, pod: &Pod) -> Self {
-        Self::start_with(name, ca, pod, &[]).await
-    }
-
-    /// The same with more settings.
+    /// Starts the tunnel, with more settings, and enrols the pod: when this returns, the pod's listeners are open.
     pub(crate) async fn start_with(
         name: &'static str,
         ca: &Arc<TestCa>,
@@ -61,11 +62,15 @@ impl Node {
         settings.extend(more.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
         let config = Config::from_lookup(&|name| settings.get(name).cloned()).expect("settings");
         let state = MeshState::new();
-        let tunnel = Tunnel::new(config)
-            .with_issuer(ca.clone())
-            .with_state(state.clone());
         let (stop, stopped) = oneshot::channel::<()>();
-        let tunnel = tokio::spawn(async move {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let (ca, knows) = (ca.clone(), state.clone());
+        let tunnel = runtime.spawn(async move {
+            let tunnel = Tunnel::new(config).with_issuer(ca).with_state(knows);
             let stop = async { stopped.await.unwrap_or(()) };
             tunnel.run_until(stop).await.expect("the tunnel runs");
         });
@@ -86,6 +91,7 @@ impl Node {
             agent,
             stop: Some(stop),
             tunnel,
+            runtime: Some(runtime),
         }
     }
 
@@ -104,8 +110,11 @@ impl Node {
 }
 
 impl Drop for Node {
+    /// Kills the tunnel: every socket is closed where it stands, and nobody is told.
     fn drop(&mut self) {
-        self.tunnel.abort();
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
