@@ -31,7 +31,7 @@ pub struct Made {
     pub name: &'static str,
     /// `spec.controllerName`.
     pub controller: &'static str,
-    /// For people.
+    /// For people: at most 64 bytes (Gateway API `GatewayClass.spec.description`).
     pub description: &'static str,
 }
 
@@ -40,12 +40,12 @@ pub fn made(settings: &Deployed) -> Vec<Made> {
     let waypoint = |name| Made {
         name,
         controller: WAYPOINT_CONTROLLER,
-        description: "Leyline waypoint: an L7 proxy for services and workloads of the mesh",
+        description: "Leyline waypoint: L7 proxy for services and workloads",
     };
     let east_west = |name| Made {
         name,
         controller: EAST_WEST_CONTROLLER,
-        description: "Leyline gateway that takes traffic of other networks in",
+        description: "Leyline gateway for traffic from other networks",
     };
     let mut classes = vec![waypoint("leyline-waypoint")];
     if settings.istio_classes {
@@ -56,7 +56,7 @@ pub fn made(settings: &Deployed) -> Vec<Made> {
         classes.push(Made {
             name: "istio-remote",
             controller: UNMANAGED_CONTROLLER,
-            description: "Describes a gateway of another network, which is not deployed from here",
+            description: "Gateway of another network, deployed elsewhere",
         });
     }
     if settings.multi_network && settings.istio_classes {

@@ -49,6 +49,8 @@ pub const STATUS_MANAGER: &str = "leyline.dev/gateway-status";
 /// How often a ConfigMap that a Gateway names is read again.
 pub const PARAMETERS_INTERVAL: Duration = Duration::from_secs(15);
 
+/// How often classes that could not be made or accepted are tried again.
+const CLASSES_INTERVAL: Duration = Duration::from_secs(30);
 const TAG: &str = "istio.io/tag";
 /// Gateways looked at at a time.
 const CONCURRENCY: usize = 8;
@@ -285,21 +287,21 @@ impl Controller {
         }
         let deployment = self.deploy(&gateway, role, mode, &around).await;
         let (deployment, outcome) = match deployment {
-            Ok(deployment) => (deployment, self.next_look(&gateway)),
-            Err(DeployError::Refused(problem)) => (Deployment::Refused(problem), Outcome::Failed),
+            Ok(deployment) => (deployment, next_look(&gateway)),
+            Err(DeployError::Refused(problem)) => {
+                let again = match next_look(&gateway) {
+                    Outcome::Settled => Outcome::Failed,
+                    // Its user may correct the parameters at any moment.
+                    again => again,
+                };
+                (Deployment::Refused(problem), again)
+            }
             Err(DeployError::Failed(error)) => return Err(error),
         };
         let told = status::told_addresses(&gateway);
         let status = Status::new(&self.settings, &gateway, role, &deployment, &told);
         self.write_status(name, &raw, &status).await?;
         Ok(outcome)
-    }
-
-    fn next_look(&self, gateway: &crd::Gateway) -> Outcome {
-        match plan::parameters_name(gateway) {
-            Some(_) => Outcome::Again(PARAMETERS_INTERVAL),
-            None => Outcome::Settled,
-        }
     }
 
     fn role(&self, gateway: &crd::Gateway) -> Option<Role> {
@@ -446,7 +448,7 @@ impl Controller {
         let params = PatchParams::apply(MANAGER).force();
         match api.patch(name, &params, &Patch::Apply(object)).await {
             Ok(applied) => Ok(applied),
-            Err(kube::Error::Api(answer)) if matches!(answer.code, 400 | 403 | 422) => {
+            Err(kube::Error::Api(answer)) if is_refusal(answer.code, &answer.message) => {
                 Err(DeployError::Refused(format!("{what}: {}", answer.message)))
             }
             Err(source) => Err(failed(format!("apply {what}"))(source).into()),
@@ -554,52 +556,61 @@ impl Controller {
             .reflect(writer)
             .default_backoff();
         let mut events = std::pin::pin!(events);
-        while let Some(event) = events.next().await {
-            if let Err(error) = &event {
-                tracing::warn!(
-                    error = error as &dyn Error,
-                    "GatewayClasses cannot be watched"
-                );
-                continue;
+        let mut listed = false;
+        loop {
+            // What failed is tried again without an event, too.
+            match tokio::time::timeout(CLASSES_INTERVAL, events.next()).await {
+                Ok(None) => return,
+                Ok(Some(Err(error))) => {
+                    tracing::warn!(
+                        error = &error as &dyn Error,
+                        "GatewayClasses cannot be watched"
+                    );
+                    continue;
+                }
+                // Until the list is whole, absent classes might only not have come yet.
+                Ok(Some(Ok(watcher::Event::Init | watcher::Event::InitApply(_)))) => continue,
+                Ok(Some(Ok(_))) => {
+                    listed = true;
+                    self.every(|_| true);
+                }
+                Err(_) if !listed => continue,
+                Err(_) => {}
             }
-            // Before the first list is whole, absent classes might only not have come yet.
-            if matches!(
-                event,
-                Ok(watcher::Event::Init | watcher::Event::InitApply(_))
-            ) {
-                continue;
-            }
-            if let Err(error) = self.tend_classes(&api).await {
-                tracing::warn!(
-                    error = &error as &dyn Error,
-                    "GatewayClasses cannot be kept"
-                );
-            }
-            self.every(|_| true);
+            self.tend_classes(&api).await;
         }
     }
 
-    async fn tend_classes(&self, api: &Api<DynamicObject>) -> Result<(), ReconcileError> {
-        if self.settings.make_classes {
-            for class in class::made(&self.settings) {
-                let key = ObjectRef::new_with(class.name, classes());
-                if self.classes.get(&key).is_none() {
-                    make_class(api, &class).await?;
-                }
-            }
+    async fn tend_classes(&self, api: &Api<DynamicObject>) {
+        let known = |name: &str| {
+            self.classes
+                .get(&ObjectRef::new_with(name, classes()))
+                .is_some()
+        };
+        let made = class::made(&self.settings).into_iter();
+        let absent = made.filter(|class| self.settings.make_classes && !known(class.name));
+        for class in absent {
+            tell(make_class(api, &class).await);
         }
         for class in self.classes.state() {
             let controller = class
                 .data
                 .pointer("/spec/controllerName")
                 .and_then(Value::as_str);
-            if controller
-                .is_some_and(|controller| class::role(&self.settings, controller).is_some())
-            {
-                accept_class(api, &class).await?;
+            if controller.is_some_and(|name| class::role(&self.settings, name).is_some()) {
+                tell(accept_class(api, &class).await);
             }
         }
-        Ok(())
+    }
+}
+
+/// A class that fails must not keep the next one from being tended.
+fn tell(result: Result<(), ReconcileError>) {
+    if let Err(error) = result {
+        tracing::warn!(
+            error = &error as &dyn Error,
+            "a GatewayClass cannot be kept"
+        );
     }
 }
 
@@ -685,6 +696,19 @@ fn service_addresses(service: &Value) -> Vec<String> {
             ip.as_str().filter(|ip| *ip != "None")
         }),
     }
+}
+
+fn next_look(gateway: &crd::Gateway) -> Outcome {
+    match plan::parameters_name(gateway) {
+        Some(_) => Outcome::Again(PARAMETERS_INTERVAL),
+        None => Outcome::Settled,
+    }
+}
+
+/// Whether the API server will say the same until somebody changes something. A field that is not in the schema of a
+/// built-in kind it answers with 500.
+fn is_refusal(code: u16, message: &str) -> bool {
+    matches!(code, 400 | 403 | 422) || message.contains("field not declared in schema")
 }
 
 fn name_of(object: &DynamicObject) -> Name {

@@ -212,6 +212,13 @@ fn classes_follow_the_settings_and_name_our_controller() {
 }
 
 #[test]
+fn classes_fit_their_schema() {
+    for class in class::made(&settings(&["--istio-classes=true", "--multi-network=true"])) {
+        assert!(class.description.len() <= 64, "{}", class.description);
+    }
+}
+
+#[test]
 fn classes_of_istio_are_served_only_where_the_user_says_so() {
     let role = |flags: &[&str]| class::role(&settings(flags), "istio.io/mesh-controller");
     assert_eq!(role(&[]), None);
