@@ -1,11 +1,15 @@
-//! Load for the performance figures and the rigs: one server and four clients, each printing one line of JSON.
+//! Load for the performance figures and the rigs: servers, and clients that each print a line of JSON.
 //!
 //! The first byte of a connection says what the server does with it: `E` echoes, `S` counts what it gets and answers the
 //! count (8 bytes, big-endian) once the client has closed its half.
 
 use std::{
     env, io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -13,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream, UdpSocket},
     task::JoinSet,
     time::timeout,
 };
@@ -21,8 +25,11 @@ use tokio::{
 const USAGE: &str = "usage: load serve ADDR
        load ping ADDR --size BYTES --count N --connections K [--rate PER_SECOND]
        load stream ADDR --flows N --seconds S
-       load connect ADDR --seconds S --parallel K [--rate PER_SECOND]
+       load connect ADDR --seconds S --parallel K [--rate PER_SECOND]   (--seconds 0: until standard input ends)
        load hold ADDR --connections N    (prints a line, then holds them until standard input ends)
+       load live ADDR --connections N    (holds N that speak all the time, prints a line; at the end of input: how many live)
+       load greet ADDR, load greeted ADDR       (a server that speaks first, and its client)
+       load datagrams ADDR, load datagram ADDR  (a server that echoes over UDP, and its client)
        load watch ADDR                   (a line with the time whenever new connections fare otherwise than before)";
 
 /// How long a single answer may take before the run is called failed.
@@ -78,6 +85,11 @@ async fn main() -> Result<()> {
         "stream" => stream(&arguments).await,
         "connect" => connect(&arguments).await,
         "hold" => hold(&arguments).await,
+        "live" => live(&arguments).await,
+        "greet" => greet(address).await,
+        "greeted" => greeted(address).await,
+        "datagrams" => datagrams(address).await,
+        "datagram" => datagram(address).await,
         "watch" => watch(address).await,
         _ => bail!("{USAGE}"),
     }
@@ -281,45 +293,178 @@ async fn stream_one(address: SocketAddr, until: Instant) -> Result<u64> {
     Ok(received)
 }
 
+/// When a client of several tasks ends: at a time, or with standard input.
+#[derive(Clone)]
+struct End(Arc<AtomicBool>);
+
+impl End {
+    fn after(length: Duration) -> Self {
+        let end = Self(Arc::default());
+        let flag = end.0.clone();
+        tokio::spawn(async move {
+            if length.is_zero() {
+                // Whatever happens to the input, it has ended.
+                let _ = tokio::io::stdin().read_to_end(&mut Vec::new()).await;
+            } else {
+                tokio::time::sleep(length).await;
+            }
+            flag.store(true, Ordering::Relaxed);
+        });
+        end
+    }
+
+    fn has_come(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What came of the new connections of one task, or of all.
+#[derive(Default)]
+struct Tally {
+    made: u64,
+    failed: u64,
+    /// Seconds since the start, and what happened; the first few.
+    errors: Vec<String>,
+}
+
+impl Tally {
+    fn fail(&mut self, began: Instant, error: &anyhow::Error) {
+        self.failed += 1;
+        if self.errors.len() < 5 {
+            let after = began.elapsed().as_secs_f64();
+            self.errors.push(format!("after {after:.3} s: {error:#}"));
+        }
+    }
+
+    fn add(&mut self, mut other: Self) {
+        self.made += other.made;
+        self.failed += other.failed;
+        self.errors.append(&mut other.errors);
+    }
+}
+
 async fn connect(arguments: &Arguments) -> Result<()> {
-    let length = arguments.seconds()?;
+    let end = End::after(arguments.seconds()?);
     let parallel = arguments.number("--parallel", 16)?.max(1);
     let rate = arguments.number("--rate", 0)?;
     let began = Instant::now();
     let mut tasks = JoinSet::new();
     for index in 0..parallel {
         let pace = (rate > 0).then(|| Pace::new(rate, parallel, index));
-        tasks.spawn(connect_one(arguments.address, began + length, pace));
+        tasks.spawn(connect_one(arguments.address, end.clone(), pace));
     }
-    let (mut made, mut failed) = (0u64, 0u64);
+    let mut all = Tally::default();
     while let Some(result) = tasks.join_next().await {
-        let (good, bad) = result?;
-        made += good;
-        failed += bad;
+        all.add(result?);
     }
-    let rate = made as f64 / began.elapsed().as_secs_f64();
+    let rate = all.made as f64 / began.elapsed().as_secs_f64();
     println!(
         "{}",
-        json!({"connections": made, "failed": failed, "per_second": rate})
+        json!({"connections": all.made, "failed": all.failed, "per_second": rate, "errors": all.errors})
     );
     Ok(())
 }
 
-async fn connect_one(address: SocketAddr, until: Instant, pace: Option<Pace>) -> (u64, u64) {
-    let (mut made, mut failed) = (0, 0);
-    while Instant::now() < until {
+async fn connect_one(address: SocketAddr, end: End, pace: Option<Pace>) -> Tally {
+    let began = Instant::now();
+    let mut tally = Tally::default();
+    while !end.has_come() {
         if let Some(pace) = &pace {
-            tokio::time::sleep_until(pace.due(made + failed).into()).await;
+            tokio::time::sleep_until(pace.due(tally.made + tally.failed).into()).await;
         }
         match one_byte(address).await {
-            Ok(()) => made += 1,
-            Err(error) => {
-                failed += 1;
-                eprintln!("{error:#}");
-            }
+            Ok(()) => tally.made += 1,
+            Err(error) => tally.fail(began, &error),
         }
     }
-    (made, failed)
+    tally
+}
+
+/// How often a held connection of `live` speaks.
+const BEAT: Duration = Duration::from_millis(100);
+
+async fn live(arguments: &Arguments) -> Result<()> {
+    let connections = arguments.size("--connections", 50)?;
+    let end = End::after(Duration::ZERO);
+    let began = Instant::now();
+    let mut tasks = JoinSet::new();
+    for _ in 0..connections {
+        let mut stream = dial(arguments.address, b'E').await?;
+        exchange(&mut stream, b"x", &mut [0]).await?;
+        let end = end.clone();
+        tasks.spawn(async move {
+            while !end.has_come() {
+                exchange(&mut stream, b"x", &mut [0]).await?;
+                tokio::time::sleep(BEAT).await;
+            }
+            Ok::<_, anyhow::Error>(())
+        });
+    }
+    println!("{}", json!({"held": tasks.len()}));
+    let mut all = Tally::default();
+    while let Some(result) = tasks.join_next().await {
+        match result? {
+            Ok(()) => all.made += 1,
+            Err(error) => all.fail(began, &error),
+        }
+    }
+    println!(
+        "{}",
+        json!({"live": all.made, "cut": all.failed, "errors": all.errors})
+    );
+    Ok(())
+}
+
+const GREETING: &[u8] = b"220 hello\r\n";
+
+async fn greet(address: SocketAddr) -> Result<()> {
+    let listener = TcpListener::bind(address).await?;
+    loop {
+        let mut stream = accept(&listener).await;
+        tokio::spawn(async move {
+            stream.write_all(GREETING).await?;
+            echo(stream).await
+        });
+    }
+}
+
+async fn greeted(address: SocketAddr) -> Result<()> {
+    let mut stream = timeout(ANSWER, TcpStream::connect(address))
+        .await
+        .context("connect timed out")??;
+    let mut greeting = vec![0; GREETING.len()];
+    timeout(ANSWER, stream.read_exact(&mut greeting))
+        .await
+        .context("no greeting")??;
+    if greeting != GREETING {
+        bail!("it greeted with {greeting:?}");
+    }
+    exchange(&mut stream, b"x", &mut [0]).await?;
+    println!("{}", json!({"greeted": true}));
+    Ok(())
+}
+
+async fn datagrams(address: SocketAddr) -> Result<()> {
+    let socket = UdpSocket::bind(address).await?;
+    let mut buffer = vec![0; 2048];
+    loop {
+        let (n, peer) = socket.recv_from(&mut buffer).await?;
+        socket.send_to(&buffer[..n], peer).await?;
+    }
+}
+
+async fn datagram(address: SocketAddr) -> Result<()> {
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(address).await?;
+    socket.send(b"x").await?;
+    let answer = timeout(Duration::from_secs(2), socket.recv(&mut [0; 16])).await;
+    answer.context("no answer over UDP")??;
+    println!("{}", json!({"answered": true}));
+    Ok(())
 }
 
 async fn one_byte(address: SocketAddr) -> Result<()> {
