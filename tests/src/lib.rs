@@ -322,7 +322,8 @@ pub struct Running {
 }
 
 impl Running {
-    pub(crate) fn start(line: &mut Command) -> Result<Self> {
+    /// Starts a command, with pipes for all it reads and writes.
+    pub fn start(line: &mut Command) -> Result<Self> {
         let mut child = line
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -404,7 +405,7 @@ pub fn holds(text: &str, part: impl Display) -> Result<()> {
     Ok(())
 }
 
-fn last(text: &str, lines: usize) -> String {
+pub(crate) fn last(text: &str, lines: usize) -> String {
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
 }

@@ -63,6 +63,20 @@ impl Kube {
         feed(&mut self.command(&arguments), yaml)
     }
 
+    /// The same, in a namespace unless an object names its own.
+    pub fn apply_in(&self, namespace: &str, yaml: &str) -> Result<()> {
+        let arguments = [
+            "apply",
+            "-n",
+            namespace,
+            "--server-side",
+            "--force-conflicts",
+            "-f",
+            "-",
+        ];
+        feed(&mut self.command(&arguments), yaml)
+    }
+
     /// `kubectl delete` of the objects in a text; those that are not there are no error.
     pub fn delete(&self, yaml: &str) -> Result<()> {
         let arguments = ["delete", "--ignore-not-found", "--wait=false", "-f", "-"];

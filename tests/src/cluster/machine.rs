@@ -227,7 +227,7 @@ pub fn folder(path: &Path) -> Result<()> {
 }
 
 /// Whether `made` is at least as new as all of `sources`.
-fn is_newer(made: &Path, sources: &[&Path]) -> bool {
+pub fn is_newer(made: &Path, sources: &[&Path]) -> bool {
     let time = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).ok();
     let made = time(made);
     made.is_some() && sources.iter().all(|source| time(source) <= made)
@@ -258,13 +258,25 @@ pub fn images(programs: &Path) -> Result<Vec<PathBuf>> {
         .to_vec())
 }
 
+/// The static CNI plugin, which is built apart: `LEYLINE_CNI_PLUGIN`, or where cargo puts it.
+pub fn plugin() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("LEYLINE_CNI_PLUGIN") {
+        return Ok(path.into());
+    }
+    let folder = target()?.join(format!("{}-unknown-linux-gnu", std::env::consts::ARCH));
+    let built = ["release", "debug"].map(|profile| folder.join(profile).join("cni-plugin"));
+    let found = built.into_iter().find(|path| path.is_file());
+    found
+        .context("the CNI plugin is not built, or set LEYLINE_CNI_PLUGIN: see tests/cluster/plugin")
+}
+
 /// The `cluster` command, which the rig runs for its forwarder and its keeper.
 pub fn cluster_program() -> Result<PathBuf> {
     beside("cluster")
 }
 
 /// A program of the tests, built beside this one.
-fn beside(name: &str) -> Result<PathBuf> {
+pub fn beside(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let found = own
         .ancestors()

@@ -5,6 +5,7 @@
 //! folders and the state folder, which [`Cluster::down`] removes by what is recorded there, also after a crash. The machine's own
 //! network is not touched: the API server is reached over a listener on its loopback ([`forward`]).
 
+pub mod bed;
 pub mod files;
 pub mod forward;
 pub mod kubectl;
@@ -645,6 +646,21 @@ impl Cluster {
         let mut spec = self.spec(&format!("{node}-{part}"), node, line);
         spec.cgroups = vec![machine::cgroup2(&self.cgroup(node, cgroup)?)?];
         self.parts.start(spec)
+    }
+
+    /// Runs `action` on a thread in the network namespace of a pod (`namespace/name`).
+    pub fn in_pod<T: Send>(
+        &self,
+        kube: &Kube,
+        pod: &str,
+        action: impl FnOnce() -> Result<T> + Send,
+    ) -> Result<T> {
+        let (namespace, name) = pod.split_once('/').context("namespace/name")?;
+        let found = kube.json(&["pod", "-n", namespace, name])?;
+        let uid = found["metadata"]["uid"].as_str().context("a uid")?;
+        let process = part::find_by_cgroup(&format!("/pod{uid}/"))
+            .with_context(|| format!("no process of {pod}"))?;
+        inside(process, Enter::Network, action)
     }
 
     /// Ends a node as a loss of power would: all its processes at once.

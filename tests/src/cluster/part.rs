@@ -229,6 +229,16 @@ fn started(pid: i32) -> Option<u64> {
     (state != "Z" && state != "X").then_some(started)
 }
 
+/// A process whose cgroup's path holds `text`.
+pub fn find_by_cgroup(text: &str) -> Option<i32> {
+    let entries = fs::read_dir("/proc").ok()?.flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    numbers.into_iter().find(|pid| {
+        let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup"));
+        cgroups.is_ok_and(|cgroups| cgroups.contains(text))
+    })
+}
+
 fn spawn(mut command: Command) -> Result<Child> {
     command.spawn().with_context(|| format!("{command:?}"))
 }

@@ -1,0 +1,73 @@
+//! Joining and leaving by label, with traffic flowing, and what must not be taken in.
+
+use anyhow::{Result, ensure};
+use rig::cluster::bed::shared;
+
+use crate::scene::{Scene, Start, job, pod};
+
+#[test]
+fn joining_and_leaving_refuses_no_connection_and_cuts_none() -> Result<()> {
+    let (_turn, bed) = shared()?;
+    let scene = Scene::start(bed, "join", Start::Outside)?;
+    let (client, server) = (scene.pod("client"), scene.at("server", 8080)?);
+    let new = bed.new_connections(&client, &server, 100)?;
+    let held = bed.held_connections(&client, &server, 50)?;
+
+    scene.label(Start::InMesh)?;
+    scene.joined(&["client", "server"])?;
+    // The mesh carries what is opened from now on, and the others live on beside it.
+    scene.access_line(
+        bed.node(1),
+        &[&scene.identity("client"), "direction=\"inbound\""],
+    );
+    let through = bed.held_connections(&client, &server, 50)?;
+    scene.label(Start::Outside)?;
+    scene.left(&["client", "server"]);
+
+    new.none_failed(100)?;
+    ensure!(held.none_cut()? == 50, "some were not held");
+    ensure!(through.none_cut()? == 50, "some were not held");
+    Ok(())
+}
+
+#[test]
+fn a_job_and_its_init_container_run_to_their_end_in_the_mesh() -> Result<()> {
+    let (_turn, bed) = shared()?;
+    let scene = Scene::start(bed, "job", Start::InMesh)?;
+    let line = format!("[load, ping, '{}', --count, '3']", scene.service());
+    scene.apply(&job("client-job", bed.node(0), &line))?;
+    bed.kube()
+        .wait(&scene.namespace, "job/client-job", "condition=Complete", 60)?;
+    scene.access_line(bed.node(1), &["client-job", &scene.identity("client")]);
+    Ok(())
+}
+
+#[test]
+fn a_pod_that_says_none_and_a_pod_on_the_host_network_stay_outside() -> Result<()> {
+    let (_turn, bed) = shared()?;
+    let scene = Scene::start(bed, "outside", Start::InMesh)?;
+    let apart = pod(
+        "client-apart",
+        bed.node(0),
+        "[leyline, tool, echo, '9000']",
+        "",
+    )
+    .replace("labels: {", "labels: {istio.io/dataplane-mode: none, ");
+    let host = pod(
+        "client-host",
+        bed.node(0),
+        "[leyline, tool, echo, '9321']",
+        "",
+    )
+    .replace("spec:\n", "spec:\n  hostNetwork: true\n");
+    scene.apply(&(apart + &host))?;
+    scene.ready(&["client-apart", "client-host"])?;
+    for name in ["client-apart", "client-host"] {
+        // Strangers are let in while no policy says otherwise.
+        bed.ping(&scene.pod(name), &scene.at("server", 8080)?)?;
+        let found = scene.object("pod", name)?;
+        let annotation = &found["metadata"]["annotations"]["ambient.istio.io/redirection"];
+        ensure!(annotation.is_null(), "{name} was taken in");
+    }
+    Ok(())
+}

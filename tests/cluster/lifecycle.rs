@@ -1,0 +1,208 @@
+//! Restarts, upgrades and losses, with new connections and held ones all the while. Each test has the cluster to itself.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rig::{
+    cluster::bed::{Bed, SYSTEM, Traffic, alone},
+    until,
+};
+
+use crate::scene::{Scene, Start, pod};
+
+/// New connections a second, and held ones, while something restarts.
+const RATE: u32 = 50;
+const HELD: u32 = 50;
+
+/// Load on the server by pod address, which must come through whatever happens in between.
+struct Load {
+    new: Traffic,
+    held: Traffic,
+}
+
+impl Load {
+    fn start(scene: &Scene<'_>) -> Result<Self> {
+        let (client, server) = (scene.pod("client"), scene.at("server", 8080)?);
+        let bed = scene.bed;
+        bed.eventually("the client reaches the server by HBONE", || {
+            bed.ping(&client, &server)?;
+            let log = bed.ztunnel_log(bed.node(1))?;
+            rig::holds(&log, scene.identity("client"))
+        });
+        Ok(Self {
+            new: bed.new_connections(&client, &server, RATE)?,
+            held: bed.held_connections(&client, &server, HELD)?,
+        })
+    }
+
+    /// Ends the load: an error if one connection failed or was cut.
+    fn came_through(self) -> Result<()> {
+        // Both are ended before either is judged.
+        let held = self.held.none_cut();
+        let made = self.new.none_failed(u64::from(RATE))?;
+        ensure!(held? == u64::from(HELD), "some were not held");
+        eprintln!("{made} new connections, {HELD} held: none failed, none cut");
+        Ok(())
+    }
+}
+
+fn restart(bed: &Bed, part: &str) -> Result<()> {
+    bed.kube()
+        .run(&["-n", SYSTEM, "rollout", "restart", part])?;
+    bed.kube().rolled_out(SYSTEM, part, 120)
+}
+
+#[test]
+fn a_restart_of_the_agents_disturbs_no_connection_and_no_probe() -> Result<()> {
+    let (_turn, bed) = alone()?;
+    let scene = Scene::start(bed, "agents", Start::InMesh)?;
+    let load = Load::start(&scene)?;
+    restart(bed, "daemonset/istio-cni-node")?;
+    load.came_through()?;
+    let server = scene.object("pod", "server")?;
+    ensure!(
+        server["status"]["containerStatuses"][0]["ready"] == true,
+        "{server}"
+    );
+    // The new agents take pods in as the old ones did.
+    joins(&scene, "client-after")
+}
+
+#[test]
+fn a_restart_of_the_node_tunnels_refuses_no_connection_and_cuts_none_in_their_grace() -> Result<()>
+{
+    let (_turn, bed) = alone()?;
+    let scene = Scene::start(bed, "tunnels", Start::InMesh)?;
+    let load = Load::start(&scene)?;
+    restart(bed, "daemonset/ztunnel")?;
+    load.came_through()?;
+    joins(&scene, "client-after")
+}
+
+#[test]
+fn an_upgrade_of_every_part_refuses_no_connection_and_cuts_none() -> Result<()> {
+    let (_turn, bed) = alone()?;
+    let scene = Scene::start(bed, "upgrade", Start::InMesh)?;
+    let load = Load::start(&scene)?;
+    // Another annotation on every part's pods: each rolls, one by one.
+    let values =
+        ["istiod", "cni", "ztunnel"].map(|part| format!("{part}.podAnnotations.upgraded=again"));
+    let values: Vec<&str> = values.iter().map(String::as_str).collect();
+    bed.helm(&values)?;
+    for part in [
+        "deployment/istiod",
+        "daemonset/istio-cni-node",
+        "daemonset/ztunnel",
+    ] {
+        bed.kube().rolled_out(SYSTEM, part, 120)?;
+    }
+    load.came_through()?;
+    joins(&scene, "client-after")?;
+    bed.install(&[])
+}
+
+#[test]
+fn without_its_control_plane_the_mesh_goes_on_and_later_catches_up() -> Result<()> {
+    let (_turn, bed) = alone()?;
+    let scene = Scene::start(bed, "headless-mesh", Start::InMesh)?;
+    let scale = |replicas: &str| {
+        let replicas = format!("--replicas={replicas}");
+        bed.kube()
+            .run(&["-n", SYSTEM, "scale", "deployment/istiod", &replicas])
+    };
+    let load = Load::start(&scene)?;
+    // An autoscaler leaves a Deployment of no replicas alone.
+    scale("0")?;
+    bed.eventually("the control plane is gone", || {
+        let pods = bed
+            .kube()
+            .json(&["pods", "-n", SYSTEM, "-l", "app=istiod"])?;
+        ensure!(
+            pods["items"].as_array().is_some_and(Vec::is_empty),
+            "it runs"
+        );
+        Ok(())
+    });
+    // New connections of pods that had not spoken before go on, too.
+    bed.ping(&scene.pod("intruder"), &scene.service())?;
+    scale("1")?;
+    bed.kube().rolled_out(SYSTEM, "deployment/istiod", 60)?;
+    joins(&scene, "client-after")?;
+    load.came_through()
+}
+
+#[test]
+fn without_the_api_server_or_etcd_the_mesh_goes_on() -> Result<()> {
+    let (_turn, bed) = alone()?;
+    let Some(rig) = bed.rig("without_the_api_server_or_etcd_the_mesh_goes_on") else {
+        return Ok(());
+    };
+    let scene = Scene::start(bed, "no-api", Start::InMesh)?;
+    let load = Load::start(&scene)?;
+    let server = scene.at("server", 8080)?;
+    let in_pod = |seconds: &str| {
+        let line = [
+            "load",
+            "connect",
+            &server,
+            "--seconds",
+            seconds,
+            "--rate",
+            "20",
+        ];
+        bed.spawn(&scene.pod("intruder"), &line)
+    };
+    let meanwhile = in_pod("8")?;
+    rig.parts().kill("apiserver")?;
+    rig.parts().kill("etcd")?;
+    let result: serde_json::Value = serde_json::from_str(meanwhile.finish()?.trim())?;
+    ensure!(
+        result["failed"] == 0,
+        "while the API server was down: {result}"
+    );
+    rig.parts().restart("etcd")?;
+    rig.parts().restart("apiserver")?;
+    bed.eventually("the API server is back", || {
+        bed.kube().run(&["get", "--raw", "/readyz"])
+    });
+    joins(&scene, "client-after")?;
+    load.came_through()
+}
+
+#[test]
+fn a_node_that_lost_power_serves_again() -> Result<()> {
+    let (_turn, bed) = alone()?;
+    let Some(rig) = bed.rig("a_node_that_lost_power_serves_again") else {
+        return Ok(());
+    };
+    let scene = Scene::start(bed, "power", Start::InMesh)?;
+    rig.kill_node(bed.node(1))?;
+    let began = Instant::now();
+    rig.boot_node(bed.node(1))?;
+    let client = scene.pod("client");
+    until(Duration::from_secs(90), || {
+        let server = scene.at("server", 8080)?;
+        bed.ping(&client, &server)?;
+        let log = bed.ztunnel_log(bed.node(1))?;
+        rig::holds(&log, scene.identity("client"))
+    })
+    .with_context(|| bed.evidence())?;
+    eprintln!(
+        "served again {:.1} s after power",
+        began.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+/// A pod that starts now joins, and reaches the server with its identity.
+fn joins(scene: &Scene<'_>, name: &str) -> Result<()> {
+    let bed = scene.bed;
+    scene.apply(&pod(name, bed.node(0), "[leyline, tool, echo, '9000']", ""))?;
+    scene.ready(&[name])?;
+    scene.joined(&[name])?;
+    bed.eventually(&format!("{name} reaches the server"), || {
+        bed.ping(&scene.pod(name), &scene.service())
+    });
+    scene.access_line(bed.node(1), &[name, &scene.identity("client")]);
+    Ok(())
+}

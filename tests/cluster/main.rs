@@ -1,0 +1,12 @@
+//! The mesh on a real Kubernetes cluster: installed by its chart, driven by kubectl and `leyline` as a user does.
+//!
+//! One cluster serves all tests of a run ([`rig::cluster::bed`]). A test takes the bed `shared`, and a namespace of its own; or
+//! `alone`, when it breaks what others stand on.
+
+mod burst;
+mod connect;
+mod join;
+mod lifecycle;
+mod policy;
+mod scene;
+mod traffic;
