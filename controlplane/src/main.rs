@@ -8,9 +8,10 @@ use tokio::signal::unix::{SignalKind, signal};
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    let (format, filter) = args.log();
     let options = net::log::Options {
-        format: args.log_format.parse()?,
-        filter: args.log.clone(),
+        format: format.parse()?,
+        filter,
     };
     let log = net::log::init(&options)?;
     let config = Config::try_from(args)?;

@@ -3,15 +3,20 @@
 //! Nothing else reads the environment. Every bad setting is reported at once, because fixing them one restart
 //! at a time is misery.
 
+mod cluster;
+
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use mesh::identity::TrustDomain;
+
+pub use cluster::{ClusterConfig, Discovery};
 
 /// Flags and their environment variables as text. [`Config::try_from`] checks them.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "controlplane", version, about = "The control plane of Leyline")]
 pub struct Args {
-    /// Folder of Kubernetes YAML to watch; repeat it, later ones are merged over earlier ones
+    /// Folder of Kubernetes YAML to watch; repeat it, later ones are merged over earlier ones. Without any: the
+    /// Kubernetes API
     #[arg(long = "folder", env = "LEYLINE_FOLDERS", value_delimiter = ':')]
     pub folders: Vec<PathBuf>,
 
@@ -20,8 +25,9 @@ pub struct Args {
     pub xds_listen: String,
 
     /// Address of the admin listener (HTTP: readiness, metrics, debug, status)
-    #[arg(long, env = "LEYLINE_ADMIN_LISTEN", default_value = "127.0.0.1:15014")]
-    pub admin_listen: String,
+    /// [default: 127.0.0.1:15014, on Kubernetes :15014]
+    #[arg(long, env = "LEYLINE_ADMIN_LISTEN")]
+    pub admin_listen: Option<String>,
 
     /// Folder of the self-signed root; made at the first start. `root-cert.pem` in it is for clients
     #[arg(long, env = "LEYLINE_CA_DIR")]
@@ -39,12 +45,12 @@ pub struct Args {
     #[arg(long, env = "LEYLINE_MAX_WORKLOAD_CERT_TTL", default_value = "7776000")]
     pub max_workload_cert_ttl: String,
 
-    /// DNS names and addresses of the control plane's own certificate
+    /// DNS names and addresses of the control plane's own certificate [default: istiod.NAMESPACE.svc and its other
+    /// names, localhost]
     #[arg(
         long = "serving-name",
         env = "LEYLINE_SERVING_NAMES",
-        value_delimiter = ',',
-        default_value = "istiod.istio-system.svc,localhost,127.0.0.1,::1"
+        value_delimiter = ','
     )]
     pub serving_names: Vec<String>,
 
@@ -105,13 +111,19 @@ pub struct Args {
     /// What is logged, as `level` or `target=level`, separated by commas
     #[arg(long, env = "LEYLINE_LOG", default_value = "info")]
     pub log: String,
+
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented there")]
+    pub discovery: Discovery,
 }
 
 /// Checked settings.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Folders of Kubernetes YAML, in merging order: the user's, then the state folder.
+    /// Folders of Kubernetes YAML, in merging order: the user's, then the state folder. Empty on Kubernetes.
     pub folders: Vec<PathBuf>,
+    /// Set where the Kubernetes API is the source and not folders.
+    pub cluster: Option<ClusterConfig>,
     /// The gRPC listener. Port 0 takes a free one (see [`crate::run::ControlPlane::xds_address`]).
     pub xds_listen: SocketAddr,
     /// The admin listener.
@@ -160,13 +172,15 @@ pub enum CaSource {
     SelfSigned(PathBuf),
     /// An intermediate made by others, in this folder.
     PlugIn(PathBuf),
+    /// An intermediate made by others in this folder if there is one, else a root of our own in a Secret.
+    Cluster(PathBuf),
 }
 
 impl CaSource {
     /// The folder of the keys.
     pub fn dir(&self) -> &std::path::Path {
         match self {
-            Self::SelfSigned(dir) | Self::PlugIn(dir) => dir,
+            Self::SelfSigned(dir) | Self::PlugIn(dir) | Self::Cluster(dir) => dir,
         }
     }
 }
@@ -264,8 +278,15 @@ impl Problems {
     }
 
     fn ca(&mut self, args: &Args) -> Option<CaConfig> {
-        let default_ttl = self.seconds("workload-cert-ttl", &args.workload_cert_ttl, 60);
-        let max_ttl = self.seconds("max-workload-cert-ttl", &args.max_workload_cert_ttl, 60);
+        let upstream = &args.discovery;
+        let default_ttl = match given(upstream.ca_default_ttl.as_deref()) {
+            Some(text) => self.duration("defaultWorkloadCertTTL", text),
+            None => self.seconds("workload-cert-ttl", &args.workload_cert_ttl, 60),
+        };
+        let max_ttl = match given(upstream.ca_max_ttl.as_deref()) {
+            Some(text) => self.duration("maxWorkloadCertTTL", text),
+            None => self.seconds("max-workload-cert-ttl", &args.max_workload_cert_ttl, 60),
+        };
         if let (Some(default), Some(max)) = (default_ttl, max_ttl)
             && default > max
         {
@@ -284,6 +305,10 @@ impl Problems {
             (Some(_), Some(_)) => {
                 self.add("ca-plug-in-dir", "give either this or --ca-dir");
                 None
+            }
+            // Where the chart mounts the Secret `cacerts`, if there is one.
+            (None, None) if args.folders.is_empty() => {
+                Some(CaSource::Cluster("/etc/cacerts".into()))
             }
             (None, None) => {
                 self.add("ca-dir", "give this or --ca-plug-in-dir");
@@ -309,34 +334,29 @@ impl TryFrom<Args> for Config {
     type Error = ConfigError;
 
     fn try_from(args: Args) -> Result<Self, ConfigError> {
+        let args = args.with_upstream();
         let mut problems = Problems::default();
-        if args.folders.is_empty() {
-            problems.add("folder", "name at least one");
-        }
-        for (setting, list) in [
-            ("serving-name", &args.serving_names),
-            ("token-audience", &args.token_audiences),
-        ] {
-            if list.iter().all(String::is_empty) {
-                problems.add(setting, "name at least one");
-            }
-        }
-        for (setting, text) in [
-            ("cluster-id", &args.cluster_id),
-            ("cluster-domain", &args.cluster_domain),
-            ("root-namespace", &args.root_namespace),
-        ] {
-            if text.is_empty() {
-                problems.add(setting, "must not be empty");
-            }
-        }
-        let xds_listen = problems.parse("xds-listen", &args.xds_listen);
-        let admin_listen = problems.parse("admin-listen", &args.admin_listen);
+        problems.presence(&args);
+        let cluster = match args.folders.is_empty() {
+            true => problems.cluster(&args.discovery),
+            false => None,
+        };
+        let default_admin = if cluster.is_some() {
+            ":15014"
+        } else {
+            "127.0.0.1:15014"
+        };
+        let admin_listen = args.admin_listen.as_deref().unwrap_or(default_admin);
+        let xds_listen = problems.listen("xds-listen", &args.xds_listen);
+        let admin_listen = problems.listen("admin-listen", admin_listen);
         let trust_domain = problems.parse("trust-domain", &args.trust_domain);
         let ca = problems.ca(&args);
         let trusted_node_accounts = problems.accounts(&args.trusted_node_accounts);
         let streams = problems.parse("max-streams-per-second", &args.max_streams_per_second);
-        let shutdown_grace = problems.seconds("shutdown-seconds", &args.shutdown_seconds, 0);
+        let shutdown_grace = match given(args.discovery.shutdown_duration.as_deref()) {
+            Some(text) => problems.duration("shutdownDuration", text),
+            None => problems.seconds("shutdown-seconds", &args.shutdown_seconds, 0),
+        };
         let (
             Some(xds_listen),
             Some(admin_listen),
@@ -358,11 +378,12 @@ impl TryFrom<Args> for Config {
             return Err(ConfigError(problems.0));
         };
         Ok(Self {
+            serving_names: serving_names(args.serving_names, cluster.as_ref(), &args.discovery),
             folders: args.folders,
+            cluster,
             xds_listen,
             admin_listen,
             ca,
-            serving_names: non_empty(args.serving_names),
             trust_domain,
             cluster_id: args.cluster_id,
             network: args.network,
@@ -375,6 +396,102 @@ impl TryFrom<Args> for Config {
             shutdown_grace,
         })
     }
+}
+
+impl Args {
+    /// What upstream's flags say, in ours. A folder's control plane does not look at them.
+    fn with_upstream(mut self) -> Self {
+        if !self.folders.is_empty() {
+            return self;
+        }
+        let upstream = self.discovery.clone();
+        let put = |own: &mut String, theirs: &Option<String>| {
+            if let Some(text) = given(theirs.as_deref()) {
+                text.clone_into(own);
+            }
+        };
+        put(&mut self.xds_listen, &upstream.secure_grpc_addr);
+        put(&mut self.cluster_domain, &upstream.domain);
+        put(&mut self.cluster_id, &upstream.cluster);
+        put(
+            &mut self.max_streams_per_second,
+            &upstream.max_requests_per_second,
+        );
+        if self.admin_listen.is_none() {
+            self.admin_listen = upstream.monitoring_addr;
+        }
+        for (own, theirs) in [
+            (&mut self.token_audiences, upstream.ca_audiences),
+            (&mut self.trusted_node_accounts, upstream.ca_node_accounts),
+        ] {
+            let theirs = cluster::list(theirs.as_deref());
+            if !theirs.is_empty() {
+                *own = theirs;
+            }
+        }
+        self
+    }
+
+    /// How log lines look and which there are.
+    pub fn log(&self) -> (String, String) {
+        let levels = self.discovery.log_output_level.as_deref();
+        let filter = levels.and_then(cluster::log_filter);
+        let format = match self.discovery.log_as_json {
+            Some(true) => "json".to_owned(),
+            _ => self.log_format.clone(),
+        };
+        (format, filter.unwrap_or_else(|| self.log.clone()))
+    }
+}
+
+impl Problems {
+    fn presence(&mut self, args: &Args) {
+        if args.token_audiences.iter().all(String::is_empty) {
+            self.add("token-audience", "name at least one");
+        }
+        for (setting, text) in [
+            ("cluster-id", &args.cluster_id),
+            ("cluster-domain", &args.cluster_domain),
+            ("root-namespace", &args.root_namespace),
+        ] {
+            if text.is_empty() {
+                self.add(setting, "must not be empty");
+            }
+        }
+    }
+}
+
+fn given(text: Option<&str>) -> Option<&str> {
+    text.filter(|text| !text.is_empty())
+}
+
+/// The names that proxies and the API server call a control plane by (control-plane.md 1).
+fn serving_names(
+    named: Vec<String>,
+    cluster: Option<&ClusterConfig>,
+    upstream: &Discovery,
+) -> Vec<String> {
+    let named = non_empty(named);
+    if !named.is_empty() {
+        return named;
+    }
+    let namespace = cluster.map_or("istio-system", |cluster| &cluster.namespace);
+    let mut services = vec!["istiod".to_owned()];
+    if let Some(cluster) = cluster {
+        if cluster.revision != "default" {
+            services.push(format!("istiod-{}", cluster.revision));
+        }
+        services.extend(["istiod-remote".to_owned(), "istio-pilot".to_owned()]);
+    }
+    let services = services
+        .iter()
+        .map(|name| format!("{name}.{namespace}.svc"));
+    let custom = match cluster {
+        Some(_) => cluster::list(upstream.custom_host.as_deref()),
+        None => Vec::new(),
+    };
+    let local = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
+    services.chain(custom).chain(local).collect()
 }
 
 fn non_empty(list: Vec<String>) -> Vec<String> {
@@ -416,6 +533,8 @@ mod tests {
     #[test]
     fn every_bad_setting_is_reported_at_once() {
         let error = config(&[
+            "--folder",
+            "/mesh",
             "--xds-listen",
             "nowhere",
             "--trust-domain",
@@ -432,7 +551,6 @@ mod tests {
         assert_eq!(
             settings,
             [
-                "folder",
                 "cluster-id",
                 "xds-listen",
                 "trust-domain",
@@ -442,6 +560,42 @@ mod tests {
             ]
         );
         assert!(error.to_string().contains("nowhere"), "{error}");
+    }
+
+    #[test]
+    fn the_arguments_of_upstream_charts_are_read() {
+        let config = config(&[
+            "discovery",
+            "--monitoringAddr=:15014",
+            "--log_output_level=default:info",
+            "--domain",
+            "cluster.example",
+            "--keepaliveMaxServerConnectionAge",
+            "30m",
+            "--clusterID=east",
+            "-n",
+            "mesh",
+            "--revision=canary",
+            "--shutdownDuration=20s",
+        ])
+        .unwrap();
+        let cluster = config.cluster.unwrap();
+        assert_eq!(config.admin_listen.to_string(), "[::]:15014");
+        assert_eq!(config.cluster_domain, "cluster.example");
+        assert_eq!((&*config.cluster_id, &*cluster.namespace), ("east", "mesh"));
+        assert_eq!(config.shutdown_grace.as_secs(), 20);
+        assert_eq!(cluster.ready_listen.port(), 8080);
+        assert_eq!(cluster.plaintext_listen, None);
+        let names = &config.serving_names[..3];
+        assert_eq!(
+            names,
+            [
+                "istiod.mesh.svc",
+                "istiod-canary.mesh.svc",
+                "istiod-remote.mesh.svc"
+            ]
+        );
+        assert_eq!(config.ca.source, CaSource::Cluster("/etc/cacerts".into()));
     }
 
     #[test]
