@@ -429,7 +429,8 @@ impl Object {
 }
 
 impl Meta {
-    fn new(wire: &ObjectMeta, kind: Kind) -> Self {
+    /// As the API server or a file has it. A namespaced object without a namespace is in `default`.
+    pub fn new(wire: &ObjectMeta, kind: Kind) -> Self {
         let namespace = match &wire.namespace {
             _ if !kind.is_namespaced() => "",
             Some(namespace) => namespace,

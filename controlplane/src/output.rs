@@ -2,7 +2,8 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -11,6 +12,8 @@ use mesh::names::Str;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::Notify;
+
+use crate::object::{Kind, ObjectRef};
 
 /// One xDS resource, encoded once and shared by every subscriber.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +94,32 @@ pub enum Truth {
     False,
 }
 
+/// One version of an object of the API server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObjectVersion {
+    /// `metadata.uid`.
+    pub uid: Str,
+    /// `metadata.generation`; 0 where the kind has none.
+    pub generation: i64,
+    /// `metadata.resourceVersion`.
+    pub resource_version: Str,
+    /// As it was read: `security.istio.io/v1`.
+    pub api_version: Str,
+}
+
+/// What is to be written into one object's status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatusChange {
+    /// Which.
+    pub object: ObjectRef,
+    /// The version that the conditions speak of; `None` when the object is no more.
+    pub version: Option<ObjectVersion>,
+    /// What the source and translation say, ordered by type.
+    pub conditions: Vec<Condition>,
+    /// Addresses given to hosts of a ServiceEntry that has none of its own.
+    pub addresses: Vec<(Str, IpAddr)>,
+}
+
 /// A pod's facts for the certificate authority.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodFacts {
@@ -149,6 +178,49 @@ impl Subscription {
     pub fn try_next(&mut self) -> Option<Changes> {
         let pending = std::mem::take(&mut *self.shared.changes.lock());
         (!pending.is_empty()).then(|| Changes::ordered(pending))
+    }
+}
+
+/// Objects whose status changed, for one reader. Merged: at most one entry per object, however slow the reader.
+#[derive(Debug)]
+pub(crate) struct PendingStatuses {
+    kinds: Vec<Kind>,
+    changed: Mutex<BTreeSet<ObjectRef>>,
+    ready: Notify,
+}
+
+impl PendingStatuses {
+    pub(crate) fn new(kinds: &[Kind]) -> Self {
+        Self {
+            kinds: kinds.to_vec(),
+            changed: Mutex::default(),
+            ready: Notify::new(),
+        }
+    }
+
+    /// Notes objects of the reader's kinds.
+    pub(crate) fn note<'a>(&self, objects: impl IntoIterator<Item = &'a ObjectRef>) {
+        let wanted = objects
+            .into_iter()
+            .filter(|object| self.kinds.contains(&object.kind));
+        let mut changed = self.changed.lock();
+        let before = changed.len();
+        changed.extend(wanted.cloned());
+        if changed.len() > before {
+            self.ready.notify_one();
+        }
+    }
+
+    /// The objects noted since the last call; never empty.
+    pub(crate) async fn take(&self) -> BTreeSet<ObjectRef> {
+        loop {
+            let changed = std::mem::take(&mut *self.changed.lock());
+            if !changed.is_empty() {
+                return changed;
+            }
+            // A permit is stored for a notification between the look above and this wait.
+            self.ready.notified().await;
+        }
     }
 }
 

@@ -40,6 +40,8 @@ pub struct Wiring {
     pub conditions: Tap<ObjectRef, Conditions>,
     /// Changed pods.
     pub pods: Tap<Name, Pod>,
+    /// Changed addresses of ServiceEntries' hosts that have none of their own.
+    pub allocated: Tap<allocate::Host, Vec<IpAddr>>,
     /// How often each kind was computed.
     pub runs: BTreeMap<&'static str, Runs>,
 }
@@ -142,6 +144,7 @@ impl Wiring {
             resources: resources.tap(),
             conditions: all_conditions.tap(),
             pods: inputs.pods.tap(),
+            allocated: allocated.tap(),
             graph,
             settings,
             inputs,

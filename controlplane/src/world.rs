@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
+    net::IpAddr,
     os::fd::AsFd,
     path::PathBuf,
     sync::{Arc, Weak, mpsc},
@@ -12,16 +13,25 @@ use std::{
 
 use mesh::names::Str;
 use parking_lot::RwLock;
+use tokio::sync::watch;
 
 use crate::{
-    object::{Name, ObjectRef, Pod},
-    output::{Condition, ObjectStatus, Pending, PodFacts, Resource, ResourceKey, Subscription},
+    graph::Runs,
+    object::{Kind, Name, ObjectRef, Pod},
+    output::{
+        Condition, ObjectStatus, ObjectVersion, Pending, PendingStatuses, PodFacts, Resource,
+        ResourceKey, StatusChange, Subscription,
+    },
     source::{
+        cluster::Feed,
         files::Files,
         watch::{Change, Watcher},
     },
+    translate::allocate,
     wiring::Wiring,
 };
+
+mod cluster;
 
 pub use crate::translate::{FailurePolicy, Settings};
 
@@ -45,8 +55,15 @@ pub enum StartError {
 #[derive(Clone, Debug)]
 pub struct World {
     shared: Arc<Shared>,
-    /// Closed with the last handle, which wakes the thread for its end.
-    _stop: Arc<io::PipeWriter>,
+    /// Closed with the last handle, which wakes the thread of a folder's world for its end.
+    _stop: Option<Arc<io::PipeWriter>>,
+}
+
+/// One reader's place in the stream of statuses. The newest state of each object is told, never an older one.
+#[derive(Debug)]
+pub struct StatusSubscription {
+    shared: Arc<Shared>,
+    pending: Arc<PendingStatuses>,
 }
 
 /// Figures of the work done, for metrics.
@@ -54,7 +71,7 @@ pub struct World {
 pub struct Figures {
     /// Batches of changes taken in.
     pub batches: u64,
-    /// Files read.
+    /// Files read, or events of the API server.
     pub files: u64,
     /// Resources changed.
     pub resources: u64,
@@ -67,14 +84,21 @@ pub struct Figures {
 #[derive(Debug, Default)]
 struct Shared {
     state: RwLock<State>,
+    /// Kinds of which no whole list has come yet; empty once the world is whole.
+    unlisted: watch::Sender<BTreeSet<Kind>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     resources: HashMap<ResourceKey, Arc<Resource>>,
     subscribers: Vec<Weak<Pending>>,
+    status_subscribers: Vec<Weak<PendingStatuses>>,
     /// What the source says, and what translation says.
     reports: BTreeMap<ObjectRef, ObjectStatus>,
+    /// Which versions of the API server's objects the reports speak of.
+    versions: HashMap<ObjectRef, ObjectVersion>,
+    /// Addresses given to hosts of ServiceEntries, by entry.
+    addresses: HashMap<Name, BTreeMap<Str, Vec<IpAddr>>>,
     conditions: HashMap<ObjectRef, Arc<Vec<Condition>>>,
     file_reports: Vec<ObjectStatus>,
     pods: Pods,
@@ -124,8 +148,48 @@ impl World {
             .map_err(failed)?;
         Ok(Self {
             shared,
-            _stop: Arc::new(stop),
+            _stop: Some(Arc::new(stop)),
         })
+    }
+
+    /// A world that is fed by others, empty until every kind has been listed once (see [`World::listed`]). Its thread
+    /// ends with the last clone of the feed. Needs a runtime.
+    pub fn fed(kinds: BTreeSet<Kind>, settings: Settings) -> Result<(Self, Feed), StartError> {
+        let shared = Arc::<Shared>::default();
+        shared.unlisted.send_replace(kinds);
+        let feed = cluster::spawn(shared.clone(), settings).map_err(StartError::Thread)?;
+        let world = Self {
+            shared,
+            _stop: None,
+        };
+        Ok((world, feed))
+    }
+
+    /// Waits until the world is whole.
+    pub async fn listed(&self) {
+        let mut unlisted = self.shared.unlisted.subscribe();
+        // The sender lives as long as this handle.
+        let _ = unlisted.wait_for(BTreeSet::is_empty).await;
+    }
+
+    /// The kinds that the world waits for before it is whole.
+    pub fn unlisted(&self) -> BTreeSet<Kind> {
+        self.shared.unlisted.borrow().clone()
+    }
+
+    /// A reader of what is to be written into the statuses of objects of these kinds: at first of all there are.
+    pub fn subscribe_statuses(&self, kinds: &[Kind]) -> StatusSubscription {
+        let pending = Arc::new(PendingStatuses::new(kinds));
+        let mut state = self.shared.state.write();
+        pending.note(state.reports.keys());
+        state
+            .status_subscribers
+            .retain(|known| known.strong_count() > 0);
+        state.status_subscribers.push(Arc::downgrade(&pending));
+        StatusSubscription {
+            shared: self.shared.clone(),
+            pending,
+        }
     }
 
     /// A reader of everything there is and of every change from now on.
@@ -140,14 +204,9 @@ impl World {
     /// What there is to say of every object, ordered by kind, namespace and name; then of files and ignored kinds.
     pub fn statuses(&self) -> Vec<ObjectStatus> {
         let state = self.shared.state.read();
-        let objects = state.reports.iter().map(|(object, report)| {
-            let mut status = report.clone();
-            let derived = state.conditions.get(object);
-            status
-                .conditions
-                .extend(derived.into_iter().flat_map(|list| list.iter().cloned()));
-            status.conditions.sort();
-            status
+        let objects = state.reports.iter().map(|(object, report)| ObjectStatus {
+            conditions: state.conditions_of(object),
+            ..report.clone()
         });
         objects.chain(state.file_reports.iter().cloned()).collect()
     }
@@ -179,6 +238,64 @@ impl World {
     /// Figures of the work done so far.
     pub fn figures(&self) -> Figures {
         self.shared.state.read().figures.clone()
+    }
+}
+
+impl StatusSubscription {
+    /// The objects whose conditions or generation changed since the last call, as they are now. Waits while there are
+    /// none; never empty. Safe to cancel: nothing is lost.
+    pub async fn next(&mut self) -> Vec<StatusChange> {
+        let changed = self.pending.take().await;
+        let state = self.shared.state.read();
+        changed
+            .into_iter()
+            .map(|object| state.status_change(object))
+            .collect()
+    }
+}
+
+impl State {
+    /// What the source and translation say of an object, ordered by type.
+    fn conditions_of(&self, object: &ObjectRef) -> Vec<Condition> {
+        let read = self.reports.get(object).into_iter();
+        let derived = self.conditions.get(object).into_iter();
+        let mut conditions: Vec<Condition> = read
+            .flat_map(|report| report.conditions.iter().cloned())
+            .chain(derived.flat_map(|list| list.iter().cloned()))
+            .collect();
+        conditions.sort();
+        conditions
+    }
+
+    fn status_change(&self, object: ObjectRef) -> StatusChange {
+        let hosts = match object.kind {
+            Kind::ServiceEntry => self.addresses.get(&object.name),
+            _ => None,
+        };
+        let pairs = |(host, addresses): (&Str, &Vec<IpAddr>)| {
+            let host = host.clone();
+            addresses
+                .clone()
+                .into_iter()
+                .map(move |ip| (host.clone(), ip))
+        };
+        StatusChange {
+            version: self.versions.get(&object).cloned(),
+            conditions: self.conditions_of(&object),
+            addresses: hosts.into_iter().flatten().flat_map(pairs).collect(),
+            object,
+        }
+    }
+
+    fn allocate(&mut self, (entry, host): allocate::Host, addresses: Option<&Vec<IpAddr>>) {
+        let hosts = self.addresses.entry(entry.clone()).or_default();
+        match addresses {
+            Some(addresses) => hosts.insert(host, addresses.clone()),
+            None => hosts.remove(&host),
+        };
+        if hosts.is_empty() {
+            self.addresses.remove(&entry);
+        }
     }
 }
 
@@ -216,12 +333,33 @@ impl Pods {
     }
 }
 
-/// What the thread owns.
+/// What the thread of a folder's world owns.
 struct Keeper {
     watcher: Watcher,
     files: Files,
+    publisher: Publisher,
+}
+
+/// The graph, and where what comes out of it goes.
+struct Publisher {
     wiring: Wiring,
     shared: Arc<Shared>,
+}
+
+/// What the source says of one object: `None` when it is no more.
+struct Reported {
+    object: ObjectRef,
+    status: Option<ObjectStatus>,
+    version: Option<ObjectVersion>,
+}
+
+/// What a batch cost, for figures.
+#[derive(Clone, Copy, Debug, Default)]
+struct Batch {
+    /// Files read, or events of the API server.
+    inputs: u64,
+    /// When the last of them changed, seconds and nanoseconds since 1970.
+    changed: Option<(i64, i64)>,
 }
 
 impl Keeper {
@@ -229,8 +367,10 @@ impl Keeper {
         let mut keeper = Self {
             watcher: Watcher::new(folders)?,
             files: Files::default(),
-            wiring: Wiring::new(settings),
-            shared,
+            publisher: Publisher {
+                wiring: Wiring::new(settings),
+                shared,
+            },
         };
         let changes = keeper.watcher.rescan()?;
         keeper.take_in(changes);
@@ -252,8 +392,10 @@ impl Keeper {
     }
 
     fn take_in(&mut self, changes: Vec<Change>) {
-        let changed = changes.iter().filter_map(|change| change.changed).max();
-        let count = changes.len() as u64;
+        let batch = Batch {
+            changed: changes.iter().filter_map(|change| change.changed).max(),
+            inputs: changes.len() as u64,
+        };
         let mut objects = BTreeSet::new();
         for change in changes {
             objects.extend(self.files.update(&change.file, change.content));
@@ -261,36 +403,50 @@ impl Keeper {
         let mut reports = Vec::new();
         for object in objects {
             let resolved = self.files.resolve(&object);
-            self.wiring.set(&object, resolved.object);
-            reports.push((object, resolved.report));
+            self.publisher.wiring.set(&object, resolved.object);
+            reports.push(Reported {
+                object,
+                status: resolved.report,
+                version: None,
+            });
         }
-        self.wiring.settle();
-        self.publish(reports, count, changed);
+        self.publisher.wiring.settle();
+        let file_reports = self.files.reports();
+        self.publisher.publish(reports, Some(file_reports), batch);
     }
+}
 
+impl Publisher {
     /// One lock for everything, so that nobody sees resources and statuses of different states.
     fn publish(
         &self,
-        reports: Vec<(ObjectRef, Option<ObjectStatus>)>,
-        files: u64,
-        changed: Option<(i64, i64)>,
+        reports: Vec<Reported>,
+        file_reports: Option<Vec<ObjectStatus>>,
+        batch: Batch,
     ) {
         let resources: Vec<_> = self.wiring.resources.take();
         let conditions = self.wiring.conditions.take();
         let pods = self.wiring.pods.take();
-        let file_reports = self.files.reports();
-        let mut state = self.shared.state.write();
-        for (object, report) in reports {
-            match report {
-                Some(report) => state.reports.insert(object, report),
-                None => state.reports.remove(&object),
-            };
+        let allocated = self.wiring.allocated.take();
+        let mut guard = self.shared.state.write();
+        let state = &mut *guard;
+        let mut told: BTreeSet<ObjectRef> = BTreeSet::new();
+        for reported in reports {
+            told.extend(state.report(reported));
         }
         for (object, list) in conditions {
             match list {
-                Some(list) => state.conditions.insert(object, (*list).clone()),
+                Some(list) => state.conditions.insert(object.clone(), (*list).clone()),
                 None => state.conditions.remove(&object),
             };
+            told.insert(object);
+        }
+        for (host, addresses) in allocated {
+            told.insert(ObjectRef {
+                kind: Kind::ServiceEntry,
+                name: host.0.clone(),
+            });
+            state.allocate(host, addresses.as_deref());
         }
         for (name, pod) in pods {
             state.pods.set(&name, pod.as_deref());
@@ -301,24 +457,56 @@ impl Keeper {
                 None => state.resources.remove(key),
             };
         }
-        state.file_reports = file_reports;
-        let figures = &mut state.figures;
-        figures.batches += 1;
-        figures.files += files;
-        figures.resources += resources.len() as u64;
-        figures.computed = self
-            .wiring
-            .runs
-            .iter()
-            .map(|(kind, runs)| (*kind, runs.count()))
-            .collect();
-        figures.last_seconds = changed.map_or(figures.last_seconds, seconds_since);
+        if let Some(file_reports) = file_reports {
+            state.file_reports = file_reports;
+        }
+        state.count(batch, resources.len(), &self.wiring.runs);
+        for subscriber in state.status_subscribers.iter().filter_map(Weak::upgrade) {
+            subscriber.note(&told);
+        }
         if !resources.is_empty() {
             state.subscribers.retain(|known| known.strong_count() > 0);
             for subscriber in state.subscribers.iter().filter_map(Weak::upgrade) {
                 subscriber.merge(resources.iter().cloned());
             }
         }
+    }
+}
+
+impl State {
+    /// Takes in what the source says of an object; answers with it if that is news for its status.
+    fn report(&mut self, reported: Reported) -> Option<ObjectRef> {
+        let Reported {
+            object,
+            status,
+            version,
+        } = reported;
+        let generation = |version: Option<&ObjectVersion>| {
+            version.map(|version| (version.uid.clone(), version.generation))
+        };
+        let mut is_news = generation(self.versions.get(&object)) != generation(version.as_ref());
+        match version {
+            Some(version) => self.versions.insert(object.clone(), version),
+            None => self.versions.remove(&object),
+        };
+        is_news |= self.reports.get(&object) != status.as_ref();
+        match status {
+            Some(status) => self.reports.insert(object.clone(), status),
+            None => self.reports.remove(&object),
+        };
+        is_news.then_some(object)
+    }
+
+    fn count(&mut self, batch: Batch, resources: usize, runs: &BTreeMap<&'static str, Runs>) {
+        let figures = &mut self.figures;
+        figures.batches += 1;
+        figures.files += batch.inputs;
+        figures.resources += resources as u64;
+        figures.computed = runs
+            .iter()
+            .map(|(kind, runs)| (*kind, runs.count()))
+            .collect();
+        figures.last_seconds = batch.changed.map_or(figures.last_seconds, seconds_since);
     }
 }
 

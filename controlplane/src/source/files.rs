@@ -374,7 +374,7 @@ fn set(node: &Node, path: &[&str], value: &Node) -> Node {
 }
 
 /// Reads and validates: what was read, what is wrong with it, and what is only doubtful.
-fn checked(kind: Kind, node: &Node) -> (Option<Object>, Vec<Fault>, Vec<Fault>) {
+pub(super) fn checked(kind: Kind, node: &Node) -> (Option<Object>, Vec<Fault>, Vec<Fault>) {
     let (object, mut faults) = read_object(kind, node);
     let mut warnings = Vec::new();
     if faults.is_empty() {

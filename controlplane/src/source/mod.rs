@@ -1,5 +1,6 @@
-//! Where objects come from: folders of YAML, watched.
+//! Where objects come from: folders of YAML, or the Kubernetes API, watched.
 
+pub mod cluster;
 pub mod files;
 pub mod read;
 pub mod tree;
