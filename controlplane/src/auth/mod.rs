@@ -2,6 +2,7 @@
 //! elsewhere ([`crate::serve::access`], [`crate::ca`]). Fails closed: a caller without proof is nobody.
 
 mod jwks;
+mod review;
 #[cfg(test)]
 mod tests;
 
@@ -12,6 +13,7 @@ use http::{HeaderMap, header::AUTHORIZATION};
 use mesh::identity::{Identity, TrustDomain};
 
 pub use jwks::{Jwks, JwksError};
+pub use review::{Review, ReviewError};
 
 use crate::config::ServiceAccount;
 
@@ -62,6 +64,9 @@ pub enum AuthenticateError {
     /// A certificate of another trust domain.
     #[error("{0} is of another trust domain")]
     TrustDomain(Identity),
+    /// The API server's review of the token.
+    #[error("review the token")]
+    Review(#[from] ReviewError),
     /// There is nobody who could check a token.
     #[error("no key is configured that could check a token")]
     NoKeys,
