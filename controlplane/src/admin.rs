@@ -31,11 +31,13 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     metrics::Metrics,
+    object::Kind,
     output::{Condition, ObjectStatus, Truth},
     serve::{
         registry::{Registry, Rejection, TypeReport},
         store::Store,
     },
+    source::cluster::Troubles,
     world::World,
 };
 
@@ -52,6 +54,8 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// True between the first whole world with a listener, and the end.
     pub ready: Arc<AtomicBool>,
+    /// What of the API server cannot be watched, where it is the source.
+    pub troubles: Option<Troubles>,
     /// For the names of resources.
     pub cluster_id: String,
     /// For the names of services.
@@ -80,7 +84,7 @@ const ENDPOINTS: [(&str, &str); 9] = [
 ];
 
 /// The endpoints.
-pub fn router(admin: Admin) -> Router {
+pub fn router(admin: Arc<Admin>) -> Router {
     Router::new()
         .route("/", get(list))
         .route("/ready", get(ready))
@@ -92,7 +96,12 @@ pub fn router(admin: Admin) -> Router {
         .route("/debug/configz", get(configz))
         .route("/debug/connections", get(connections))
         .route("/debug/list", get(list))
-        .with_state(Arc::new(admin))
+        .with_state(admin)
+}
+
+/// What kubelet asks, on an address of its own.
+pub fn readiness_router(admin: Arc<Admin>) -> Router {
+    Router::new().route("/ready", get(ready)).with_state(admin)
 }
 
 async fn list() -> Json<Value> {
@@ -103,7 +112,28 @@ async fn list() -> Json<Value> {
 async fn ready(State(admin): State<Arc<Admin>>) -> Response {
     match admin.ready.load(Ordering::Acquire) {
         true => "ready\n".into_response(),
-        false => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response(),
+        false => (StatusCode::SERVICE_UNAVAILABLE, admin.pending()).into_response(),
+    }
+}
+
+impl Admin {
+    /// What readiness waits for.
+    fn pending(&self) -> String {
+        let waiting: Vec<&str> = self
+            .world
+            .unlisted()
+            .into_iter()
+            .map(Kind::as_str)
+            .collect();
+        let mut text = "not ready\n".to_owned();
+        if !waiting.is_empty() {
+            text.push_str(&format!("no list yet: {}\n", waiting.join(", ")));
+        }
+        let troubles = self.troubles.as_ref().map(Troubles::all);
+        for (resource, trouble) in troubles.into_iter().flatten() {
+            text.push_str(&format!("{resource}: {trouble}\n"));
+        }
+        text
     }
 }
 

@@ -4,37 +4,48 @@
 //! (whole, so that a proxy that comes back is never told that everything is gone), then service. The end is the other
 //! way round: not ready, no new connections, streams told to go elsewhere, then nothing.
 
+pub mod kubernetes;
 #[cfg(test)]
 mod tests;
 
 use std::{
+    fmt,
     future::Future,
     io,
-    net::SocketAddr,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
+use axum::Router;
 use net::{accept, drain};
 use proto::{
     ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL,
     ca::istio_certificate_service_server::IstioCertificateServiceServer,
 };
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use crate::{
     admin::{self, Admin},
-    auth::{Authentication, Authenticator, Jwks, JwksError},
+    auth::{Authentication, Authenticator, Jwks, JwksError, Review},
     ca::{
         self, CertificateService, Current,
         serving::{ServingCertificate, ServingError},
     },
-    config::Config,
+    cluster::{
+        Discovery,
+        ca_store::{CaSettings, CaStore, StoreError},
+    },
+    config::{CaSource, Config},
     metrics::Metrics,
     output::{Changes, Subscription},
     serve::{DiscoveryService, access::Access, registry::Registry, store::Store},
+    source::cluster::{
+        Troubles,
+        client::{ClientError, client},
+    },
     tls::{self, Services, TlsError},
     world::{Settings, StartError, World},
 };
@@ -46,14 +57,25 @@ const MAX_CONNECTIONS: usize = 16_384;
 const MAX_CSR_MESSAGE: usize = 256 * 1024;
 
 /// A control plane whose authority is loaded and whose listeners are bound.
-#[derive(Debug)]
 pub struct ControlPlane {
     config: Config,
     authority: Arc<Current>,
     serving: Arc<ServingCertificate>,
     tokens: Option<Arc<dyn Authenticator>>,
+    client: Option<kube::Client>,
+    ca: Keys,
     xds: TcpListener,
-    admin: TcpListener,
+    admin: Option<TcpListener>,
+    /// Readiness on an address of its own.
+    readiness: Option<TcpListener>,
+}
+
+impl fmt::Debug for ControlPlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ControlPlane")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why the control plane could not start.
@@ -62,6 +84,9 @@ pub enum RunError {
     /// The certificate authority.
     #[error("load the certificate authority")]
     Ca(#[from] ca::LoadError),
+    /// The certificate authority of a cluster.
+    #[error("load the certificate authority")]
+    CaStore(#[from] StoreError),
     /// Its own certificate.
     #[error("make the control plane's own certificate")]
     Serving(#[from] ServingError),
@@ -71,6 +96,9 @@ pub enum RunError {
     /// Keys for tokens.
     #[error("load the keys that check tokens")]
     Jwks(#[from] JwksError),
+    /// The API server.
+    #[error("find the API server")]
+    Client(#[from] ClientError),
     /// A listener could not be had.
     #[error("listen on {address}")]
     Listen {
@@ -92,28 +120,42 @@ pub async fn run(
     config: Config,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), RunError> {
-    ControlPlane::bind(config).await?.serve(shutdown).await
+    let mut shutdown = std::pin::pin!(shutdown);
+    let plane = tokio::select! {
+        bound = ControlPlane::bind(config) => bound?,
+        () = &mut shutdown => return Ok(()),
+    };
+    plane.serve(shutdown).await
 }
 
 impl ControlPlane {
     /// Loads the certificate authority and the keys, binds the listeners; nothing is served yet.
     pub async fn bind(config: Config) -> Result<Self, RunError> {
-        let (ca, trust_domain) = (config.ca.clone(), config.trust_domain.clone());
-        let authority = tokio::task::spawn_blocking(move || ca::load(&ca, &trust_domain));
-        let authority = Current::new(authority.await??);
+        let client = match &config.cluster {
+            Some(cluster) => Some(client(cluster.kubeconfig.as_deref()).await?),
+            None => None,
+        };
+        let ca = Keys::load(&config, client.as_ref()).await?;
+        let authority = ca.current();
         let names = config.serving_names.clone();
         let serving = Arc::new(ServingCertificate::issue(authority.clone(), names)?);
-        let tokens: Option<Arc<dyn Authenticator>> = match &config.jwks {
-            Some(path) => Some(Arc::new(Jwks::open(
-                path.clone(),
-                config.token_audiences.clone(),
-            )?)),
+        let audiences = config.token_audiences.clone();
+        let tokens: Option<Arc<dyn Authenticator>> = match (&config.jwks, &client) {
+            (Some(path), _) => Some(Arc::new(Jwks::open(path.clone(), audiences)?)),
+            (None, Some(client)) => Some(Arc::new(Review::new(client.clone(), audiences))),
+            (None, None) => None,
+        };
+        let readiness = match &config.cluster {
+            Some(cluster) => Some(listen(cluster.ready_listen).await?),
             None => None,
         };
         Ok(Self {
             xds: listen(config.xds_listen).await?,
-            admin: listen(config.admin_listen).await?,
+            admin: Some(listen(config.admin_listen).await?),
+            readiness,
             config,
+            client,
+            ca,
             authority,
             serving,
             tokens,
@@ -127,40 +169,55 @@ impl ControlPlane {
 
     /// Where the admin API is served.
     pub fn admin_address(&self) -> io::Result<SocketAddr> {
-        self.admin.local_addr()
+        let listener = self.admin.as_ref();
+        listener.map_or_else(
+            || Err(io::ErrorKind::NotConnected.into()),
+            TcpListener::local_addr,
+        )
+    }
+
+    /// Where readiness is told, if it has an address of its own.
+    pub fn readiness_address(&self) -> Option<io::Result<SocketAddr>> {
+        self.readiness.as_ref().map(TcpListener::local_addr)
     }
 
     /// Computes the world and serves it until `shutdown` completes.
-    pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), RunError> {
-        let (folders, settings) = (self.config.folders.clone(), self.config.settings());
-        let world = tokio::task::spawn_blocking(move || World::start(&folders, settings)).await??;
+    pub async fn serve(
+        mut self,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<(), RunError> {
+        let mut shutdown = std::pin::pin!(shutdown);
+        let (world, source) = self.world().await?;
         let metrics = Metrics::new();
         let (root, chain) = self.authority.load().expiries();
         metrics.expiries(root, chain);
-        let store = Arc::new(Store::default());
+        let (trigger, drain) = drain::channel();
+        let parts = Parts {
+            world: world.clone(),
+            store: Arc::new(Store::default()),
+            registry: Registry::new(metrics.clone()),
+            metrics,
+            ready: Arc::new(AtomicBool::new(false)),
+            troubles: source.as_ref().map(|source| source.troubles.clone()),
+            discovery: watch::channel::<Discovery>(Arc::new(|_, _| true)).1,
+        };
+        let mut tasks = self.admin_tasks(&parts);
+        tokio::select! {
+            () = world.listed() => {}
+            () = &mut shutdown => return Ok(()),
+        }
         let mut changes = world.subscribe();
         if let Some(first) = changes.try_next() {
-            take(&store, &metrics, &first);
+            take(&parts.store, &parts.metrics, &first);
         }
-        let registry = Registry::new(metrics.clone());
+        tasks.spawn(self.serving.clone().renew());
+        tasks.spawn(follow(changes, parts.store.clone(), parts.metrics.clone()));
+        let writers = self.writers(&parts, &drain);
         let acceptor = Arc::new(tls::Acceptor::new(
             self.authority.clone(),
             self.serving.clone(),
         )?);
-        let (trigger, drain) = drain::channel();
-        let parts = Parts {
-            world,
-            store,
-            registry,
-            metrics,
-            ready: Arc::new(AtomicBool::new(true)),
-        };
         let services = parts.services(&self, &drain);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(self.serving.clone().renew());
-        tasks.spawn(follow(changes, parts.store.clone(), parts.metrics.clone()));
-        let admin = parts.admin(&self.config);
-        tasks.spawn(async move { serve_admin(self.admin, admin).await });
         let options = accept::Options {
             name: "xds",
             limit: Some(MAX_CONNECTIONS),
@@ -180,6 +237,7 @@ impl ControlPlane {
                 )
             },
         ));
+        parts.ready.store(true, Ordering::Release);
         tracing::info!("ready");
         shutdown.await;
         tracing::info!("ending");
@@ -188,20 +246,116 @@ impl ControlPlane {
             .drain(drain::Mode::graceful(self.config.shutdown_grace))
             .await;
         listener.await?;
+        if let Some(writers) = writers {
+            kubernetes::join(writers).await;
+        }
         tasks.shutdown().await;
         Ok(())
+    }
+
+    /// The world, and what feeds it if it is not a folder's.
+    async fn world(&self) -> Result<(World, Option<kubernetes::Source>), RunError> {
+        let settings = self.config.settings();
+        match &self.client {
+            Some(client) => {
+                let (world, source) = kubernetes::Source::start(client, settings)?;
+                Ok((world, Some(source)))
+            }
+            None => {
+                let folders = self.config.folders.clone();
+                let start = move || World::start(&folders, settings);
+                Ok((tokio::task::spawn_blocking(start).await??, None))
+            }
+        }
+    }
+
+    /// Readiness, metrics and debugging: served before the world is whole, so that one can see what it waits for.
+    fn admin_tasks(&mut self, parts: &Parts) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        let admin = Arc::new(parts.admin(&self.config));
+        if let Some(listener) = self.readiness.take() {
+            let router = admin::readiness_router(admin.clone());
+            tasks.spawn(async move { serve_admin(listener, router).await });
+        }
+        if let Some(listener) = self.admin.take() {
+            tasks.spawn(async move { serve_admin(listener, admin::router(admin)).await });
+        }
+        tasks
+    }
+
+    fn writers(&self, parts: &Parts, drain: &drain::Watch) -> Option<JoinSet<()>> {
+        let context = kubernetes::Context {
+            client: self.client.clone()?,
+            world: parts.world.clone(),
+            settings: Arc::new(self.config.settings()),
+            config: Arc::new(self.config.clone()),
+            cluster: Arc::new(self.config.cluster.clone()?),
+            ca: self.ca.store()?,
+            discovery: parts.discovery.clone(),
+            authority: self.authority.clone(),
+            serving: self.serving.clone(),
+            metrics: parts.metrics.clone(),
+            registry: parts.registry.clone(),
+            drain: drain.clone(),
+        };
+        Some(kubernetes::writers(&context))
+    }
+}
+
+/// The signing keys, by where they are kept.
+enum Keys {
+    Folder(Arc<Current>),
+    Cluster(Arc<CaStore>),
+}
+
+impl Keys {
+    async fn load(config: &Config, client: Option<&kube::Client>) -> Result<Self, RunError> {
+        let (ca, trust_domain) = (config.ca.clone(), config.trust_domain.clone());
+        if let (CaSource::Cluster(dir), Some(client), Some(cluster)) =
+            (&ca.source, client, &config.cluster)
+        {
+            let settings = CaSettings {
+                namespace: cluster.namespace.clone(),
+                trust_domain,
+                plug_in: Some(dir.clone()),
+                default_ttl: ca.default_ttl,
+                max_ttl: ca.max_ttl,
+            };
+            let store = CaStore::load(client.clone(), settings).await?;
+            return Ok(Self::Cluster(Arc::new(store)));
+        }
+        let loading = tokio::task::spawn_blocking(move || ca::load(&ca, &trust_domain));
+        Ok(Self::Folder(Current::new(loading.await??)))
+    }
+
+    fn current(&self) -> Arc<Current> {
+        match self {
+            Self::Folder(current) => current.clone(),
+            Self::Cluster(store) => store.current(),
+        }
+    }
+
+    fn store(&self) -> Option<Arc<CaStore>> {
+        match self {
+            Self::Folder(_) => None,
+            Self::Cluster(store) => Some(store.clone()),
+        }
     }
 }
 
 impl Config {
     fn settings(&self) -> Settings {
+        let defaults = Settings::default();
+        let cluster = self.cluster.as_ref();
         Settings {
+            revision: cluster.map_or(defaults.revision, |it| it.revision.as_str().into()),
+            failure: cluster.map_or(defaults.failure, |it| it.failure),
+            send_dry_run: cluster.is_some_and(|it| it.send_dry_run),
             trust_domain: self.trust_domain.clone(),
             cluster_id: self.cluster_id.as_str().into(),
             network: self.network.as_str().into(),
             cluster_domain: self.cluster_domain.as_str().into(),
             root_namespace: self.root_namespace.as_str().into(),
-            ..Settings::default()
         }
     }
 }
@@ -213,6 +367,10 @@ struct Parts {
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
     ready: Arc<AtomicBool>,
+    /// What of the API server cannot be watched, where it is the source.
+    troubles: Option<Troubles>,
+    /// Which namespaces the mesh looks at.
+    discovery: watch::Receiver<Discovery>,
 }
 
 impl Parts {
@@ -256,6 +414,7 @@ impl Parts {
             registry: self.registry.clone(),
             metrics: self.metrics.clone(),
             ready: self.ready.clone(),
+            troubles: self.troubles.clone(),
             cluster_id: config.cluster_id.clone(),
             cluster_domain: config.cluster_domain.clone(),
         }
@@ -280,13 +439,17 @@ fn take(store: &Store, metrics: &Metrics, batch: &Changes) {
     }
 }
 
-async fn serve_admin(listener: TcpListener, admin: Admin) {
-    if let Err(error) = axum::serve(listener, admin::router(admin)).await {
+async fn serve_admin(listener: TcpListener, router: Router) {
+    if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(error = &error as &dyn std::error::Error, "admin API ended");
     }
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
-    let listener = TcpListener::bind(address).await;
+    let mut listener = TcpListener::bind(address).await;
+    // Every address of a machine without IPv6.
+    if listener.is_err() && address.ip() == Ipv6Addr::UNSPECIFIED {
+        listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await;
+    }
     listener.map_err(|source| RunError::Listen { address, source })
 }

@@ -53,7 +53,7 @@ pub fn load(config: &CaConfig, trust_domain: &TrustDomain) -> Result<Authority, 
     let authority = match &config.source {
         CaSource::SelfSigned(_) => disk::load_or_create(&dir, trust_domain)
             .map_err(|source| LoadError::SelfSigned { dir, source })?,
-        CaSource::PlugIn(_) => {
+        CaSource::PlugIn(_) | CaSource::Cluster(_) => {
             plug_in::load(&dir).map_err(|source| LoadError::PlugIn { dir, source })?
         }
     };

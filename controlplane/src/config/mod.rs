@@ -299,27 +299,44 @@ impl Problems {
                 ),
             );
         }
-        let source = match (&args.ca_dir, &args.ca_plug_in_dir) {
-            (Some(dir), None) => Some(CaSource::SelfSigned(dir.clone())),
-            (None, Some(dir)) => Some(CaSource::PlugIn(dir.clone())),
-            (Some(_), Some(_)) => {
-                self.add("ca-plug-in-dir", "give either this or --ca-dir");
-                None
-            }
-            // Where the chart mounts the Secret `cacerts`, if there is one.
-            (None, None) if args.folders.is_empty() => {
-                Some(CaSource::Cluster("/etc/cacerts".into()))
-            }
-            (None, None) => {
-                self.add("ca-dir", "give this or --ca-plug-in-dir");
-                None
-            }
+        let source = match args.folders.is_empty() {
+            true => self.cluster_ca(args),
+            false => self.folder_ca(args),
         };
         Some(CaConfig {
             source: source?,
             default_ttl: default_ttl?,
             max_ttl: max_ttl?,
         })
+    }
+
+    fn cluster_ca(&mut self, args: &Args) -> Option<CaSource> {
+        if args.ca_dir.is_some() {
+            self.add(
+                "ca-dir",
+                "is for folders; on Kubernetes the root is in a Secret",
+            );
+            return None;
+        }
+        // Where the chart mounts the Secret `cacerts`, if there is one.
+        let mounted = || "/etc/cacerts".into();
+        let dir = args.ca_plug_in_dir.clone().unwrap_or_else(mounted);
+        Some(CaSource::Cluster(dir))
+    }
+
+    fn folder_ca(&mut self, args: &Args) -> Option<CaSource> {
+        match (&args.ca_dir, &args.ca_plug_in_dir) {
+            (Some(dir), None) => Some(CaSource::SelfSigned(dir.clone())),
+            (None, Some(dir)) => Some(CaSource::PlugIn(dir.clone())),
+            (Some(_), Some(_)) => {
+                self.add("ca-plug-in-dir", "give either this or --ca-dir");
+                None
+            }
+            (None, None) => {
+                self.add("ca-dir", "give this or --ca-plug-in-dir");
+                None
+            }
+        }
     }
 
     fn accounts(&mut self, texts: &[String]) -> Vec<ServiceAccount> {
