@@ -14,6 +14,7 @@ pub mod kubelet;
 pub mod kubernetes;
 pub mod local;
 mod netlink;
+pub mod plugin_server;
 pub mod rules;
 pub mod sandboxes;
 pub mod selectors;
@@ -45,6 +46,9 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// On the cluster.
+    #[error(transparent)]
+    Cluster(#[from] kubernetes::Error),
     /// Settings are wrong.
     #[error(transparent)]
     Settings(#[from] agent::ConfigError),

@@ -75,6 +75,11 @@ impl Sandboxes {
         }
     }
 
+    /// What was last said or found of the pod, unchecked.
+    pub fn last(&self, uid: &str) -> Option<Sandbox> {
+        self.state.lock().known.get(uid).cloned()
+    }
+
     /// Whether anything was ever known of the pod: its namespace may hold rules of ours.
     pub fn knows(&self, uid: &str) -> bool {
         self.state.lock().known.contains_key(uid)
@@ -212,13 +217,17 @@ impl Sandboxes {
 }
 
 impl Sandbox {
-    /// The path still leads to the namespace that it led to.
-    fn is_there(&self) -> bool {
-        let id = NetnsId {
+    /// Which namespace it is.
+    pub fn netns_id(&self) -> NetnsId {
+        NetnsId {
             device: self.device,
             inode: self.inode,
-        };
-        Netns::open(&self.netns).is_ok_and(|netns| netns.id() == id)
+        }
+    }
+
+    /// The path still leads to the namespace that it led to.
+    fn is_there(&self) -> bool {
+        Netns::open(&self.netns).is_ok_and(|netns| netns.id() == self.netns_id())
     }
 }
 

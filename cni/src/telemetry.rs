@@ -22,12 +22,18 @@ struct StepLabels {
     step: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AnswerLabels {
+    response_code: u16,
+}
+
 /// Counts and times. Clones are the same.
 #[derive(Clone)]
 pub(crate) struct Telemetry {
     registry: Arc<Mutex<Registry>>,
     events: Family<EventLabels, Counter>,
     failures: Family<StepLabels, Counter>,
+    answers: Family<AnswerLabels, Counter>,
     tunnels: Gauge,
     pods: Gauge,
     join: Histogram,
@@ -40,6 +46,7 @@ impl Telemetry {
             registry: Arc::default(),
             events: Family::default(),
             failures: Family::default(),
+            answers: Family::default(),
             tunnels: Gauge::default(),
             pods: Gauge::default(),
             join: Histogram::new(JOIN_BUCKETS),
@@ -65,6 +72,8 @@ impl Telemetry {
         registry.register("istio_build", "The agent is running", self.build.clone());
         let pods = "Pods of this node that the agent follows";
         registry.register("leyline_cni_pods", pods, self.pods.clone());
+        let answers = "Questions of the CNI plugin, by the answer";
+        registry.register("istio_cni_plugin_requests", answers, self.answers.clone());
         let failures = "Enrolment steps that failed and were retried";
         registry.register("leyline_cni_step_failures", failures, self.failures.clone());
         let join = "Seconds from wanted to enabled";
@@ -77,6 +86,11 @@ impl Telemetry {
 
     pub(crate) fn step_failed(&self, step: &'static str) {
         self.failures.get_or_create(&StepLabels { step }).inc();
+    }
+
+    pub(crate) fn plugin_answered(&self, response_code: u16) {
+        let labels = AnswerLabels { response_code };
+        self.answers.get_or_create(&labels).inc();
     }
 
     pub(crate) fn tunnels(&self, connected: usize) {

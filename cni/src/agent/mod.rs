@@ -13,8 +13,9 @@ use std::{
     future::Future,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    pin::{Pin, pin},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use net::{
@@ -23,7 +24,7 @@ use net::{
 };
 use tokio::{
     net::TcpListener,
-    sync::{Semaphore, mpsc},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinSet,
 };
 
@@ -31,8 +32,8 @@ pub use config::{Cluster, Config, ConfigError, ParseProbeSourceError, Timing};
 
 use crate::{
     apply::{ApplyError, MissingTool, Nft},
-    enrol::Shared,
-    facts::PodEvent,
+    enrol::{Shared, Standing},
+    facts::{PodEvent, PodFacts},
     host, kubelet,
     rules::host::ProbeSource,
     telemetry::Telemetry,
@@ -43,6 +44,10 @@ use pods::Pods;
 /// Tries of the node's rules, a second apart: at boot the kubelet's cgroup may come later than the agent.
 const HOST_TRIES: usize = 20;
 const HOST_PAUSE: Duration = Duration::from_secs(1);
+/// How much longer than the longest leave of a pod the leave of a node may take.
+const LEAVE_SLACK: Duration = Duration::from_secs(10);
+/// How often it is looked at.
+const LEAVE_LOOK: Duration = Duration::from_millis(100);
 /// Where `nft` looks cgroups up.
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// How many `nft` processes may run in pods' namespaces at once.
@@ -138,6 +143,42 @@ pub enum RunError {
     SourceEnded,
 }
 
+/// How the agent should end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The next agent takes over: enrolled pods stay enrolled.
+    Stay,
+    /// The mesh leaves the node: every pod is taken out of it, then the node's rules are removed.
+    Leave,
+}
+
+/// A pod whose sandbox is being made, and who waits for it.
+pub(crate) struct Admission {
+    pub(crate) pod: PodFacts,
+    /// How far the pod is; dropped where it cannot be followed.
+    pub(crate) standing: oneshot::Sender<watch::Receiver<Standing>>,
+}
+
+/// What only some agents have.
+pub(crate) struct Extras {
+    pub(crate) telemetry: Telemetry,
+    pub(crate) ready: Ready,
+    pub(crate) admissions: mpsc::Receiver<Admission>,
+    /// Work that begins when all pods are known.
+    pub(crate) services: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Extras {
+    fn none() -> Self {
+        Extras {
+            telemetry: Telemetry::new(),
+            ready: Ready::new(),
+            admissions: mpsc::channel(1).1,
+            services: Vec::new(),
+        }
+    }
+}
+
 /// Runs the agent until `stop`. Enrolled pods stay enrolled when it stops.
 ///
 /// Needs CAP_NET_ADMIN and CAP_SYS_ADMIN in the user namespace that owns the node's and the pods' namespaces.
@@ -150,26 +191,48 @@ pub async fn run<S: PodSource, K: EnrolmentSink>(
     sink: K,
     stop: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let telemetry = Telemetry::new();
-    let gates = Gates::new();
+    let stay = async {
+        stop.await;
+        Ending::Stay
+    };
+    run_with(config, source, sink, Extras::none(), stay).await
+}
+
+/// As [`run`], with what only some agents have.
+pub(crate) async fn run_with<S: PodSource, K: EnrolmentSink>(
+    config: Config,
+    source: S,
+    sink: K,
+    extras: Extras,
+    stop: impl Future<Output = Ending>,
+) -> Result<(), RunError> {
+    let gates = Gates::new(&extras.ready);
     let mut background = JoinSet::new();
     for &address in &config.admin {
         let listener = bind(address)
             .await
             .map_err(|source| RunError::Admin { address, source })?;
-        background.spawn(admin::serve(
-            listener,
-            gates.ready.clone(),
-            telemetry.clone(),
-        ));
+        let (ready, telemetry) = (extras.ready.clone(), extras.telemetry.clone());
+        background.spawn(admin::serve(listener, ready, telemetry));
     }
-    tokio::select! {
-        result = work(config, source, sink, telemetry, gates, &mut background) => result,
-        () = stop => {
-            tracing::info!("stopping; enrolled pods stay as they are");
-            Ok(())
+    let mut stop = pin!(stop);
+    let begun = begin(config, source, sink, extras, gates, &mut background);
+    let mut agent = tokio::select! {
+        begun = begun => begun?,
+        _ = &mut stop => {
+            tracing::info!("stopping before the pods were known; they stay as they are");
+            return Ok(());
         }
+    };
+    let ending = tokio::select! {
+        result = agent.follow() => return result,
+        ending = &mut stop => ending,
+    };
+    if ending == Ending::Leave {
+        return agent.leave().await;
     }
+    tracing::info!("stopping; enrolled pods stay as they are");
+    Ok(())
 }
 
 /// A host without IPv6 has no wildcard of both families.
@@ -184,7 +247,6 @@ async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 struct Gates {
-    ready: Ready,
     tool: Gate,
     host: Gate,
     pods: Gate,
@@ -192,26 +254,36 @@ struct Gates {
 }
 
 impl Gates {
-    fn new() -> Self {
-        let ready = Ready::new();
+    fn new(ready: &Ready) -> Self {
         Gates {
             tool: ready.gate("the nft program"),
             host: ready.gate("the node's rules"),
             pods: ready.gate("the list of pods"),
             zds: ready.gate("the socket for node tunnels"),
-            ready,
         }
     }
 }
 
-async fn work<S: PodSource, K: EnrolmentSink>(
+/// An agent that has begun its work.
+struct Agent<S, K> {
+    source: S,
+    pods: Pods<K>,
+    refusals: mpsc::Receiver<Refusal>,
+    admissions: mpsc::Receiver<Admission>,
+    nft: Nft,
+    host: Netns,
+    /// How long leaving pods are waited for.
+    patience: Duration,
+}
+
+async fn begin<S: PodSource, K: EnrolmentSink>(
     config: Config,
     mut source: S,
     sink: K,
-    telemetry: Telemetry,
+    extras: Extras,
     gates: Gates,
     background: &mut JoinSet<()>,
-) -> Result<(), RunError> {
+) -> Result<Agent<S, K>, RunError> {
     // A descriptor for each pod, and some for each run of nft.
     if let Err(error) = net::socket::raise_open_files_limit() {
         tracing::warn!(%error, "raise the limit of open files");
@@ -226,9 +298,10 @@ async fn work<S: PodSource, K: EnrolmentSink>(
     let probes = install_host(&config, &nft, &host, background).await?;
     gates.host.open();
     let (tunnels, refusals) = zds_server::tunnels();
+    let telemetry = extras.telemetry;
     let shared = Arc::new(Shared {
-        nft,
-        host,
+        nft: nft.clone(),
+        host: host.clone(),
         tunnels: tunnels.clone(),
         probes: probes.clone(),
         sink,
@@ -247,8 +320,19 @@ async fn work<S: PodSource, K: EnrolmentSink>(
     background.spawn(server.run());
     background.spawn(count_tunnels(tunnels, telemetry));
     gates.zds.open();
+    for service in extras.services {
+        background.spawn(service);
+    }
     tracing::info!(socket = %config.zds_socket.display(), "ready for node tunnels");
-    follow(source, refusals, pods).await
+    Ok(Agent {
+        source,
+        pods,
+        refusals,
+        admissions: extras.admissions,
+        nft,
+        host,
+        patience: config.timing.leave_most + LEAVE_SLACK,
+    })
 }
 
 async fn install_host(
@@ -297,17 +381,42 @@ async fn try_install_host(
     installed.map_err(RunError::HostRules)
 }
 
-async fn follow<S: PodSource, K: EnrolmentSink>(
-    mut source: S,
-    mut refusals: mpsc::Receiver<Refusal>,
-    mut pods: Pods<K>,
-) -> Result<(), RunError> {
-    loop {
-        tokio::select! {
-            event = source.next() => pods.take(event.ok_or(RunError::SourceEnded)?),
-            Some(refusal) = refusals.recv() => pods.refused(&refusal),
-            Some(uid) = pods.ended() => pods.forget(&uid),
+impl<S: PodSource, K: EnrolmentSink> Agent<S, K> {
+    /// Until the source of pods ends.
+    async fn follow(&mut self) -> Result<(), RunError> {
+        loop {
+            self.step().await?;
         }
+    }
+
+    async fn step(&mut self) -> Result<(), RunError> {
+        tokio::select! {
+            event = self.source.next() => self.pods.take(event.ok_or(RunError::SourceEnded)?),
+            Some(admission) = self.admissions.recv() => {
+                if let Some(standing) = self.pods.admit(admission.pod) {
+                    let _ = admission.standing.send(standing);
+                }
+            }
+            Some(refusal) = self.refusals.recv() => self.pods.refused(&refusal),
+            Some(uid) = self.pods.ended() => self.pods.forget(&uid),
+        }
+        Ok(())
+    }
+
+    /// Every pod leaves as one does whose label goes; then nothing of ours is left on the node.
+    async fn leave(mut self) -> Result<(), RunError> {
+        tracing::info!(pods = self.pods.remaining(), "the mesh leaves this node");
+        self.pods.release();
+        let give_up = Instant::now() + self.patience;
+        while self.pods.remaining() > 0 && Instant::now() < give_up {
+            let _ = tokio::time::timeout(LEAVE_LOOK, self.step()).await;
+        }
+        match self.pods.remaining() {
+            0 => tracing::info!("all pods are out of the mesh"),
+            pods => tracing::error!(pods, "pods are not out of the mesh in time; restart them"),
+        }
+        let removed = host::uninstall(&self.nft, Some(&self.host)).await;
+        removed.map_err(RunError::HostRules)
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::{
 
 use super::{Enrolment, EnrolmentSink, PodRef};
 use crate::{
-    enrol::{Goal, Order, Owner, Plan, Shared},
+    enrol::{Goal, Order, Owner, Plan, Shared, Standing},
     facts::{PodEvent, PodFacts, Policy, REDIRECTION_ANNOTATION, Wanted},
     zds_server::Refusal,
 };
@@ -23,11 +23,14 @@ pub(super) struct Pods<K> {
     shared: Arc<Shared<K>>,
     followed: HashMap<String, Followed>,
     owners: JoinSet<String>,
+    /// The mesh leaves this node: nobody is wanted in any more.
+    leaving: bool,
 }
 
 struct Followed {
     pod: PodRef,
     orders: watch::Sender<Order>,
+    standing: watch::Receiver<Standing>,
     /// Tunnels were told that it terminates.
     draining: bool,
 }
@@ -39,6 +42,7 @@ impl<K: EnrolmentSink> Pods<K> {
             shared,
             followed: HashMap::new(),
             owners: JoinSet::new(),
+            leaving: false,
         }
     }
 
@@ -89,6 +93,36 @@ impl<K: EnrolmentSink> Pods<K> {
                 self.remove(&uid);
             }
         }
+    }
+
+    /// Takes a pod whose sandbox is being made; answers how far it is, from now on.
+    pub(super) fn admit(&mut self, pod: PodFacts) -> Option<watch::Receiver<Standing>> {
+        self.shared.telemetry.event("admit");
+        let uid = pod.uid.clone();
+        self.upsert(pod);
+        self.followed
+            .get(&uid)
+            .map(|followed| followed.standing.clone())
+    }
+
+    /// Takes every pod out of the mesh; what is wanted from now on does not count.
+    pub(super) fn release(&mut self) {
+        self.leaving = true;
+        for followed in self.followed.values() {
+            followed.orders.send_if_modified(|order| {
+                let joined = matches!(order.goal, Goal::In(_));
+                if joined {
+                    order.goal = Goal::Out;
+                }
+                joined
+            });
+        }
+    }
+
+    /// How many pods are not out of the mesh yet.
+    pub(super) fn remaining(&self) -> usize {
+        let out = |followed: &&Followed| *followed.standing.borrow() != Standing::Out;
+        self.followed.values().filter(out).count()
     }
 
     /// A tunnel refused a pod: its owner asks again, and tells.
@@ -158,6 +192,7 @@ impl<K: EnrolmentSink> Pods<K> {
 
     fn goal(&self, pod: &PodFacts) -> Goal {
         match self.policy.wanted_now(pod) {
+            Wanted::In if self.leaving => Goal::Out,
             Wanted::In => Goal::In(Plan {
                 rules: self.policy.rules(pod),
                 probes: self.policy.probe_entries(pod),
@@ -215,16 +250,18 @@ impl<K: EnrolmentSink> Pods<K> {
         told: Option<Enrolment>,
     ) -> oneshot::Receiver<()> {
         let (orders, receiver) = watch::channel(order);
+        let (stands, standing) = watch::channel(Standing::Moving(None));
         let (adopted, read_back) = oneshot::channel();
         let (shared, uid) = (self.shared.clone(), pod.uid.clone());
         let followed = Followed {
             pod: pod.clone(),
             orders,
+            standing,
             draining: false,
         };
         self.followed.insert(uid.clone(), followed);
         self.owners.spawn(async move {
-            let owner = Owner::adopt(pod, shared, receiver, told).await;
+            let owner = Owner::adopt(pod, shared, receiver, stands, told).await;
             let _ = adopted.send(());
             owner.run().await;
             uid

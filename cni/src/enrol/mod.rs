@@ -9,7 +9,7 @@ mod machine;
 mod owner;
 
 pub(crate) use machine::{Goal, Plan};
-pub(crate) use owner::{Order, Owner, Shared};
+pub(crate) use owner::{Order, Owner, Shared, Standing};
 
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use net::{
-    netns::{Netns, NetnsError},
+    netns::{Netns, NetnsError, NetnsId},
     zds::WorkloadInfo,
 };
 use tokio::{
@@ -52,6 +52,17 @@ pub(crate) struct Order {
     pub(crate) refusals: u64,
 }
 
+/// How far a pod is, for those who wait for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// On its way in or out; what failed last, if anything did.
+    Moving(Option<String>),
+    /// Redirected, with its listeners open and its probes let through, in this namespace.
+    In(NetnsId),
+    /// Nothing of ours is in it.
+    Out,
+}
+
 /// A step that did not succeed.
 #[derive(Debug, thiserror::Error)]
 enum StepError {
@@ -77,6 +88,7 @@ pub(crate) struct Owner<K> {
     pod: PodRef,
     shared: Arc<Shared<K>>,
     orders: watch::Receiver<Order>,
+    standing: watch::Sender<Standing>,
     order: Order,
     netns: Option<Netns>,
     progress: Progress,
@@ -91,6 +103,7 @@ impl<K: EnrolmentSink> Owner<K> {
         pod: PodRef,
         shared: Arc<Shared<K>>,
         mut orders: watch::Receiver<Order>,
+        standing: watch::Sender<Standing>,
         told: Option<Enrolment>,
     ) -> Self {
         let order = orders.borrow_and_update().clone();
@@ -103,6 +116,7 @@ impl<K: EnrolmentSink> Owner<K> {
             pod,
             shared,
             orders,
+            standing,
             order,
             netns: None,
             progress,
@@ -125,6 +139,7 @@ impl<K: EnrolmentSink> Owner<K> {
                 &self.shared.timing,
                 Instant::now(),
             );
+            self.stand(&step);
             match step {
                 Step::Done => return,
                 Step::Rest => self.new_order().await,
@@ -142,6 +157,31 @@ impl<K: EnrolmentSink> Owner<K> {
                 },
             }
         }
+    }
+
+    /// Whoever waits for the pod need not wait until the outside has been told.
+    fn stand(&self, next: &Step) {
+        let done = matches!(
+            next,
+            Step::Tell(Enrolment::Enabled) | Step::Rest | Step::Done
+        );
+        let now = match (&self.order.goal, &self.netns) {
+            (Goal::In(_), Some(netns)) if done => Standing::In(netns.id()),
+            (Goal::Out | Goal::Gone, _) if matches!(next, Step::Rest | Step::Done) => Standing::Out,
+            _ => match &*self.standing.borrow() {
+                Standing::Moving(reason) => Standing::Moving(reason.clone()),
+                _ => Standing::Moving(None),
+            },
+        };
+        self.stand_as(now);
+    }
+
+    fn stand_as(&self, now: Standing) {
+        self.standing.send_if_modified(|standing| {
+            let changed = *standing != now;
+            *standing = now;
+            changed
+        });
     }
 
     /// Waits until there is an order that has not been taken.
@@ -384,6 +424,7 @@ impl<K: EnrolmentSink> Owner<K> {
 
     async fn failed(&mut self, step: &Step, error: &StepError) {
         let reason = chain(error);
+        self.stand_as(Standing::Moving(Some(reason.clone())));
         self.shared.telemetry.step_failed(step.name());
         let wanted = matches!(self.order.goal, Goal::In(_)) && !matches!(step, Step::Tell(_));
         let pending = Enrolment::Pending {

@@ -96,6 +96,7 @@ impl Known {
 /// Pods of one node from the API server.
 pub struct KubernetesSource {
     events: mpsc::Receiver<PodEvent>,
+    sandboxes: Arc<Sandboxes>,
     /// Ends with the source.
     _watch: JoinSet<()>,
 }
@@ -104,6 +105,7 @@ impl KubernetesSource {
     /// Begins to watch the pods of `node`. The first event comes when the API server has answered.
     pub(crate) fn new(client: Client, node: &str, known: Known) -> Self {
         let (sender, events) = mpsc::channel(EVENTS);
+        let sandboxes = known.sandboxes.clone();
         let watching = Watching {
             known,
             sender,
@@ -113,14 +115,32 @@ impl KubernetesSource {
         watch.spawn(watching.run(pods(client.clone(), node), namespaces(client)));
         KubernetesSource {
             events,
+            sandboxes,
             _watch: watch,
+        }
+    }
+}
+
+impl KubernetesSource {
+    /// While the event waited, the plugin may have told of a new sandbox: the old one must not be ordered after it.
+    fn place(&self, pod: &mut PodFacts) {
+        if pod.netns.is_some()
+            && let Some(sandbox) = self.sandboxes.last(&pod.uid)
+        {
+            pod.netns = Some(sandbox.netns);
         }
     }
 }
 
 impl PodSource for KubernetesSource {
     async fn next(&mut self) -> Option<PodEvent> {
-        self.events.recv().await
+        let mut event = self.events.recv().await?;
+        match &mut event {
+            PodEvent::Snapshot(pods) => pods.iter_mut().for_each(|pod| self.place(pod)),
+            PodEvent::Upsert(pod) => self.place(pod),
+            PodEvent::Remove { .. } => {}
+        }
+        Some(event)
     }
 }
 

@@ -138,6 +138,31 @@ impl World {
         })
     }
 
+    pub(super) fn knows_namespace(&self, name: &str) -> bool {
+        self.namespaces.contains_key(name)
+    }
+
+    /// The pod that bears the name now; `uid`, where the caller knows it, must be its own. One that is ending is not
+    /// meant while there is another: a StatefulSet gives the name to the next pod at once.
+    pub(super) fn named(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: Option<&str>,
+    ) -> Option<&PodFacts> {
+        if let Some(uid) = uid {
+            return self
+                .pods
+                .get(uid)
+                .filter(|pod| pod.namespace == namespace && pod.name == name);
+        }
+        let named = self
+            .pods
+            .values()
+            .filter(|pod| pod.namespace == namespace && pod.name == name);
+        named.min_by_key(|pod| pod.terminating)
+    }
+
     fn everything(&self) -> Change {
         self.when_listed(Change::Everything)
     }
@@ -250,5 +275,29 @@ mod tests {
             world.take_pod(Event::Delete(pod("1", "a", &json!({})))),
             Change::Nothing
         );
+    }
+
+    #[test]
+    fn a_name_means_the_pod_that_is_not_ending() {
+        let mut world = listed();
+        let ending = json!({ "deletionTimestamp": "2026-01-01T00:00:00Z" });
+        world.take_pod(Event::Apply(pod("1", "a", &ending)));
+        assert_eq!(
+            world.named("shop", "a", None).map(|pod| pod.uid.as_str()),
+            Some("1")
+        );
+        world.take_pod(Event::Apply(pod("2", "a", &json!({}))));
+        assert_eq!(
+            world.named("shop", "a", None).map(|pod| pod.uid.as_str()),
+            Some("2")
+        );
+        assert_eq!(
+            world
+                .named("shop", "a", Some("1"))
+                .map(|pod| pod.uid.as_str()),
+            Some("1")
+        );
+        assert_eq!(world.named("shop", "a", Some("3")), None);
+        assert_eq!(world.named("bank", "a", Some("1")), None);
     }
 }

@@ -28,6 +28,8 @@ pub(crate) struct Api {
     changed: watch::Sender<u64>,
     /// Answers nothing but errors, and ends watches.
     down: Arc<AtomicBool>,
+    /// Watches hear nothing.
+    hidden: Arc<AtomicBool>,
     pub(crate) address: SocketAddr,
 }
 
@@ -51,6 +53,7 @@ impl Api {
             objects: Arc::default(),
             changed: watch::channel(0).0,
             down: Arc::default(),
+            hidden: Arc::default(),
             address: listener.local_addr().expect("an address"),
         };
         let router = Router::new()
@@ -136,6 +139,10 @@ impl Api {
         self.changed.send_modify(|count| *count += 1);
     }
 
+    pub(crate) fn hide_from_watches(&self, hidden: bool) {
+        self.hidden.store(hidden, Ordering::SeqCst);
+    }
+
     fn refuse(&self) -> Option<Response> {
         self.down
             .load(Ordering::SeqCst)
@@ -216,7 +223,10 @@ fn stream(
         let mut changed = api.changed.subscribe();
         let mut sent = since;
         while !api.down.load(Ordering::SeqCst) {
-            let news: Vec<_> = {
+            let hidden = api.hidden.load(Ordering::SeqCst);
+            let news: Vec<_> = if hidden {
+                Vec::new()
+            } else {
                 let objects = api.objects.lock();
                 let fresh = objects.log.iter().filter(|(version, of, event)| {
                     *version > sent && *of == kind && here(&event["object"])

@@ -3,21 +3,31 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use cni::{
-    agent::{Cluster, Config, RunError, Timing},
+    agent::{Cluster, Config, Timing},
+    kubernetes::Error,
     rules::host::ProbeSource,
 };
 use net::zds::Version;
 use serde_json::{Value, json};
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    sync::oneshot,
+    task::JoinHandle,
+};
 
 use crate::{
     api::Api,
     flows::{Held, echoes},
-    rig::{POD_V4, POD_V6, Rig, eventually, path, picture, run, scratch},
+    rig::{POD_V4, POD_V6, Rig, bare_namespace, eventually, path, picture, run, scratch},
     tunnel::{Manners, Told, Tunnel},
 };
 
@@ -25,7 +35,7 @@ const UID: &str = "0b1c2d3e-0000-4000-8000-000000000001";
 
 struct Agent {
     stop: oneshot::Sender<()>,
-    task: JoinHandle<Result<(), RunError>>,
+    task: JoinHandle<Result<(), Error>>,
 }
 
 impl Agent {
@@ -48,6 +58,8 @@ impl Agent {
             netns_folder: folder.join("netns"),
             run_folder: folder.to_owned(),
         };
+        // The second agent of a test finds it.
+        let _ = std::os::unix::fs::symlink("/proc", folder.join("proc"));
         let (stop, stopped) = oneshot::channel::<()>();
         let client = api.client();
         let task = tokio::spawn(async move {
@@ -88,6 +100,39 @@ fn pod(uid: &str, name: &str, node: &str) -> Value {
     })
 }
 
+/// What a plugin hears: the status and the words.
+async fn ask(folder: &Path, request: &str) -> (u16, String) {
+    let mut stream = UnixStream::connect(folder.join("pluginevent.sock"))
+        .await
+        .expect("the agent listens");
+    stream.write_all(request.as_bytes()).await.expect("asked");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("answered");
+    let status = answer.get(9..12).and_then(|code| code.parse().ok());
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    (status.expect("a status"), body.to_owned())
+}
+
+fn post(path: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )
+}
+
+async fn add(folder: &Path, uid: Option<&str>, netns: &Path) -> (u16, String) {
+    let body = json!({ "Netns": netns, "PodName": "web-0", "PodNamespace": "shop", "PodUID": uid,
+        "IPs": [{ "Interface": 0, "Address": { "IP": POD_V4, "Mask": "////AA==" }, "Gateway": null }] });
+    ask(folder, &post("/cmdadd", &body.to_string())).await
+}
+
+/// As a pod is before its sandbox is made.
+fn starting(uid: &str) -> Value {
+    let mut pod = pod(uid, "web-0", "node1");
+    pod["status"] = json!({ "phase": "Pending" });
+    pod
+}
+
 async fn reaches(api: &Api, redirection: Option<&str>) {
     let what = format!("annotation {redirection:?}");
     eventually(&what, async || {
@@ -113,6 +158,11 @@ on_a_cluster! {
     pods_of_other_nodes_and_of_the_host_network_are_left_alone => others,
     an_api_server_that_goes_away_changes_nothing => api_away,
     a_pod_that_took_anothers_name_is_not_told_of => renamed,
+    a_sandbox_is_used_only_when_its_pod_is_redirected_and_acknowledged => plugin_asks,
+    a_pod_that_the_watch_has_not_told_is_asked_for => watch_lags,
+    a_sandbox_made_anew_starts_from_nothing => sandbox_again,
+    what_the_plugin_should_not_say_is_refused => bad_questions,
+    a_restarted_agent_finds_pods_without_looking => restart,
 }
 
 async fn by_label(rig: &Rig, api: &Api, folder: &Path) {
@@ -217,5 +267,148 @@ async fn renamed(rig: &Rig, api: &Api, folder: &Path) {
     })
     .await;
     assert_eq!(api.redirection("shop", "web-0"), None);
+    agent.stop().await;
+}
+
+async fn plugin_asks(rig: &Rig, api: &Api, folder: &Path) {
+    let _echoes = echoes(rig);
+    api.label("shop", Some("ambient"));
+    api.put("pods", starting(UID));
+    let agent = Agent::start(rig, api, folder);
+    let refuse = Arc::new(AtomicUsize::new(2));
+    let manners = Manners {
+        refuse_adds: refuse.clone(),
+    };
+    let tunnel = Tunnel::connect(&socket(folder), Version::V2, manners).await;
+    tunnel.hears(&Told::SnapshotSent).await;
+    assert_eq!(
+        api.requests("PATCH"),
+        0,
+        "a pod without a sandbox is not pending"
+    );
+    let (status, why) = add(folder, Some(UID), &rig.pod_path()).await;
+    assert_eq!((status, why.as_str()), (200, ""));
+    assert_eq!(
+        refuse.load(Ordering::SeqCst),
+        0,
+        "tried until the tunnel said yes"
+    );
+    let rules = run(&rig.pod, "nft list ruleset").expect("list");
+    assert!(rules.contains("istio-ambient-nat"), "{rules}");
+    Held::open(rig, 2).await;
+    assert_ne!(tunnel.carried(), (0, 0));
+    reaches(api, Some("enabled")).await;
+    // The status comes later and changes nothing; asking again neither.
+    api.put("pods", annotated(api, pod(UID, "web-0", "node1")));
+    let handles = run(&rig.pod, "nft -j -s list ruleset").expect("list");
+    assert_eq!(add(folder, Some(UID), &rig.pod_path()).await.0, 200);
+    assert_eq!(
+        handles,
+        run(&rig.pod, "nft -j -s list ruleset").expect("list")
+    );
+    // Whoever does not take part passes.
+    api.label("shop", None);
+    reaches(api, None).await;
+    assert_eq!(add(folder, None, &rig.pod_path()).await.0, 200);
+    agent.stop().await;
+}
+
+/// The object with the annotations that it has by now.
+fn annotated(api: &Api, mut object: Value) -> Value {
+    let redirection = api.redirection("shop", "web-0");
+    object["metadata"]["annotations"]["ambient.istio.io/redirection"] = redirection.into();
+    object
+}
+
+async fn watch_lags(rig: &Rig, api: &Api, folder: &Path) {
+    api.label("shop", Some("ambient"));
+    let agent = Agent::start(rig, api, folder);
+    let _tunnel = Tunnel::connect(&socket(folder), Version::V2, Manners::default()).await;
+    api.hide_from_watches(true);
+    let (status, why) = add(folder, Some(UID), &rig.pod_path()).await;
+    assert_eq!(status, 503);
+    assert!(why.contains("not found"), "{why}");
+    api.put("pods", starting(UID));
+    let (status, why) = add(folder, Some("another"), &rig.pod_path()).await;
+    assert_eq!(status, 503, "{why}");
+    assert_eq!(add(folder, Some(UID), &rig.pod_path()).await.0, 200);
+    reaches(api, Some("enabled")).await;
+    agent.stop().await;
+}
+
+async fn sandbox_again(rig: &Rig, api: &Api, folder: &Path) {
+    api.label("shop", Some("ambient"));
+    api.put("pods", starting(UID));
+    let agent = Agent::start(rig, api, folder);
+    let tunnel = Tunnel::connect(&socket(folder), Version::V2, Manners::default()).await;
+    let first = bare_namespace().expect("a namespace");
+    for netns in [path(&first), rig.pod_path()] {
+        let (status, why) = add(folder, Some(UID), &netns).await;
+        assert_eq!(status, 200, "{why}");
+    }
+    for netns in [&first, &rig.pod] {
+        let rules = run(netns, "nft list ruleset").expect("list");
+        assert!(rules.contains("istio-ambient-nat"), "{rules}");
+    }
+    let adds = tunnel
+        .told
+        .lock()
+        .iter()
+        .filter(|told| **told == Told::Add(UID.into()))
+        .count();
+    assert_eq!(adds, 2, "the tunnel has the new one too");
+    agent.stop().await;
+}
+
+async fn bad_questions(rig: &Rig, api: &Api, folder: &Path) {
+    api.label("shop", Some("ambient"));
+    api.put("pods", starting(UID));
+    let agent = Agent::start(rig, api, folder);
+    let _tunnel = Tunnel::connect(&socket(folder), Version::V2, Manners::default()).await;
+    for (question, status) in [
+        (post("/cmdadd", ""), 400),
+        (post("/cmdadd", "{}"), 400),
+        (post("/cmdadd", &"x".repeat(70_000)), 400),
+        (post("/other", "{}"), 404),
+        (
+            "GET /cmdadd HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_owned(),
+            405,
+        ),
+    ] {
+        assert_eq!(ask(folder, &question).await.0, status);
+    }
+    let (status, why) = add(folder, Some(UID), &folder.join("nowhere")).await;
+    assert_eq!(status, 400);
+    assert!(why.contains("nowhere"), "{why}");
+    let (status, why) = add(folder, Some(UID), &path(&rig.node)).await;
+    assert_eq!(status, 503);
+    assert!(why.contains("node's own"), "{why}");
+    agent.stop().await;
+}
+
+async fn restart(rig: &Rig, api: &Api, folder: &Path) {
+    api.label("shop", Some("ambient"));
+    api.put("pods", starting(UID));
+    let agent = Agent::start(rig, api, folder);
+    let tunnel = Tunnel::connect(&socket(folder), Version::V2, Manners::default()).await;
+    assert_eq!(add(folder, Some(UID), &rig.pod_path()).await.0, 200);
+    reaches(api, Some("enabled")).await;
+    agent.stop().await;
+    drop(tunnel);
+    let rules = run(&rig.pod, "nft -j -s list ruleset").expect("list");
+    let patches = api.requests("PATCH");
+    // No address in the status yet, and no file to be found: only what the first agent knew.
+    let agent = Agent::start(rig, api, folder);
+    let tunnel = Tunnel::connect_when_ready(&socket(folder)).await;
+    tunnel.hears(&Told::SnapshotSent).await;
+    assert_eq!(
+        *tunnel.told.lock(),
+        [Told::Add(UID.into()), Told::SnapshotSent]
+    );
+    assert_eq!(
+        rules,
+        run(&rig.pod, "nft -j -s list ruleset").expect("list")
+    );
+    assert_eq!(patches, api.requests("PATCH"));
     agent.stop().await;
 }
