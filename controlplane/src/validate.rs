@@ -11,8 +11,10 @@ use crate::{
     translate::policy::target_kind,
 };
 
+pub mod admission;
 mod authorization;
 mod entry;
+mod others;
 
 /// Something wrong with an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
