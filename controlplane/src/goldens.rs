@@ -37,6 +37,12 @@ fn settings(text: &str) -> Settings {
             ("dry-run", _) => settings.send_dry_run = true,
             ("network", network) => settings.network = network.into(),
             ("trust-domain", domain) => settings.trust_domain = domain.parse().unwrap(),
+            ("visibility", rules) => {
+                let rules = crate::source::tree::parse(&rules.replace(';', ","))
+                    .unwrap()
+                    .remove(0);
+                settings.entry_visibility = crate::source::read::read(&rules).0;
+            }
             (other, _) => panic!("unknown setting {other}"),
         }
     }

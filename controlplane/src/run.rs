@@ -356,6 +356,7 @@ impl Config {
             network: self.network.as_str().into(),
             cluster_domain: self.cluster_domain.as_str().into(),
             root_namespace: self.root_namespace.as_str().into(),
+            entry_visibility: defaults.entry_visibility,
         }
     }
 }

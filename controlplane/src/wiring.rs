@@ -18,9 +18,12 @@ use crate::{
     },
     output::{Condition, Resource, ResourceKey, Truth},
     translate::{
-        Settings, allocate, condition, peer, policy, policy_resource,
+        Settings, allocate, condition,
+        network::{self, NetworkGateway},
+        peer, policy, policy_resource,
         service::{self, Claim, ClaimKey},
         service_resource,
+        visibility::Visibility,
         waypoint::{self, Bound, Traffic, User, Waypoint},
         workload::{self, Surroundings},
         workload_resource,
@@ -66,6 +69,8 @@ struct Offer {
     claims: Vec<Arc<Claim>>,
     bound: Bound,
     served: Option<Condition>,
+    /// Where the mesh has a rule for it.
+    visibility: Option<Visibility>,
 }
 
 /// What an object that makes workloads comes to.
@@ -85,6 +90,7 @@ struct Facts {
     namespaces: Collection<Str, Meta>,
     network: Collection<(), Str>,
     waypoints: Collection<Name, Waypoint>,
+    gateways_of_network: Index<Str, Name, NetworkGateway>,
 }
 
 /// What workloads are joined with.
@@ -112,14 +118,47 @@ impl Facts {
     }
 
     fn bind(&self, cx: &Context<'_>, object: &Meta, traffic: Traffic) -> Bound {
+        self.bind_from(cx, object, traffic, false)
+    }
+
+    /// A ServiceEntry, which may be seen only from its own namespace.
+    fn bind_entry(&self, cx: &Context<'_>, entry: &Meta, traffic: Traffic) -> Bound {
+        let visibility = self.visibility(cx, &entry.name.namespace);
+        self.bind_from(
+            cx,
+            entry,
+            traffic,
+            visibility == Some(Visibility::Namespace),
+        )
+    }
+
+    fn bind_from(&self, cx: &Context<'_>, object: &Meta, traffic: Traffic, private: bool) -> Bound {
         let namespace = self.namespace(cx, &object.name.namespace);
         let user = User {
             object,
             namespace: namespace.as_deref(),
             traffic,
-            private: false,
+            private,
         };
         waypoint::resolve(&self.settings, &user, |name| cx.get(&self.waypoints, name))
+    }
+
+    /// Of the ServiceEntries of a namespace, where the mesh has a rule for it.
+    fn visibility(&self, cx: &Context<'_>, namespace: &Str) -> Option<Visibility> {
+        let rules = self.settings.entry_visibility.as_ref()?;
+        let namespace = self.namespace(cx, namespace);
+        let labels = namespace.map(|namespace| namespace.labels.clone());
+        Some(rules.of(&labels.unwrap_or_default()))
+    }
+
+    /// Says how a workload of another network is reached.
+    fn through_gateway(&self, cx: &Context<'_>, workload: &mut wire::Workload) {
+        if *workload.network != *self.network(cx) {
+            let network = Str::from(workload.network.as_str());
+            let gateways = cx.find(&self.gateways_of_network, &network);
+            let gateways: Vec<_> = gateways.into_iter().map(|(_, gateway)| gateway).collect();
+            workload.network_gateway = network::choose(&gateways, &workload.uid);
+        }
     }
 }
 
@@ -266,11 +305,19 @@ fn facts(graph: &mut Graph, settings: &Arc<Settings>, inputs: &Inputs) -> Facts 
             .into_iter()
             .collect()
     });
+    let classes = inputs.classes.clone();
+    let (gateways, _) = graph.derive(&inputs.gateways, move |cx, name, gateway| {
+        let class = cx.get(&classes, &gateway.spec.gateway_class_name.as_str().into());
+        let found = NetworkGateway::new(gateway, class.as_deref());
+        let keyed = found.map(|gateway| (name.clone(), gateway));
+        keyed.into_iter().collect()
+    });
     Facts {
         settings: settings.clone(),
         namespaces: inputs.namespaces.clone(),
         network,
         waypoints,
+        gateways_of_network: gateways.index(|_, gateway| vec![gateway.network.clone()]),
     }
 }
 
@@ -309,22 +356,30 @@ fn offers(
             served: Some(service::served(service)),
             claims: claim.into_iter().map(Arc::new).collect(),
             bound,
+            visibility: None,
         };
         vec![(reference(Kind::Service, name), offer)]
     });
     runs.insert("services", counted);
     let (known, given) = (facts.clone(), allocated.clone());
     let (of_entries, counted) = graph.derive(&inputs.entries, move |cx, name, entry| {
-        let bound = known.bind(cx, &entry.meta, Traffic::Service);
+        let visibility = known.visibility(cx, &name.namespace);
         let namespace = known.namespace(cx, &name.namespace);
-        let network = known.network(cx);
+        let (namespace, network) = (namespace.as_deref(), known.network(cx));
         let addresses = |host: &str| addresses(cx, &given, name, host);
-        let claims =
-            service::of_service_entry(&network, entry, namespace.as_deref(), &bound, addresses);
+        let wire = visibility.unwrap_or_default().wire();
+        let bound = match wire {
+            Some(_) => known.bind_entry(cx, &entry.meta, Traffic::Service),
+            None => Bound::default(),
+        };
+        let claims = wire.map_or_else(Vec::new, |wire| {
+            service::of_service_entry(&network, entry, namespace, &bound, wire, addresses)
+        });
         let offer = Offer {
             claims: claims.into_iter().map(Arc::new).collect(),
             bound,
             served: None,
+            visibility,
         };
         vec![(reference(Kind::ServiceEntry, name), offer)]
     });
@@ -558,7 +613,27 @@ fn made(
     let of_entries = workload_entries(graph, inputs, joins);
     let inline = inline_endpoints(graph, inputs, joins);
     let bare = bare_endpoints(graph, inputs, joins);
-    graph.join(&[&pods, &of_entries, &inline, &bare])
+    let gateways = network_gateways(graph, joins);
+    graph.join(&[&pods, &of_entries, &inline, &bare, &gateways])
+}
+
+/// Gateways of other networks; where several describe one address, the first by name counts.
+fn network_gateways(graph: &mut Graph, joins: &Joins) -> Collection<ObjectRef, Made> {
+    let gateways = joins.facts.gateways_of_network.collection();
+    let by_uid = gateways.index(|_, gateway| gateway.uids());
+    let by_uid = graph.group(&by_uid);
+    let settings = joins.facts.settings.clone();
+    let (made, _) = graph.derive(&by_uid, move |_, uid, gateways| {
+        let workload = gateways
+            .first()
+            .and_then(|gateway| gateway.workload(&settings, uid));
+        let made = Made {
+            resources: workload.iter().map(workload_resource).collect(),
+            conditions: Conditions::default(),
+        };
+        vec![(reference(Kind::Gateway, &Name::new("", uid.clone())), made)]
+    });
+    made
 }
 
 fn pods(graph: &mut Graph, inputs: &Inputs, joins: &Joins) -> (Collection<ObjectRef, Made>, Runs) {
@@ -659,7 +734,10 @@ fn workload_entries(
             policies: joins.policies(cx, &name.namespace, &labels, &through(&bound, &claims)),
             bound: &bound,
         };
-        let outcome = workload::of_workload_entry(entry, around);
+        let mut outcome = workload::of_workload_entry(entry, around);
+        if let Some(workload) = &mut outcome.workload {
+            facts.through_gateway(cx, workload);
+        }
         vec![(reference(Kind::WorkloadEntry, name), Made::from(outcome))]
     });
     made
@@ -677,7 +755,7 @@ fn inline_endpoints(
             .into_values()
             .filter(|claim| claim.kind == Kind::ServiceEntry && claim.meta.name == *name)
             .collect();
-        let bound = facts.bind(cx, &entry.meta, Traffic::Workload);
+        let bound = facts.bind_entry(cx, &entry.meta, Traffic::Workload);
         let around = Surroundings {
             settings: &facts.settings,
             network: &facts.network(cx),
@@ -691,8 +769,12 @@ fn inline_endpoints(
             ),
             bound: &bound,
         };
+        let mut workloads = workload::of_service_entry(entry, &won, &around);
+        for workload in &mut workloads {
+            facts.through_gateway(cx, workload);
+        }
         let made = Made {
-            resources: encoded(&workload::of_service_entry(entry, &won, &around)),
+            resources: encoded(&workloads),
             conditions: Conditions::default(),
         };
         vec![(reference(Kind::ServiceEntry, name), made)]
@@ -808,6 +890,7 @@ fn conditions(
             .filter(|_| of_service);
         told(object.clone(), said.cloned().collect::<Vec<_>>())
     });
+    let offers_known = offers.clone();
     let (winners, given, offers) = (joins.winners.clone(), allocated.clone(), offers.clone());
     let (entries, _) = graph.derive(&inputs.entries, move |cx, name, entry| {
         let object = reference(Kind::ServiceEntry, name);
@@ -822,7 +905,7 @@ fn conditions(
         let addresses = |host: &str| addresses(cx, &given, name, host);
         told(
             object,
-            service::entry_conditions(entry, &offer.bound, &won, addresses),
+            service::entry_conditions(entry, &offer.bound, offer.visibility, &won, addresses),
         )
     });
     let (made, _) = graph.derive(made, |_, object, made| {
@@ -838,11 +921,28 @@ fn conditions(
     let (policies, _) = graph.derive(policies, move |cx, name, outcome| {
         let mut said = outcome.conditions.clone();
         if let Some(raw) = cx.get(&raw, name) {
-            said.extend(policy::targets(&raw.object, |kind, target| match kind {
-                Kind::Service => cx.get(&services_known, target).is_some(),
-                Kind::ServiceEntry => cx.get(&entries_known, target).is_some(),
-                Kind::Gateway => cx.get(&gateways, target).is_some(),
-                _ => cx.get(&classes, &target.name).is_some(),
+            let bound = |kind, target: &Name| {
+                let offer = cx.get(&offers_known, &reference(kind, target));
+                offer.is_some_and(|offer| !offer.bound.names.is_empty())
+            };
+            said.extend(policy::targets(&raw.object, |kind, target| {
+                let (found, bound) = match kind {
+                    Kind::Service => (
+                        cx.get(&services_known, target).is_some(),
+                        bound(kind, target),
+                    ),
+                    Kind::ServiceEntry => (
+                        cx.get(&entries_known, target).is_some(),
+                        bound(kind, target),
+                    ),
+                    Kind::Gateway => (cx.get(&gateways, target).is_some(), true),
+                    _ => (cx.get(&classes, &target.name).is_some(), true),
+                };
+                match (found, bound) {
+                    (false, _) => policy::Target::Absent,
+                    (true, false) => policy::Target::NotBound,
+                    (true, true) => policy::Target::Bound,
+                }
             }));
         }
         told(reference(Kind::AuthorizationPolicy, name), said)

@@ -13,10 +13,12 @@ use proto::{security::Authorization, workload as wire};
 use crate::output::{Condition, Resource, Truth};
 
 pub mod allocate;
+pub mod network;
 pub mod peer;
 pub mod policy;
 pub mod port;
 pub mod service;
+pub mod visibility;
 pub mod waypoint;
 pub mod workload;
 
@@ -39,6 +41,8 @@ pub struct Settings {
     pub failure: FailurePolicy,
     /// Send dry-run policies. Node tunnels that do not know the field enforce them.
     pub send_dry_run: bool,
+    /// From where hosts of ServiceEntries are seen; `None`: from everywhere, and nothing is said of it.
+    pub entry_visibility: Option<visibility::EntryVisibility>,
 }
 
 /// What becomes of traffic whose protection cannot be had: a waypoint that is missing, a rule that L4 cannot judge.
@@ -62,6 +66,7 @@ impl Default for Settings {
             revision: "default".into(),
             failure: FailurePolicy::Closed,
             send_dry_run: false,
+            entry_visibility: None,
         }
     }
 }

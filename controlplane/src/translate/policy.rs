@@ -598,33 +598,57 @@ pub fn for_waypoint(
     }
 }
 
-/// What becomes of the targets of a policy for waypoints. `exists`: whether there is such an object.
-pub fn targets(policy: &Policy, exists: impl Fn(Kind, &Name) -> bool) -> Option<Condition> {
-    let targets: Vec<&TargetRef> = policy
+/// What a target of a policy is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// There is no such object.
+    Absent,
+    /// A service whose traffic goes through no waypoint.
+    NotBound,
+    /// A waypoint, or a service behind one.
+    Bound,
+}
+
+/// What becomes of the targets of a policy for waypoints. `look`: what there is of that kind and name.
+pub fn targets(policy: &Policy, look: impl Fn(Kind, &Name) -> Target) -> Option<Condition> {
+    let targets = policy
         .spec
         .target_refs
         .iter()
-        .chain(&policy.spec.target_ref)
-        .collect();
-    if targets.is_empty() {
-        return None;
-    }
-    let absent = |target: &&&TargetRef| {
+        .chain(&policy.spec.target_ref);
+    let mut absent = Vec::new();
+    let mut unbound = Vec::new();
+    let mut count = 0;
+    for target in targets {
+        count += 1;
         let name = Name::new(policy.meta.name.namespace.clone(), target.name.as_str());
-        !target_kind(target).is_some_and(|kind| exists(kind, &name))
-    };
-    let absent: Vec<String> = targets
-        .iter()
-        .filter(absent)
-        .map(|target| format!("{} {}", target.kind, target.name))
-        .collect();
+        let found = target_kind(target).map_or(Target::Absent, |kind| look(kind, &name));
+        match found {
+            Target::Absent => absent.push(told_target(target, &name)),
+            Target::NotBound => unbound.push(told_target(target, &name)),
+            Target::Bound => {}
+        }
+    }
     let told = |reason, message| Some(condition("WaypointAccepted", Truth::False, reason, message));
-    match absent.is_empty() {
-        false => told("TargetNotFound", format!("not found: {}; nothing is enforced", absent.join(", "))),
-        true => told(
+    match (count, absent.is_empty(), unbound.is_empty()) {
+        (0, ..) => None,
+        (_, false, _) => told("TargetNotFound", format!("not found: {}; nothing is enforced", absent.join(", "))),
+        (_, true, false) => told(
+            "AncestorNotBound",
+            format!("its traffic goes through no waypoint: {}; nothing is enforced", unbound.join(", ")),
+        ),
+        (_, true, true) => told(
             "NotServed",
             "policies with targets are for waypoints, which this control plane does not serve; nothing is enforced".to_owned(),
         ),
+    }
+}
+
+/// `Kind.group:namespace/name`, as upstream has it.
+fn told_target(target: &TargetRef, name: &Name) -> String {
+    match target.group.as_str() {
+        "" | "core" => format!("{}:{name}", target.kind),
+        group => format!("{}.{group}:{name}", target.kind),
     }
 }
 

@@ -9,6 +9,7 @@ use proto::workload::{self as wire, IpFamilies, LoadBalancing, load_balancing};
 use super::{
     Settings, bytes_of, condition, network_address,
     port::{PortSpec, protocol, protocol_of},
+    visibility::Visibility,
     waypoint::Bound,
 };
 use crate::{
@@ -16,6 +17,9 @@ use crate::{
     object::{Kind, Labels, Meta, Name, Service, ServiceEntry, ServicePort, TargetPort},
     output::{Condition, Truth},
 };
+
+/// How addresses of Unix sockets start.
+pub const UNIX: &str = "unix://";
 
 /// One object's claim to be the service of a host name.
 #[derive(Clone, Debug, PartialEq)]
@@ -142,6 +146,7 @@ pub fn of_service_entry(
     entry: &ServiceEntry,
     namespace: Option<&Meta>,
     bound: &Bound,
+    visibility: wire::Visibility,
     allocated: impl Fn(&str) -> Vec<IpAddr>,
 ) -> Vec<Claim> {
     let spec = &entry.spec;
@@ -163,6 +168,7 @@ pub fn of_service_entry(
             ports: ports.iter().map(PortSpec::of_service).collect(),
             subject_alt_names: spec.subject_alt_names.clone(),
             load_balancing: entry_load_balancing(entry, namespace),
+            visibility: visibility.into(),
             ..bound_to(bound)
         };
         Claim {
@@ -345,14 +351,21 @@ pub fn served(service: &Service) -> Condition {
 }
 
 /// What there is to say of a ServiceEntry whose hosts were claimed: `won` names, per host, the object that counts.
+/// `visibility`: where the mesh has a rule for it.
 pub fn entry_conditions(
     entry: &ServiceEntry,
     bound: &Bound,
+    visibility: Option<Visibility>,
     won: &BTreeMap<Str, ClaimKey>,
     allocated: impl Fn(&str) -> Vec<IpAddr>,
 ) -> Vec<Condition> {
-    let mut conditions: Vec<Condition> = bound.condition.iter().cloned().collect();
+    let said = visibility.map(Visibility::condition);
+    if visibility == Some(Visibility::None) {
+        return said.into_iter().collect();
+    }
+    let mut conditions: Vec<Condition> = bound.condition.iter().cloned().chain(said).collect();
     conditions.push(claimed(entry, won));
+    conditions.extend(sockets(entry));
     conditions.extend(waypoint_missing(entry, bound));
     conditions.extend(addresses_allocated(entry, allocated));
     conditions
@@ -381,6 +394,22 @@ fn claimed(entry: &ServiceEntry, won: &BTreeMap<Str, ClaimKey>) -> Condition {
         ),
         false => condition("HostsClaimed", Truth::False, "NotInForce", lost.join("; ")),
     }
+}
+
+/// Endpoints that are Unix sockets: only a proxy beside the process could dial them.
+fn sockets(entry: &ServiceEntry) -> Option<Condition> {
+    let endpoints = entry.spec.endpoints.iter();
+    let sockets: Vec<&str> = endpoints
+        .map(|endpoint| endpoint.address.as_str())
+        .filter(|address| address.starts_with(UNIX))
+        .collect();
+    (!sockets.is_empty()).then(|| {
+        let message = format!(
+            "left out, for no node tunnel can reach a Unix socket: {}",
+            sockets.join(", ")
+        );
+        condition("EndpointsServed", Truth::False, "UnixSocket", message)
+    })
 }
 
 fn waypoint_missing(entry: &ServiceEntry, bound: &Bound) -> Option<Condition> {

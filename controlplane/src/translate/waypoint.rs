@@ -245,8 +245,8 @@ fn listener<'g>(gateway: &'g Gateway, binding: Option<&ApplicationTunnel>) -> Op
     }
 }
 
-/// Kubernetes' `LabelSelector`.
-fn matches_selector(selector: &LabelSelector, labels: &Labels) -> bool {
+/// Whether labels are those that Kubernetes' `LabelSelector` asks for.
+pub fn matches_selector(selector: &LabelSelector, labels: &Labels) -> bool {
     let value = |key: &String| labels.get(key.as_str()).map(|value| &**value);
     let equal = selector
         .match_labels

@@ -8,7 +8,11 @@ use proto::workload::{
     WorkloadStatus, WorkloadType,
 };
 
-use super::{Settings, bytes_of, condition, service::Claim, waypoint::Bound};
+use super::{
+    Settings, bytes_of, condition,
+    service::{Claim, UNIX},
+    waypoint::Bound,
+};
 use crate::{
     crd::{Resolution, WorkloadEntrySpec},
     object::{
@@ -361,6 +365,18 @@ fn entry_ports(spec: &WorkloadEntrySpec) -> BTreeMap<Str, u16> {
 
 /// A WorkloadEntry.
 pub fn of_workload_entry(entry: &WorkloadEntry, around: Surroundings<'_>) -> Outcome {
+    if entry.spec.address.starts_with(UNIX) {
+        let message = "no node tunnel can reach a Unix socket";
+        return Outcome {
+            workload: None,
+            conditions: vec![condition(
+                "EndpointsServed",
+                Truth::False,
+                "UnixSocket",
+                message,
+            )],
+        };
+    }
     let Name { namespace, name } = &entry.meta.name;
     let cluster = &around.settings.cluster_id;
     let uid = format!("{cluster}/networking.istio.io/WorkloadEntry/{namespace}/{name}");
@@ -449,6 +465,7 @@ pub fn of_service_entry(
     };
     if !spec.endpoints.is_empty() {
         let endpoints = spec.endpoints.iter();
+        let endpoints = endpoints.filter(|endpoint| !endpoint.address.starts_with(UNIX));
         return endpoints
             .map(|endpoint| make(endpoint, claims, around.bound))
             .collect();
