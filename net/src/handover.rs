@@ -96,6 +96,12 @@ impl Port {
         }
     }
 
+    /// Whether nobody else has a socket there now, as far as can be told.
+    pub fn is_alone(&self) -> bool {
+        let others = self.place.as_ref().map(Place::others);
+        !matches!(others, Some(Ok(others)) if !others.is_empty())
+    }
+
     /// Resolves when `socket` may close: another one gets what is new, and handshakes that were ours have had time to
     /// end. What has arrived is then to be taken in, and nothing more will. Cancel-safe.
     pub async fn handed_over(&self, socket: &impl AsFd) {

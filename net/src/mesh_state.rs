@@ -89,6 +89,13 @@ impl MeshState {
         self.0.version.send_replace(version);
     }
 
+    /// Resolves once nothing is withheld. Cancel-safe.
+    pub async fn told(&self) {
+        let mut versions = self.versions();
+        // The sender is ours, so that the channel cannot close.
+        while self.0.withheld.load(Ordering::Relaxed) && versions.changed().await.is_ok() {}
+    }
+
     /// The view now.
     pub fn view(&self) -> Arc<MeshView> {
         self.0.view.load_full()

@@ -1,4 +1,4 @@
-//! Readiness: named gates, all of which must be open, and the endpoint that tells which are not.
+//! Readiness: named gates, all of which must be open, and the endpoint that tells which are not, and why.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -20,7 +20,15 @@ pub const PORT: u16 = 15021;
 
 /// All gates of a process. Ready when none is closed; a process that registers no gate is ready.
 #[derive(Clone, Debug)]
-pub struct Ready(Arc<watch::Sender<BTreeMap<&'static str, bool>>>);
+pub struct Ready(Arc<watch::Sender<BTreeMap<&'static str, Standing>>>);
+
+/// Where a gate stands.
+#[derive(Clone, Debug, Default)]
+struct Standing {
+    open: bool,
+    /// What a closed one waits for; may be empty.
+    why: String,
+}
 
 /// One condition of readiness; begins closed. Dropping it changes nothing: a task that dies does not make us ready.
 #[derive(Debug)]
@@ -44,7 +52,7 @@ impl Ready {
     /// Adds a closed gate. The name shows in the endpoint's answer: one of node-tunnel.md 1.4.
     pub fn gate(&self, name: &'static str) -> Gate {
         self.0.send_modify(|gates| {
-            gates.insert(name, false);
+            gates.insert(name, Standing::default());
         });
         Gate {
             ready: self.clone(),
@@ -55,13 +63,22 @@ impl Ready {
     /// The closed gates, sorted.
     pub fn pending(&self) -> Vec<&'static str> {
         let gates = self.0.borrow();
-        let closed = gates.iter().filter(|(_, open)| !**open);
+        let closed = gates.iter().filter(|(_, state)| !state.open);
         closed.map(|(name, _)| *name).collect()
+    }
+
+    /// One line for each closed gate that says what it waits for, sorted by the gates' names.
+    pub fn reasons(&self) -> Vec<String> {
+        let gates = self.0.borrow();
+        let told = |state: &Standing| !state.open && !state.why.is_empty();
+        let told = gates.iter().filter(|(_, state)| told(state));
+        told.map(|(name, state)| format!("{name}: {}", state.why))
+            .collect()
     }
 
     /// Whether every gate is open.
     pub fn is_ready(&self) -> bool {
-        self.0.borrow().values().all(|open| *open)
+        self.0.borrow().values().all(|state| state.open)
     }
 
     /// Waits until every gate is open. Cancel-safe.
@@ -69,7 +86,7 @@ impl Ready {
         let mut gates = self.0.subscribe();
         // The sender is `self`, so the channel cannot close while we wait.
         let _ = gates
-            .wait_for(|gates| gates.values().all(|open| *open))
+            .wait_for(|gates| gates.values().all(|state| state.open))
             .await;
     }
 }
@@ -92,12 +109,23 @@ impl Gate {
         });
     }
 
+    /// Says what the condition waits for, for whoever asks while it does not hold. Neither opens nor closes it.
+    pub fn explain(&self, why: impl Into<String>) {
+        let why = why.into();
+        self.ready.0.send_if_modified(|gates| {
+            if let Some(state) = gates.get_mut(self.name) {
+                state.why = why;
+            }
+            false
+        });
+    }
+
     fn set(&self, to: bool) {
         self.ready
             .0
             .send_if_modified(|gates| match gates.get_mut(self.name) {
-                Some(open) if *open != to => {
-                    *open = to;
+                Some(state) if state.open != to => {
+                    state.open = to;
                     true
                 }
                 _ => false,
@@ -110,7 +138,8 @@ pub async fn serve(listener: TcpListener, ready: Ready, drain: drain::Watch) {
     http1::serve(listener, router(ready), drain).await;
 }
 
-/// `200 ready`, `500 not ready, pending: ...`; other methods 405, other paths 404 (node-tunnel.md 1.4).
+/// `200 ready`, `500 not ready, pending: ...` with the reasons on further lines; other methods 405, other paths 404
+/// (node-tunnel.md 1.4).
 pub fn router(ready: Ready) -> Router {
     Router::new().route(PATH, any(answer)).with_state(ready)
 }
@@ -123,7 +152,11 @@ async fn answer(method: Method, State(ready): State<Ready>) -> Response {
     if pending.is_empty() {
         return "ready\n".into_response();
     }
-    let text = format!("not ready, pending: {}\n", pending.join(", "));
+    let mut text = format!("not ready, pending: {}\n", pending.join(", "));
+    for reason in ready.reasons() {
+        text.push_str(&reason);
+        text.push('\n');
+    }
     (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
 }
 

@@ -24,7 +24,7 @@ use crate::{
     dns::{ResolvConf, Resolver},
     flow::Live,
     handshakes::Handshakes,
-    identities::Identities,
+    identities::{Held, Identities},
     metrics::Metrics,
     pods::PodUid,
 };
@@ -139,6 +139,14 @@ impl Pod {
         let deadline = Instant::now() + WAIT;
         let decide = |view: &Arc<MeshView>| self.node.record(view, &self.binding);
         self.node.state.decide(deadline, decide).await
+    }
+
+    /// Keeps the pod's certificate fresh, where the pod's record is known now.
+    pub(crate) fn hold_identity(&self) -> Option<Held> {
+        match self.node.record(&self.node.state.view(), &self.binding) {
+            Outcome::Go(record) => Some(self.node.identities.hold(&record.identity())),
+            Outcome::Refuse(_) | Outcome::Need(_) => None,
+        }
     }
 
     /// The certificate of a workload of this pod, waited for.

@@ -1,6 +1,8 @@
 //! The pods of this node: told by the node agent over ZDS, each with its listeners inside its own network namespace.
 
 mod client;
+mod leave;
+mod prepare;
 mod reconcile;
 
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use net::{
     socket::{Factory, SocketError},
     sysctl::Sysctl,
 };
+use parking_lot::Mutex;
 use tokio::{
     net::{TcpListener, UdpSocket},
     task::JoinSet,
@@ -24,10 +27,13 @@ use tokio::{
 use crate::{
     authorize,
     config::{HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT},
-    dns, inbound, inbound_plaintext, outbound,
+    dns,
+    identities::Held,
+    inbound, inbound_plaintext, outbound,
     pod::{Node, Pod},
 };
 use client::Client;
+pub(crate) use leave::Leaving;
 use reconcile::Launch;
 pub(crate) use reconcile::{PodUid, Pods};
 
@@ -49,8 +55,12 @@ struct Launcher {
 pub(crate) struct Running {
     pod: Arc<Pod>,
     drain: drain::Trigger,
+    /// One of its ports, which stands for all: a successor opens them together.
+    port: Option<Port>,
     listeners: JoinSet<()>,
     _watchers: JoinSet<()>,
+    /// Where the pod's record is known already: nobody else may hold it yet.
+    _identity: Option<Held>,
 }
 
 /// The listening sockets of a pod; opened all, or none.
@@ -122,6 +132,13 @@ impl Listeners {
     }
 }
 
+impl Listeners {
+    fn any_port(&self) -> Option<Port> {
+        let any = self.hbone.iter().chain(&self.dns_tcp).next();
+        any.map(|it| it.port.clone())
+    }
+}
+
 impl Launch for Launcher {
     type Netns = Netns;
     type Running = Running;
@@ -173,6 +190,7 @@ impl Running {
     fn start(pod: Arc<Pod>, open: Listeners) -> Self {
         let (trigger, drain) = drain::channel();
         let mut listeners = JoinSet::new();
+        let port = open.any_port();
         if let Some(listener) = open.outbound {
             let pod = pod.clone();
             listeners.spawn(accept::serve_on(
@@ -200,8 +218,10 @@ impl Running {
         let mut watchers = JoinSet::new();
         watchers.spawn(authorize::watch(pod.clone(), trigger.watch()));
         Self {
+            _identity: pod.hold_identity(),
             pod,
             drain: trigger,
+            port,
             listeners,
             _watchers: watchers,
         }
@@ -217,6 +237,11 @@ impl Running {
             dns_udp: Vec::new(),
         };
         Self::start(pod, listeners)
+    }
+
+    /// Whether nobody else serves the pod, as far as can be told.
+    fn is_alone(&self) -> bool {
+        self.port.as_ref().is_none_or(Port::is_alone)
     }
 
     /// Stops accepting, lets connections end until the deadline, then cuts the rest.
@@ -268,17 +293,26 @@ fn serve_dns(
     }
 }
 
-/// Follows the agent until the drain starts; answers what still runs then.
+/// Follows the agent until the drain starts, once there is something to serve pods with; answers what still runs then.
 pub(crate) async fn follow_agent(
     node: Arc<Node>,
     gate: Gate,
     published: Arc<ArcSwap<Published>>,
-    drain: drain::Watch,
-) -> Vec<Running> {
+    mut drain: drain::Watch,
+) -> Leaving {
+    let held = tokio::select! {
+        held = prepare::prepare(&node, &gate) => held,
+        _ = drain.started() => return Leaving { link: None, pods: Vec::new() },
+    };
     let socket = node.config.inpod.uds.clone();
     let metrics = node.metrics.clone();
+    // Until the pods hold their identities themselves.
+    let held = Mutex::new(held);
     let changed = move |pods: &Pods<Launcher>| {
         let (running, pending) = pods.counts();
+        if pods.complete() {
+            held.lock().clear();
+        }
         metrics.pods.set(running, pending);
         published.store(Arc::new(Published {
             up: pods.running().map(|(_, _, it)| it.pod.clone()).collect(),
@@ -295,7 +329,11 @@ pub(crate) async fn follow_agent(
         node,
         sysctl: sysctl.ok(),
     };
-    Client::new(socket, launcher, gate, Box::new(changed))
-        .run(drain)
-        .await
+    let client = Client::new(socket, launcher, gate, Box::new(changed));
+    let (pods, link) = client.run(drain).await;
+    let alone = pods.iter().any(|(_, pod)| pod.is_alone());
+    Leaving {
+        link: link.filter(|_| alone),
+        pods,
+    }
 }

@@ -32,7 +32,7 @@ use crate::{
     local_state::{self, LocalStateError},
     metrics::Metrics,
     pod::{Node, Pod},
-    pods::{Published, Running, follow_agent},
+    pods::{Leaving, Published, Running, follow_agent},
 };
 
 /// A CA request is given up after this time.
@@ -269,7 +269,7 @@ struct Started {
     deadline: Duration,
     services: drain::Trigger,
     pods_drain: drain::Trigger,
-    agent: JoinHandle<Vec<Running>>,
+    agent: JoinHandle<Leaving>,
     own: Option<Running>,
     quit: Arc<Notify>,
     /// Admin, metrics, xDS: end with us.
@@ -283,11 +283,7 @@ impl Started {
         self.pods_drain.start(mode);
         let mut draining = JoinSet::new();
         match (&mut self.agent).await {
-            Ok(running) => {
-                for pod in running {
-                    draining.spawn(pod.drain(mode));
-                }
-            }
+            Ok(leaving) => drop(draining.spawn(leaving.drain(mode))),
             Err(error) => tracing::error!(%error, "the agent's task failed"),
         }
         if let Some(own) = self.own.take() {

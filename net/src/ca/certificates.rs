@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, watch},
     task::AbortHandle,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout_at},
 };
 
 use super::{
@@ -41,10 +41,22 @@ pub struct CertificatesConfig {
     pub max_identities: usize,
     /// How long a caller waits for its certificate.
     pub wait_deadline: Duration,
+    /// For how long, from the first request for an identity, callers wait through refusals: the CA may not yet know of
+    /// a pod that has just been made.
+    pub patience: Duration,
+    /// How renewals that fail are tried again: what there is still serves.
+    pub renewing: Backoff,
+    /// How it is tried again where there is nothing that serves.
+    pub lacking: Backoff,
+}
+
+/// Pauses between attempts.
+#[derive(Clone, Copy, Debug)]
+pub struct Backoff {
     /// After a first failure; doubled by each further one, and varied by a fifth either way.
-    pub backoff: Duration,
-    /// The longest pause between attempts.
-    pub max_backoff: Duration,
+    pub first: Duration,
+    /// The longest.
+    pub longest: Duration,
 }
 
 impl Default for CertificatesConfig {
@@ -53,8 +65,15 @@ impl Default for CertificatesConfig {
             parallel: 8,
             max_identities: 10_000,
             wait_deadline: Duration::from_secs(10),
-            backoff: Duration::from_secs(1),
-            max_backoff: Duration::from_secs(150),
+            patience: Duration::from_secs(5),
+            renewing: Backoff {
+                first: Duration::from_secs(1),
+                longest: Duration::from_secs(150),
+            },
+            lacking: Backoff {
+                first: Duration::from_millis(100),
+                longest: Duration::from_secs(15),
+            },
         }
     }
 }
@@ -126,6 +145,7 @@ struct Shared {
 
 struct Entry {
     state: watch::Receiver<CertificateState>,
+    first_asked: Instant,
     place: Arc<Place>,
     renew: Arc<Notify>,
     task: AbortHandle,
@@ -156,22 +176,30 @@ impl Certificates {
     /// The identity's certificate, asked for where there is none.
     ///
     /// Callers share one request. Where the last attempt failed they fail at once, with its error, until a later one
-    /// succeeds. Waits at most [`CertificatesConfig::wait_deadline`]. Cancelling leaves the request under way.
+    /// succeeds, but for an identity that is new ([`CertificatesConfig::patience`]). Waits at most
+    /// [`CertificatesConfig::wait_deadline`]. Cancelling leaves the request under way.
     pub async fn fetch(
         &self,
         identity: &Identity,
         priority: Priority,
     ) -> Result<Arc<WorkloadCertificate>, FetchError> {
-        let mut state = self.enter(identity, priority)?;
+        let (mut state, first_asked) = self.enter(identity, priority)?;
         let after = self.0.config.wait_deadline;
+        let deadline = Instant::now() + after;
         let clock = &self.0.clock;
-        let settled = state.wait_for(|state| match state {
-            CertificateState::Initializing => false,
+        let valid = |state: &CertificateState| match state {
             CertificateState::Available(certificate) => clock.wall() < certificate.not_after(),
+            CertificateState::Initializing | CertificateState::Unavailable(_) => false,
+        };
+        let patient_until = deadline.min(first_asked + self.0.config.patience);
+        // Whether it came is found out below.
+        let _ = timeout_at(patient_until, state.wait_for(valid)).await;
+        let settled = state.wait_for(|state| match state {
             CertificateState::Unavailable(_) => true,
+            other => valid(other),
         });
         let identity = identity.clone();
-        match timeout(after, settled).await {
+        match timeout_at(deadline, settled).await {
             Err(_) => Err(FetchError::Late { identity, after }),
             Ok(Err(_)) => Err(FetchError::Forgotten(identity)),
             Ok(Ok(state)) => match &*state {
@@ -237,7 +265,7 @@ impl Certificates {
         &self,
         identity: &Identity,
         priority: Priority,
-    ) -> Result<watch::Receiver<CertificateState>, FetchError> {
+    ) -> Result<(watch::Receiver<CertificateState>, Instant), FetchError> {
         let mut entries = self.0.entries.lock();
         if let Some(entry) = entries.get(identity) {
             entry.place.raise(priority);
@@ -245,7 +273,7 @@ impl Certificates {
                 // The machine was suspended; the task has not looked at the time yet.
                 entry.renew.notify_one();
             }
-            return Ok(entry.state.clone());
+            return Ok((entry.state.clone(), entry.first_asked));
         }
         let limit = self.0.config.max_identities;
         if entries.len() >= limit {
@@ -263,14 +291,16 @@ impl Certificates {
             renew: Arc::new(Notify::new()),
             publish,
         };
+        let first_asked = Instant::now();
         let entry = Entry {
             state: state.clone(),
+            first_asked,
             place: Arc::clone(&keeper.place),
             renew: Arc::clone(&keeper.renew),
             task: tokio::spawn(keeper.run()).abort_handle(),
         };
         entries.insert(identity.clone(), entry);
-        Ok(state)
+        Ok((state, first_asked))
     }
 
     fn expired(&self, state: &CertificateState) -> bool {
@@ -345,15 +375,19 @@ impl Keeper {
         if left.is_zero() {
             return None;
         }
-        Some(now + (left / 2).max(self.config.backoff))
+        Some(now + (left / 2).max(self.config.renewing.first))
     }
 
     /// Keeps what is valid and says why there is nothing otherwise; answers when to try again.
     fn failed(&self, error: Arc<IssueError>, failures: u32) -> SystemTime {
-        let pause = backoff(&self.config, failures, rand::random());
-        tracing::warn!(identity = %self.identity, failures, retry_in = ?pause, error = &error as &dyn std::error::Error, "no certificate from the CA");
         let now = self.clock.wall();
         let expiry = self.valid_until().filter(|expiry| now < *expiry);
+        let backoff = match expiry {
+            Some(_) => self.config.renewing,
+            None => self.config.lacking,
+        };
+        let pause = backoff.after(failures, rand::random());
+        tracing::warn!(identity = %self.identity, failures, retry_in = ?pause, expires_in = ?expiry.and_then(|it| it.duration_since(now).ok()), error = &error as &dyn std::error::Error, "no certificate from the CA");
         if expiry.is_none() {
             self.publish
                 .send_replace(CertificateState::Unavailable(error));
@@ -386,12 +420,12 @@ impl Keeper {
     }
 }
 
-/// The pause after `failures` in a row, at least one: doubled each time, varied by a fifth, capped.
-fn backoff(config: &CertificatesConfig, failures: u32, draw: u32) -> Duration {
-    let doubled = 2_u32.saturating_pow(failures.saturating_sub(1).min(16));
-    let pause = config
-        .backoff
-        .saturating_mul(doubled)
-        .min(config.max_backoff);
-    pause.mul_f64(0.8 + 0.4 * f64::from(draw) / f64::from(u32::MAX))
+impl Backoff {
+    /// The pause after `failures` in a row, at least one: doubled each time, capped, varied by a fifth. `draw` is the
+    /// chance, even over `u32`.
+    fn after(self, failures: u32, draw: u32) -> Duration {
+        let doubled = 2_u32.saturating_pow(failures.saturating_sub(1).min(16));
+        let pause = self.first.saturating_mul(doubled).min(self.longest);
+        pause.mul_f64(0.8 + 0.4 * f64::from(draw) / f64::from(u32::MAX))
+    }
 }

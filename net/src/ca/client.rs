@@ -122,6 +122,27 @@ pub enum IssueError {
     Unusable(#[source] BuildCertificateError),
 }
 
+impl IssueError {
+    /// Whether the CA has spoken, were it only to refuse. Otherwise it, or the way to it, is gone.
+    pub fn is_answer(&self) -> bool {
+        match self {
+            Self::Ca { code, .. } => !matches!(
+                code,
+                Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown
+            ),
+            Self::Late { .. } | Self::ReadToken { .. } | Self::Header(_) | Self::Request(_) => {
+                false
+            }
+            Self::Incomplete(_)
+            | Self::NotPem(_)
+            | Self::WrongIdentity { .. }
+            | Self::NotValidNow
+            | Self::Roots(_)
+            | Self::Unusable(_) => true,
+        }
+    }
+}
+
 /// A client of `IstioCertificateService`. Cheap to clone; connects when first used.
 #[derive(Clone)]
 pub struct CaClient(Arc<Shared>);

@@ -11,7 +11,9 @@ use std::{future::Future, pin::Pin, sync::Arc};
 
 use mesh::identity::Identity;
 
-pub use certificates::{CertificateState, Certificates, CertificatesConfig, FetchError, Priority};
+pub use certificates::{
+    Backoff, CertificateState, Certificates, CertificatesConfig, FetchError, Priority,
+};
 pub use client::{CaClient, CaConfig, Impersonation, IssueError, Token};
 
 use crate::tls::WorkloadCertificate;

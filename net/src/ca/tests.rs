@@ -402,6 +402,10 @@ fn rig(takes: Duration) -> Rig {
 }
 
 impl Rig {
+    fn patience(&self) -> Duration {
+        CertificatesConfig::default().patience
+    }
+
     fn identity(&self, account: usize) -> Identity {
         self.script.ca.identity("a", &format!("sa-{account}"))
     }
@@ -487,19 +491,54 @@ async fn failures_are_told_at_once_and_retried_ever_more_slowly() {
     let rig = rig(Duration::ZERO);
     *rig.script.fails.lock() = true;
     let identity = rig.identity(0);
+    rig.certificates.prefetch(&identity);
+    tokio::time::sleep(rig.patience()).await;
+    let asked_before = rig.script.asked();
+    let began = Instant::now();
     for _ in 0..50 {
         let error = rig.certificates.fetch(&identity, Priority::RealTime).await;
         assert!(matches!(error, Err(FetchError::Issue { .. })));
     }
-    assert_eq!(rig.script.asked(), 1);
-    tokio::time::sleep(Duration::from_secs(1200)).await;
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert_eq!(rig.script.asked(), asked_before);
+    tokio::time::sleep(Duration::from_secs(200)).await;
     let asked = rig.script.asked.lock();
     let pauses: Vec<_> = asked.windows(2).map(|w| w[1].1 - w[0].1).collect();
     for (at, pause) in pauses.iter().enumerate() {
-        let nominal = 2_f64.powi(i32::try_from(at).unwrap()).min(150.0);
+        let nominal = (0.1 * 2_f64.powi(i32::try_from(at).unwrap())).min(15.0);
         let range = nominal * 0.79..nominal * 1.21 + 0.01;
         assert!(range.contains(&pause.as_secs_f64()), "{at}: {pause:?}");
     }
+}
+
+/// A pod that has just been made may be news to the CA: its first connection waits and does not fail.
+#[tokio::test(start_paused = true)]
+async fn callers_wait_through_the_first_refusals_of_a_new_identity() {
+    let rig = rig(Duration::ZERO);
+    *rig.script.fails.lock() = true;
+    let identity = rig.identity(0);
+    let fetching = rig.certificates.fetch(&identity, Priority::RealTime);
+    let learns = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        *rig.script.fails.lock() = false;
+    };
+    let began = Instant::now();
+    let (fetched, ()) = tokio::join!(fetching, learns);
+    fetched.expect("it came");
+    assert!(
+        began.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        began.elapsed()
+    );
+    // Who is refused for longer is told so, with the CA's words.
+    *rig.script.fails.lock() = true;
+    let began = Instant::now();
+    let refused = rig
+        .certificates
+        .fetch(&rig.identity(1), Priority::RealTime)
+        .await;
+    assert!(matches!(refused, Err(FetchError::Issue { .. })));
+    assert_eq!(began.elapsed(), rig.patience());
 }
 
 #[tokio::test(start_paused = true)]
@@ -608,4 +647,25 @@ async fn identities_are_bounded() {
             .await
             .is_ok()
     );
+}
+
+#[test]
+fn a_refusal_is_an_answer_and_silence_is_none() {
+    let ca = |code| IssueError::Ca {
+        code,
+        message: String::new(),
+    };
+    let after = Duration::from_secs(1);
+    for (error, expected) in [
+        (ca(Code::PermissionDenied), true),
+        (ca(Code::Unauthenticated), true),
+        (ca(Code::InvalidArgument), true),
+        (ca(Code::Unavailable), false),
+        (ca(Code::DeadlineExceeded), false),
+        (IssueError::Late { after }, false),
+        (IssueError::NotValidNow, true),
+        (IssueError::Incomplete(0), true),
+    ] {
+        assert_eq!(error.is_answer(), expected, "{error:?}");
+    }
 }

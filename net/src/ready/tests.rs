@@ -31,6 +31,24 @@ async fn names_the_pending_gates_sorted() {
 }
 
 #[tokio::test]
+async fn says_what_closed_gates_wait_for_and_nothing_of_open_ones() {
+    let ready = Ready::new();
+    let manager = ready.gate("workload proxy manager");
+    let state = ready.gate("state manager");
+    state.explain("connection refused");
+    manager.explain("no node agent");
+    let expected = "not ready, pending: state manager, workload proxy manager\n\
+        state manager: connection refused\nworkload proxy manager: no node agent\n";
+    assert_eq!(ask(&ready, "GET", PATH).await, (500, expected.to_owned()));
+    state.open();
+    let expected =
+        "not ready, pending: workload proxy manager\nworkload proxy manager: no node agent\n";
+    assert_eq!(ask(&ready, "GET", PATH).await, (500, expected.to_owned()));
+    manager.open();
+    assert_eq!(ask(&ready, "GET", PATH).await, (200, "ready\n".to_owned()));
+}
+
+#[tokio::test]
 async fn other_methods_and_paths_are_refused() {
     let ready = Ready::new();
     assert_eq!(ask(&ready, "POST", PATH).await.0, 405);

@@ -22,7 +22,10 @@ use super::{
     session::{Session, Taken, Versions, answer},
     wire::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
 };
-use crate::{drain, report::causes};
+use crate::{
+    drain,
+    report::{Chain, causes},
+};
 
 /// Requests under way to the server; a server that does not read them stops us reading its responses.
 const REQUESTS: usize = 64;
@@ -116,6 +119,9 @@ impl<H: Handler> Client<H> {
             _ => {}
         }
         let wait = backoff.next();
+        if let Some(ready) = &self.config.ready {
+            ready.explain(format!("no control plane: {}", Chain(error)));
+        }
         match reason {
             Termination::Reconnect | Termination::Complete => {
                 debug!(error, ?wait, "the control plane asks to reconnect");
@@ -153,6 +159,9 @@ impl<H: Handler> Client<H> {
         let deadline = Instant::now() + self.config.answer_deadline;
         let mut responses = self.open(ReceiverStream::new(outgoing)).await?;
         info!("connected to the control plane");
+        if let Some(ready) = &self.config.ready {
+            ready.explain("the control plane has not told all yet");
+        }
         let mut silence = pin!(sleep_until(deadline));
         let mut confirm = pin!(sleep(CONFIRM));
         let mut confirming = withheld;

@@ -3,7 +3,7 @@
 //! Pods go on being served while there is no agent; only readiness is lost. A message that breaks the protocol ends the
 //! connection and not the process: the snapshot of the next one sets everything right.
 
-use std::{ops::ControlFlow, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use mesh::outcome::LocalWorkload;
 use net::{
@@ -14,7 +14,7 @@ use net::{
 };
 use rand::RngExt;
 
-use super::reconcile::{Launch, OutOfOrder, Pods, Request};
+use super::reconcile::{Launch, OutOfOrder, PodUid, Pods, Request};
 
 const RETRY_ADDS: Duration = Duration::from_secs(5);
 const FIRST_BACKOFF: Duration = Duration::from_millis(20);
@@ -29,6 +29,15 @@ enum LinkError {
     OutOfOrder(#[from] OutOfOrder),
     #[error("the node agent closed the connection")]
     Closed,
+}
+
+/// What a turn of the loop came to.
+enum Turn {
+    GoOn,
+    /// The link ended.
+    Ended(LinkError),
+    /// The drain has started.
+    Drain,
 }
 
 /// Called after each change, to publish what runs.
@@ -54,28 +63,31 @@ impl<L: Launch<Netns = Netns>> Client<L> {
         }
     }
 
-    /// Runs until the drain starts; answers what still runs then, for its owner to drain.
-    pub(crate) async fn run(mut self, mut drain: drain::Watch) -> Vec<L::Running> {
+    /// Runs until the drain starts; answers what still runs then, and the link to the agent, for their owner to drain.
+    pub(crate) async fn run(
+        mut self,
+        mut drain: drain::Watch,
+    ) -> (Vec<(PodUid, L::Running)>, Option<TunnelConnection>) {
         let mut backoff = FIRST_BACKOFF;
         loop {
-            let ended = tokio::select! {
-                biased;
-                _ = drain.started() => break,
-                ended = self.serve_one_connection() => ended,
+            let (link, ended) = self.serve_one_connection(&mut drain).await;
+            let Some(ended) = ended else {
+                return (self.pods.take_running(), link);
             };
             self.gate.close();
             if self.pods.complete() {
                 backoff = FIRST_BACKOFF;
             }
-            tracing::warn!(error = net::report::Chain(&ended).to_string(), retry_in = ?backoff, "no node agent");
+            let error = net::report::Chain(&ended).to_string();
+            self.gate.explain(format!("no node agent: {error}"));
+            tracing::warn!(error, retry_in = ?backoff, "no node agent");
             tokio::select! {
                 biased;
-                _ = drain.started() => break,
+                _ = drain.started() => return (self.pods.take_running(), None),
                 () = self.wait_and_retry(jittered(backoff)) => {}
             }
             backoff = (backoff * 2).min(LONGEST_BACKOFF);
         }
-        self.pods.take_running()
     }
 
     async fn wait_and_retry(&mut self, pause: Duration) {
@@ -85,29 +97,40 @@ impl<L: Launch<Netns = Netns>> Client<L> {
         }
     }
 
-    async fn serve_one_connection(&mut self) -> LinkError {
+    /// Until the link breaks, or the drain starts: then there is no error, and the link may live.
+    async fn serve_one_connection(
+        &mut self,
+        drain: &mut drain::Watch,
+    ) -> (Option<TunnelConnection>, Option<LinkError>) {
         let mut link = match self.dialer.connect().await {
             Ok(link) => link,
-            Err(error) => return error.into(),
+            Err(_) if drain.mode().is_some() => return (None, None),
+            Err(error) => return (None, Some(error.into())),
         };
         self.heard = false;
         self.pods.connected();
+        self.gate.explain("waits for the node agent's pods");
         tracing::debug!("connected to the node agent");
         let ended = loop {
-            if let ControlFlow::Break(ended) = self.step(&mut link).await {
-                break ended;
+            match self.turn(&mut link, drain).await {
+                Turn::GoOn => {}
+                Turn::Ended(ended) => break ended,
+                Turn::Drain => return (Some(link), None),
             }
         };
         if !self.heard {
             self.dialer.hung_up_early();
         }
-        ended
+        (None, Some(ended))
     }
 
-    /// One message, or one round of retries.
-    async fn step(&mut self, link: &mut TunnelConnection) -> ControlFlow<LinkError> {
+    /// One message, or one round of retries. A message that has come is answered before a drain is noticed: an answer
+    /// that is owed would be taken for the next one's.
+    async fn turn(&mut self, link: &mut TunnelConnection, drain: &mut drain::Watch) -> Turn {
         let has_pending = self.pods.has_pending();
         let done = tokio::select! {
+            biased;
+            _ = drain.started() => return Turn::Drain,
             received = link.receive() => self.receive(link, received).await,
             () = tokio::time::sleep(RETRY_ADDS), if has_pending => {
                 self.retry().await;
@@ -115,8 +138,8 @@ impl<L: Launch<Netns = Netns>> Client<L> {
             }
         };
         match done {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(ended) => ControlFlow::Break(ended),
+            Ok(()) => Turn::GoOn,
+            Err(ended) => Turn::Ended(ended),
         }
     }
 
@@ -145,11 +168,27 @@ impl<L: Launch<Netns = Netns>> Client<L> {
         self.publish();
     }
 
+    fn explain(&self) {
+        let pending: Vec<String> = self
+            .pods
+            .pending()
+            .map(|(uid, pod)| format!("{}/{} ({uid})", pod.namespace, pod.name))
+            .collect();
+        match pending.is_empty() {
+            true => self.gate.explain("waits for the node agent's pods"),
+            false => self.gate.explain(format!(
+                "pods that cannot be served yet: {}",
+                pending.join(", ")
+            )),
+        }
+    }
+
     fn publish(&self) {
         if self.pods.complete() {
             self.gate.open();
         } else {
             self.gate.close();
+            self.explain();
         }
         (self.changed)(&self.pods);
     }

@@ -251,10 +251,10 @@ impl<L: Launch> Pods<L> {
     }
 
     /// Ends: hands out everything that runs, to be drained.
-    pub(crate) fn take_running(&mut self) -> Vec<L::Running> {
+    pub(crate) fn take_running(&mut self) -> Vec<(PodUid, L::Running)> {
         self.pending.clear();
-        let running = std::mem::take(&mut self.running);
-        running.into_values().map(|pod| pod.running).collect()
+        let running = std::mem::take(&mut self.running).into_iter();
+        running.map(|(uid, pod)| (uid, pod.running)).collect()
     }
 }
 

@@ -19,6 +19,7 @@ use net::{
     socket::{Factory, SourceAddress},
     testing::TestCa,
     tls::Policy,
+    zds::Request,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -30,7 +31,7 @@ use tokio::{
 use crate::rig::{
     DEADLINE, Rig, application, connect, eventually, is_reset,
     network::{Pod, in_pod},
-    node::Node,
+    node::{Node, uid},
     passes, rig_with, soon,
 };
 
@@ -376,4 +377,26 @@ async fn enrolled_namespaces_have_waiting_connections_moved_to_who_still_listens
     drop(dies);
     let (mut served, _) = soon(lives.accept()).await.expect("it was moved");
     passes(&mut waiting, &mut served, b"x").await;
+}
+
+/// While nobody else serves them, the agent's word about pods still counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tunnel_about_to_end_lets_go_of_a_pod_that_is_deleted_and_takes_no_new_one() {
+    let Some(mut rig) = rig(LONG_GRACE).await else {
+        return;
+    };
+    let (mut client, mut server) = rig.pair().await;
+    passes(&mut client, &mut server, b"x").await;
+    rig.node_b.begin_stop();
+    passes(&mut client, &mut server, b"serves on").await;
+    let refused = rig.node_b.agent.try_add(&rig.a).await;
+    assert!(
+        format!("{refused:?}").contains("about to end"),
+        "{refused:?}"
+    );
+    let deleted = Request::Delete { uid: uid(&rig.b) };
+    rig.node_b.agent.call(deleted).await;
+    is_reset(&mut server).await;
+    // Nothing is left to wait for.
+    soon(rig.node_b.stop()).await;
 }

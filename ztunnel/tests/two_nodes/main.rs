@@ -9,6 +9,7 @@ mod names;
 mod policy;
 mod rig;
 mod routes;
+mod start;
 mod telemetry;
 mod traffic;
 

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use net::{
+    ca::Issuer,
     mesh_state::MeshState,
     testing::TestCa,
     zds::{AgentConnection, CallError, Listener, Request, WorkloadInfo},
@@ -25,8 +26,7 @@ pub(crate) struct Node {
     pub(crate) agent: Agent,
     stop: Option<oneshot::Sender<()>>,
     tunnel: JoinHandle<()>,
-    /// The tunnel's own, so that it can be killed.
-    runtime: Option<Runtime>,
+    _process: Process,
 }
 
 /// The agent's end of ZDS.
@@ -36,12 +36,25 @@ pub(crate) struct Agent {
     _folder: tempfile::TempDir,
 }
 
-impl Node {
-    /// Starts the tunnel, with more settings, and enrols the pod: when this returns, the pod's listeners are open.
-    pub(crate) async fn start_with(
+/// A tunnel that has been started, and has no pods yet.
+pub(crate) struct Begun {
+    pub(crate) readiness: SocketAddr,
+    pub(crate) listener: Listener,
+    state: MeshState,
+    stats: SocketAddr,
+    admin: SocketAddr,
+    folder: tempfile::TempDir,
+    stop: oneshot::Sender<()>,
+    tunnel: JoinHandle<()>,
+    process: Process,
+}
+
+impl Begun {
+    /// `state`: what it knows, or will.
+    pub(crate) fn new(
         name: &'static str,
-        ca: &Arc<TestCa>,
-        pod: &Pod,
+        issuer: Arc<dyn Issuer>,
+        state: MeshState,
         more: &[(&str, &str)],
     ) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
@@ -61,38 +74,67 @@ impl Node {
         .into();
         settings.extend(more.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
         let config = Config::from_lookup(&|name| settings.get(name).cloned()).expect("settings");
-        let state = MeshState::new();
         let (stop, stopped) = oneshot::channel::<()>();
         let runtime = Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .expect("a runtime");
-        let (ca, knows) = (ca.clone(), state.clone());
+        let knows = state.clone();
         let tunnel = runtime.spawn(async move {
-            let tunnel = Tunnel::new(config).with_issuer(ca).with_state(knows);
+            let tunnel = Tunnel::new(config).with_issuer(issuer).with_state(knows);
             let stop = async { stopped.await.unwrap_or(()) };
             tunnel.run_until(stop).await.expect("the tunnel runs");
         });
-        let incoming = soon(listener.accept()).await.expect("the tunnel connects");
-        let connection = soon(AgentConnection::greet(incoming)).await.expect("Hello");
-        let mut agent = Agent {
-            connection: Some(connection),
-            listener,
-            _folder: folder,
-        };
-        agent.add(pod).await;
-        agent.call(Request::SnapshotSent).await;
         Self {
+            readiness,
+            listener,
             state,
             stats,
             admin,
-            readiness,
-            agent,
-            stop: Some(stop),
+            folder,
+            stop,
             tunnel,
-            runtime: Some(runtime),
+            process: Process(Some(runtime)),
         }
+    }
+
+    /// Enrols the pod: when this returns, the pod's listeners are open.
+    pub(crate) async fn enrol(self, pod: &Pod) -> Node {
+        let incoming = soon(self.listener.accept())
+            .await
+            .expect("the tunnel connects");
+        let connection = soon(AgentConnection::greet(incoming)).await.expect("Hello");
+        let mut agent = Agent {
+            connection: Some(connection),
+            listener: self.listener,
+            _folder: self.folder,
+        };
+        agent.add(pod).await;
+        agent.call(Request::SnapshotSent).await;
+        Node {
+            state: self.state,
+            stats: self.stats,
+            admin: self.admin,
+            readiness: self.readiness,
+            agent,
+            stop: Some(self.stop),
+            tunnel: self.tunnel,
+            _process: self.process,
+        }
+    }
+}
+
+impl Node {
+    /// Starts the tunnel, with more settings, and enrols the pod.
+    pub(crate) async fn start_with(
+        name: &'static str,
+        ca: &Arc<TestCa>,
+        pod: &Pod,
+        more: &[(&str, &str)],
+    ) -> Self {
+        let begun = Begun::new(name, ca.clone(), MeshState::new(), more);
+        begun.enrol(pod).await
     }
 
     /// Drains and ends the tunnel.
@@ -109,10 +151,12 @@ impl Node {
     }
 }
 
-impl Drop for Node {
-    /// Kills the tunnel: every socket is closed where it stands, and nobody is told.
+/// The tunnel's own runtime. Dropping it kills the tunnel: every socket is closed where it stands, and nobody is told.
+struct Process(Option<Runtime>);
+
+impl Drop for Process {
     fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
+        if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
     }
