@@ -12,6 +12,7 @@ pub mod dns;
 pub mod draw;
 pub mod dump;
 pub mod enrol;
+pub mod explain;
 pub mod flow;
 pub mod headers;
 pub mod identity;
