@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
-    operator::{Operator, access::Access},
+    operator::{Operator, access::Access, explain::Question},
     tool::Tool,
 };
 
@@ -163,6 +163,13 @@ pub(crate) enum Local {
         mesh: Mesh,
         /// Name of the part, as status shows it
         part: String,
+    },
+    /// Why a connection is allowed, denied or routed so: the data plane's own decision
+    Explain {
+        #[command(flatten)]
+        mesh: Mesh,
+        #[command(flatten)]
+        asked: Question,
     },
     /// Ask a part's admin endpoint, such as /config_dump, or its /metrics
     Admin {

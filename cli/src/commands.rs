@@ -71,6 +71,9 @@ fn local(command: Local) -> Result<ExitCode> {
         Local::Restart { mesh, part } => {
             client::restart(&client::Client::named(&mesh.name)?, &part)
         }
+        Local::Explain { mesh, asked } => {
+            client::explain(&client::Client::named(&mesh.name)?, &asked)
+        }
         Local::Admin {
             mesh,
             part,

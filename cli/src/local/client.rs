@@ -19,13 +19,17 @@ use serde_json::Value;
 use super::{
     logs,
     objects::Key,
-    parts::Action,
+    parts::{Action, CONTROL_PLANE, tunnel},
     protocol::{PodStatus, Reply, Request, Status, receive_reply, send_request},
     rewrite,
     runtime::Runtime,
     terminal,
 };
-use crate::{args::Output, screen};
+use crate::{
+    args::Output,
+    operator::explain::{self, Question},
+    screen,
+};
 
 /// Talks to one mesh.
 #[derive(Clone, Debug)]
@@ -79,6 +83,21 @@ impl Client {
         let stream = self.connect()?;
         send_request(&stream, request, files).context("ask the mesh")?;
         answered(&stream)
+    }
+
+    /// The JSON that a part's admin endpoint answers.
+    fn json(&self, part: &str, path: &str) -> Result<Value> {
+        let answer = self.ask(&Request::Admin {
+            part: part.to_owned(),
+            endpoint: "admin".to_owned(),
+            method: "GET".to_owned(),
+            path: path.to_owned(),
+        })?;
+        if answer["status"] != 200 {
+            bail!("{part} answers {} to {path}", answer["status"]);
+        }
+        let body = answer["body"].as_str().unwrap_or_default();
+        serde_json::from_str(body).with_context(|| format!("read what {part} answers to {path}"))
     }
 
     /// Everything about the mesh.
@@ -526,6 +545,44 @@ pub(crate) fn admin(client: &Client, part: &str, path: &str, post: bool) -> Resu
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Why a connection of the mesh is allowed or denied, as its tunnels decide.
+pub(crate) fn explain(client: &Client, asked: &Question) -> Result<ExitCode> {
+    let status = client.status()?;
+    let node = node_of_source(&status, asked.source())?;
+    let fetch = |node: &str| client.json(&tunnel(node), "/config_dump");
+    let objects = client.json(CONTROL_PLANE, "/status").unwrap_or_default();
+    let place = |by: &mesh::explain::Decider| place(&objects, by);
+    explain::local(asked, &node, &fetch, &place)
+}
+
+/// The node of a pod that is named `NAMESPACE/POD`, `POD.NAMESPACE` or by its address; also by its deployment's name.
+fn node_of_source(status: &Status, source: &str) -> Result<String> {
+    let (namespace, name) = match (source.split_once('/'), source.rsplit_once('.')) {
+        (Some((namespace, name)), _) => (namespace, name),
+        (None, Some((name, namespace))) => (namespace, name),
+        (None, None) => ("default", source),
+    };
+    let is = |pod: &&PodStatus| {
+        let made = pod
+            .name
+            .strip_prefix(name)
+            .is_some_and(|it| it.is_empty() || it.starts_with('-'));
+        (pod.namespace == namespace && made) || pod.ips.iter().any(|it| it == source)
+    };
+    let found = status.pods.iter().filter(is).min_by_key(|it| it.name.len());
+    let found = found.with_context(|| format!("there is no pod {source} (NAMESPACE/POD)"))?;
+    Ok(found.node.clone())
+}
+
+/// The file and line of an object, as the control plane tells them.
+fn place(objects: &Value, by: &mesh::explain::Decider) -> Option<String> {
+    let is = |it: &&Value| {
+        it["kind"] == by.kind && it["namespace"] == *by.namespace && it["name"] == *by.name
+    };
+    let object = objects.as_array()?.iter().find(is)?;
+    Some(format!("{}:{}", object["file"].as_str()?, object["line"]))
 }
 
 #[cfg(test)]

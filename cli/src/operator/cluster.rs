@@ -171,6 +171,30 @@ impl Cluster {
         Ok(self.list(&what, &api, "app=istiod").await?.items)
     }
 
+    /// The control planes that can be asked; an error that says why where there is none.
+    pub(crate) async fn ready_control_planes(&self, revision: Option<&str>) -> Result<Vec<Pod>> {
+        let of_revision = |it: &Pod| {
+            let labels = it.metadata.labels.as_ref();
+            let of = labels.and_then(|it| it.get("istio.io/rev"));
+            revision.is_none_or(|wanted| of.map_or("default", String::as_str) == wanted)
+        };
+        let mut pods = self.control_planes().await?;
+        pods.retain(of_revision);
+        let (ready, waiting): (Vec<_>, Vec<_>) = pods.into_iter().partition(is_ready);
+        match (ready.is_empty(), waiting.first()) {
+            (false, _) => Ok(ready),
+            (true, Some(pod)) => bail!(
+                "no control plane is ready: {}: {}\n  remedy: leyline check, and the pod's log",
+                PodName::from(pod),
+                problem(pod).unwrap_or_else(|| "not ready".to_owned())
+            ),
+            (true, None) => bail!(
+                "no control plane is in namespace {} (no pod labelled app=istiod)\n  remedy: leyline install, or -i NAMESPACE",
+                self.istio_namespace
+            ),
+        }
+    }
+
     /// Pods by label: of all namespaces, or where that is not permitted of the mesh's own.
     async fn parts(&self, selector: &str) -> Result<Vec<Pod>> {
         let what = format!("pods labelled {selector}");
@@ -200,7 +224,7 @@ impl Cluster {
             match (answer, failure) {
                 (Ok(answer), _) => Ok(answer),
                 (Err(error), Some(failure)) => Err(match failure.await {
-                    Some(told) => anyhow!("{}", told.trim()),
+                    Some(told) => anyhow!("{}", forwarded(&told, port)),
                     None => error,
                 }),
                 (Err(error), None) => Err(error),
@@ -219,6 +243,16 @@ impl Cluster {
         let body = body.success(&format!("{pod} on port {port}{path}"))?;
         serde_json::from_slice(&body)
             .with_context(|| format!("read what {pod} answered to {path} as JSON"))
+    }
+}
+
+/// What kubelet says of a port that it cannot reach, without the names of its own files.
+fn forwarded(told: &str, port: u16) -> String {
+    match told.contains("connection refused") {
+        true => {
+            format!("nothing listens on port {port} there: the program is not up yet, or has ended")
+        }
+        false => told.trim().to_owned(),
     }
 }
 
@@ -324,6 +358,30 @@ pub(crate) fn is_ready(pod: &Pod) -> bool {
 pub(crate) fn is_running(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|it| it.phase.as_deref());
     phase == Some("Running")
+}
+
+/// Why a pod's containers do not run, in kubelet's words.
+pub(crate) fn problem(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let containers = status.container_statuses.as_deref().unwrap_or_default();
+    let init = status
+        .init_container_statuses
+        .as_deref()
+        .unwrap_or_default();
+    for container in init.iter().chain(containers) {
+        let state = container.state.clone().unwrap_or_default();
+        if let Some(waiting) = state.waiting {
+            let reason = waiting.reason.unwrap_or_default();
+            let message = waiting.message.unwrap_or_default();
+            let text = format!("{}: {reason} {message}", container.name);
+            return Some(text.trim_end().to_owned());
+        }
+    }
+    let conditions = status.conditions.as_deref().unwrap_or_default();
+    let failed = conditions
+        .iter()
+        .find(|it| it.status == "False" && it.message.is_some());
+    failed.and_then(|it| it.message.clone())
 }
 
 /// The node that the pod is on.

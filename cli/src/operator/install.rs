@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     access::Access,
-    cluster::{Cluster, PodName},
+    cluster::{Cluster, PodName, problem},
     duration,
     helm::{self, Helm},
 };
@@ -317,33 +317,6 @@ async fn not_ready(cluster: &Cluster, namespace: &str, waiting: &[&Part]) -> any
         "\n  remedy: leyline check says what is missing; the same command again goes on waiting",
     );
     anyhow::Error::msg(text)
-}
-
-/// Why a pod's containers do not run, in kubelet's words.
-pub(crate) fn problem(pod: &Pod) -> Option<String> {
-    let status = pod.status.as_ref()?;
-    let containers = status.container_statuses.as_deref().unwrap_or_default();
-    let init = status
-        .init_container_statuses
-        .as_deref()
-        .unwrap_or_default();
-    for container in init.iter().chain(containers) {
-        let state = container.state.clone().unwrap_or_default();
-        if let Some(waiting) = state.waiting {
-            let reason = waiting.reason.unwrap_or_default();
-            let message = waiting.message.unwrap_or_default();
-            return Some(
-                format!("{}: {reason} {message}", container.name)
-                    .trim_end()
-                    .to_owned(),
-            );
-        }
-    }
-    let conditions = status.conditions.as_deref().unwrap_or_default();
-    let failed = conditions
-        .iter()
-        .find(|it| it.status == "False" && it.message.is_some());
-    failed.and_then(|it| it.message.clone())
 }
 
 fn confirmed(what: &str) -> Result<bool> {

@@ -4,6 +4,7 @@
 pub(crate) mod access;
 pub(crate) mod cluster;
 mod duration;
+pub(crate) mod explain;
 mod helm;
 mod install;
 mod object;
@@ -32,6 +33,7 @@ pub(crate) enum Operator {
     #[command(visible_alias = "zc")]
     ZtunnelConfig(ztunnel_config::ZtunnelConfig),
     Waypoint(waypoint::Waypoint),
+    Explain(explain::Explain),
 }
 
 /// Runs a command; its exit code. `before` is what stood before the command's name.
@@ -49,6 +51,7 @@ pub(crate) fn run(command: Operator, before: &Access) -> Result<ExitCode> {
             Operator::Status(it) => status::run(it, before).await,
             Operator::ZtunnelConfig(it) => ztunnel_config::run(it, before).await,
             Operator::Waypoint(it) => waypoint::run(it, before).await,
+            Operator::Explain(it) => explain::run(it, before).await,
         }
     }))
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{
     access::Access,
-    cluster::{Cluster, DEBUG_PORT, PodName, is_running},
+    cluster::{Cluster, DEBUG_PORT, PodName},
     output::Form,
 };
 use crate::screen;
@@ -191,25 +191,11 @@ fn synced(report: Report) -> Synced {
 
 /// The proxies of every running control plane.
 pub(crate) async fn proxies(cluster: &Cluster, revision: Option<&str>) -> Result<Vec<Proxy>> {
-    let pods = cluster.control_planes().await?;
-    let of_revision = |it: &&k8s_openapi::api::core::v1::Pod| {
-        let labels = it.metadata.labels.as_ref();
-        let of = labels.and_then(|it| it.get("istio.io/rev"));
-        revision.is_none_or(|wanted| of.map_or("default", String::as_str) == wanted)
-    };
     let mut proxies = Vec::new();
-    let mut asked = 0;
-    for pod in pods.iter().filter(|it| is_running(it)).filter(of_revision) {
-        let pod = PodName::from(pod);
+    for pod in cluster.ready_control_planes(revision).await? {
+        let pod = PodName::from(&pod);
         let answer = cluster.json(&pod, DEBUG_PORT, "/debug/syncz").await?;
         proxies.extend(read(answer, &pod.name)?);
-        asked += 1;
-    }
-    if asked == 0 {
-        bail!(
-            "no control plane runs in namespace {} (no pod labelled app=istiod)\n  remedy: leyline install, or -i NAMESPACE",
-            cluster.istio_namespace
-        );
     }
     proxies.sort_by(|a, b| (&a.name, &a.istiod).cmp(&(&b.name, &b.istiod)));
     Ok(proxies)

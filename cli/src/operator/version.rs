@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{
     access::Access,
-    cluster::{Cluster, DEBUG_PORT, PodName, is_running},
+    cluster::{Cluster, DEBUG_PORT, PodName},
     output::Form,
     status::{self, Proxy},
 };
@@ -105,30 +105,21 @@ pub(crate) async fn run(command: Version, before: &Access) -> Result<ExitCode> {
 }
 
 async fn remote(cluster: &Cluster, revision: Option<&str>) -> Result<(Vec<Server>, Vec<Served>)> {
+    if cluster.control_planes().await?.is_empty() {
+        return Ok((Vec::new(), Vec::new()));
+    }
     let mut servers = Vec::new();
-    for pod in cluster
-        .control_planes()
-        .await?
-        .iter()
-        .filter(|it| is_running(it))
-    {
+    for pod in cluster.ready_control_planes(revision).await? {
         let labels = pod.metadata.labels.as_ref();
         let of = labels.and_then(|it| it.get("istio.io/rev")).cloned();
-        let of = of.unwrap_or_else(|| "default".to_owned());
-        if revision.is_some_and(|it| it != of) {
-            continue;
-        }
-        let version = server_version(cluster, &PodName::from(pod)).await?;
+        let version = server_version(cluster, &PodName::from(&pod)).await?;
         servers.push(Server {
             component: "pilot",
-            revision: of,
+            revision: of.unwrap_or_else(|| "default".to_owned()),
             info: Build { version },
         });
     }
-    let proxies = match servers.is_empty() {
-        true => Vec::new(),
-        false => status::proxies(cluster, revision).await?,
-    };
+    let proxies = status::proxies(cluster, revision).await?;
     Ok((servers, proxies.iter().map(served).collect()))
 }
 

@@ -18,7 +18,7 @@ use self::{
 };
 use super::{
     access::Access,
-    cluster::{Cluster, PodName, is_ready, is_running, node_of},
+    cluster::{Cluster, PodName, is_ready, is_running, node_of, problem},
     object::Named,
     output::Form,
 };
@@ -213,15 +213,23 @@ async fn choose(cluster: &Cluster, node: Option<&str>, target: Option<&Named>) -
     let tunnel = match node {
         Some(node) => tunnel_of(cluster, node).await?,
         None => {
-            let running = cluster.tunnels().await?.into_iter().filter(is_running);
+            let tunnels = cluster.tunnels().await?;
+            let running = tunnels.iter().filter(|it| is_running(it));
             let first = running.min_by_key(|it| (!is_ready(it), it.metadata.name.clone()));
-            PodName::from(&first.ok_or_else(no_tunnel)?)
+            PodName::from(first.ok_or_else(|| no_tunnel(&tunnels))?)
         }
     };
     Ok(Chosen { tunnel, pod: None })
 }
 
-fn no_tunnel() -> anyhow::Error {
+fn no_tunnel(known: &[Pod]) -> anyhow::Error {
+    if let Some(pod) = known.first() {
+        return anyhow!(
+            "no node tunnel runs: {}: {}\n  remedy: leyline check, and the pod's events",
+            PodName::from(pod),
+            problem(pod).unwrap_or_else(|| "not running".to_owned())
+        );
+    }
     anyhow!(
         "no node tunnel runs in this cluster (no pod labelled app=ztunnel)\n  remedy: leyline install, then leyline check"
     )
@@ -237,8 +245,8 @@ fn is_tunnel(pod: &Pod) -> bool {
 /// The running tunnel of a node: the ready one, where one replaces another.
 pub(crate) async fn tunnel_of(cluster: &Cluster, node: &str) -> Result<PodName> {
     let tunnels = cluster.tunnels().await?;
-    if tunnels.is_empty() {
-        return Err(no_tunnel());
+    if !tunnels.iter().any(is_running) {
+        return Err(no_tunnel(&tunnels));
     }
     let here = tunnels
         .iter()
@@ -359,7 +367,7 @@ async fn log(
         }
     };
     if tunnels.is_empty() {
-        return Err(no_tunnel());
+        return Err(no_tunnel(&cluster.tunnels().await?));
     }
     for tunnel in tunnels {
         let port = source.proxy_admin_port;
