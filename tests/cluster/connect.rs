@@ -14,7 +14,7 @@ fn pods_of_a_labelled_namespace_reach_each_other_with_their_identities() -> Resu
         bed.ping(&scene.pod("client"), &scene.service())
     });
     let line = scene.access_line(bed.node(1), &[&client, &server, "direction=\"inbound\""]);
-    holds(&line, "connection_security_policy=\"mutual_tls\"")?;
+    holds(&line, "dst.hbone_addr=")?;
     bed.ping(&scene.pod("client"), &scene.at("server", 8080)?)
 }
 
