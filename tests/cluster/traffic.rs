@@ -89,7 +89,7 @@ fn a_service_entry_gives_an_outside_host_an_address_and_traffic_reaches_it() -> 
     let scene = Scene::start(bed, "entry", Start::InMesh)?;
     let program = rig::cluster::machine::beside("load")?;
     let mut serve = Command::new(program);
-    serve.args(["serve", "0.0.0.0:7007"]);
+    serve.args(["serve", "[::]:7007"]);
     let _server = rig.on_network(HOLDER, || rig::Running::start(&mut serve))?;
     scene.apply(&format!(
         "
@@ -163,12 +163,10 @@ fn seen(bed: &Bed, name: &str, start: Start) -> Result<Value> {
         let bits = if end.contains(':') { 128 } else { 32 };
         eye.arg("--within").arg(format!("{end}/{bits}"));
     }
-    let eye = rig.on_network(bed.node(1), || rig::Running::start(&mut eye))?;
-    // The eye says nothing when it is open: what it has missed is sent again.
-    for _ in 0..5 {
-        let line = ["leyline", "tool", "send", &address, "--text", &marker];
-        bed.kube().succeed(&scene.pod("client"), &line)?;
-    }
+    let mut eye = rig.on_network(bed.node(1), || rig::Running::start(&mut eye))?;
+    ensure!(eye.line()? == "watching", "the eye does not open");
+    let line = ["leyline", "tool", "send", &address, "--text", &marker];
+    bed.kube().succeed(&scene.pod("client"), &line)?;
     let text = eye.finish()?;
     serde_json::from_str(text.trim()).with_context(|| format!("capture printed {text:?}"))
 }
