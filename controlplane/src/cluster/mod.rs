@@ -10,6 +10,7 @@ pub mod leader;
 mod queue;
 pub(crate) mod roots;
 mod rotation;
+mod status;
 pub mod writers;
 
 use std::{collections::BTreeMap, sync::Arc};

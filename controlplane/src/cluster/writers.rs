@@ -10,8 +10,9 @@ use super::{
     ca_store::CaStore,
     leader::{Elector, Leadership},
     roots::Roots,
+    status::{self, Statuses},
 };
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, world::World};
 
 /// What the writers need.
 pub struct Writers {
@@ -25,6 +26,8 @@ pub struct Writers {
     pub identity: String,
     /// The certificate authority.
     pub ca: Arc<CaStore>,
+    /// What is to be said of users' objects.
+    pub world: World,
     /// Which namespaces the mesh looks at.
     pub discovery: watch::Receiver<Discovery>,
     /// Where certificates' ends are told.
@@ -50,10 +53,13 @@ impl Writers {
     ) {
         let authority = self.ca.current();
         let roots = Roots::new(self.client.clone(), authority, self.discovery);
+        let world = self.world;
+        let statuses = Statuses::new(self.client, move || status::changes(&world));
         let work = async {
             tokio::join!(
                 self.ca.keep(leadership.clone(), self.metrics),
                 roots.run(leadership.clone()),
+                statuses.run(leadership.clone()),
             )
         };
         tokio::select! {

@@ -80,6 +80,7 @@ pub fn writers(context: &Context) -> JoinSet<()> {
         revision: context.cluster.revision.clone(),
         identity: context.cluster.pod.clone(),
         ca: context.ca.clone(),
+        world: context.world.clone(),
         discovery: context.discovery.clone(),
         metrics: context.metrics.clone(),
     };

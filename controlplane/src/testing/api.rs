@@ -37,6 +37,8 @@ pub(crate) struct Call {
 pub(crate) enum Answer {
     /// This status code, reason and message.
     Refuse(u16, &'static str, &'static str),
+    /// Another owner has the condition of this type.
+    Conflict(&'static str),
     /// Never answered.
     Hang,
     /// Done by the server, but the answer never arrives.
@@ -191,6 +193,7 @@ impl FakeApi {
         let answer = self.0.hook.lock().as_mut().and_then(|hook| hook(&call));
         match answer {
             Some(Answer::Refuse(code, reason, message)) => return refusal(code, reason, message),
+            Some(Answer::Conflict(type_)) => return conflict(type_),
             Some(Answer::Hang) => return std::future::pending().await,
             _ => {}
         }
@@ -531,6 +534,21 @@ fn response(code: StatusCode, value: &Value) -> Response<ResponseBody> {
     let mut response = Response::new(UnsyncBoxBody::new(body));
     *response.status_mut() = code;
     response
+}
+
+/// As server-side apply refuses.
+fn conflict(type_: &str) -> Response<ResponseBody> {
+    let cause = json!({
+        "reason": "FieldManagerConflict",
+        "message": "conflict with \"other\"",
+        "field": format!(".status.conditions[type=\"{type_}\"].message"),
+    });
+    let status = json!({
+        "apiVersion": "v1", "kind": "Status", "status": "Failure", "code": 409, "reason": "Conflict",
+        "message": "Apply failed with 1 conflict: conflict with \"other\"",
+        "details": {"causes": [cause]},
+    });
+    response(StatusCode::CONFLICT, &status)
 }
 
 fn refusal(code: u16, reason: &str, message: &str) -> Response<ResponseBody> {
