@@ -49,6 +49,15 @@ pub struct Metrics {
     convergence: Histogram,
     services: Gauge,
     certificates: Certificates,
+    reviews: Reviews,
+}
+
+/// Reviews of the admission webhook.
+#[derive(Debug, Clone, Default)]
+struct Reviews {
+    passed: Count,
+    refused: Count,
+    unanswered: Count,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -120,10 +129,12 @@ impl Metrics {
             convergence: Histogram::new(TIMES),
             services: Gauge::default(),
             certificates: Certificates::default(),
+            reviews: Reviews::default(),
         };
         let mut registry = Registry::default();
         metrics.register_xds(&mut registry);
         metrics.certificates.register(&mut registry);
+        metrics.reviews.register(&mut registry);
         let tag = env!("CARGO_PKG_VERSION");
         let build = Family::<[(&str, &str); 2], Gauge>::default();
         build
@@ -261,10 +272,39 @@ impl Metrics {
         }
     }
 
+    /// An object was reviewed.
+    pub(crate) fn reviewed(&self, passed: bool) {
+        match passed {
+            true => self.reviews.passed.increment(),
+            false => self.reviews.refused.increment(),
+        }
+    }
+
+    /// A request to the webhook could not be answered with a review.
+    pub(crate) fn review_failed(&self) {
+        self.reviews.unanswered.increment();
+    }
+
     /// Sets when the root and the signing certificate end, in seconds since the epoch.
     pub(crate) fn expiries(&self, root: i64, chain: i64) {
         self.certificates.root_expiry.set(root);
         self.certificates.chain_expiry.set(chain);
+    }
+}
+
+impl Reviews {
+    fn register(&self, registry: &mut Registry) {
+        for (name, help, count) in [
+            ("passed", "Objects that admission let pass", &self.passed),
+            ("failed", "Objects that admission refused", &self.refused),
+            (
+                "http_error",
+                "Requests to the webhook that were no review",
+                &self.unanswered,
+            ),
+        ] {
+            registry.register(format!("galley_validation_{name}"), help, count.clone());
+        }
     }
 }
 

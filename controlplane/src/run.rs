@@ -37,6 +37,7 @@ use crate::{
     cluster::{
         Discovery,
         ca_store::{CaSettings, CaStore, StoreError},
+        writers::admit,
     },
     config::{CaSource, Config},
     metrics::Metrics,
@@ -68,6 +69,8 @@ pub struct ControlPlane {
     admin: Option<TcpListener>,
     /// Readiness on an address of its own.
     readiness: Option<TcpListener>,
+    /// Admission reviews.
+    webhook: Option<TcpListener>,
 }
 
 impl fmt::Debug for ControlPlane {
@@ -145,14 +148,18 @@ impl ControlPlane {
             (None, Some(client)) => Some(Arc::new(Review::new(client.clone(), audiences))),
             (None, None) => None,
         };
-        let readiness = match &config.cluster {
-            Some(cluster) => Some(listen(cluster.ready_listen).await?),
-            None => None,
+        let (readiness, webhook) = match &config.cluster {
+            Some(cluster) => (
+                Some(listen(cluster.ready_listen).await?),
+                Some(listen(cluster.https_listen).await?),
+            ),
+            None => (None, None),
         };
         Ok(Self {
             xds: listen(config.xds_listen).await?,
             admin: Some(listen(config.admin_listen).await?),
             readiness,
+            webhook,
             config,
             client,
             ca,
@@ -202,6 +209,11 @@ impl ControlPlane {
             discovery: watch::channel::<Discovery>(Arc::new(|_, _| true)).1,
         };
         let mut tasks = self.admin_tasks(&parts);
+        if let Some(listener) = self.webhook.take() {
+            // Reviews need no world: objects can be written while it is computed.
+            let (serving, metrics) = (self.serving.clone(), parts.metrics.clone());
+            tasks.spawn(admit(listener, serving, metrics, drain.clone()));
+        }
         tokio::select! {
             () = world.listed() => {}
             () = &mut shutdown => return Ok(()),

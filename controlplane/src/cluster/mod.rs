@@ -11,6 +11,8 @@ mod queue;
 pub(crate) mod roots;
 mod rotation;
 mod status;
+mod webhook;
+mod webhook_config;
 pub mod writers;
 
 use std::{collections::BTreeMap, sync::Arc};

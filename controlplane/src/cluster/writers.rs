@@ -3,7 +3,9 @@
 use std::{future::Future, sync::Arc};
 
 use kube::Client;
-use tokio::sync::watch;
+use net::drain;
+use rustls::server::ResolvesServerCert;
+use tokio::{net::TcpListener, sync::watch};
 
 use super::{
     Discovery,
@@ -11,6 +13,8 @@ use super::{
     leader::{Elector, Leadership},
     roots::Roots,
     status::{self, Statuses},
+    webhook::Webhook,
+    webhook_config::{self, WebhookConfig},
 };
 use crate::{metrics::Metrics, world::World};
 
@@ -53,12 +57,21 @@ impl Writers {
     ) {
         let authority = self.ca.current();
         let roots = Roots::new(self.client.clone(), authority, self.discovery);
+        let webhooks = webhook_config::names(&self.namespace, &self.revision)
+            .into_iter()
+            .map(|name| {
+                let (client, authority) = (self.client.clone(), self.ca.current());
+                WebhookConfig::new(client, authority, &self.namespace, name)
+            })
+            .map(|config| config.run(leadership.clone()));
+        let webhooks = futures_util::future::join_all(webhooks);
         let world = self.world;
         let statuses = Statuses::new(self.client, move || status::changes(&world));
         let work = async {
             tokio::join!(
                 self.ca.keep(leadership.clone(), self.metrics),
                 roots.run(leadership.clone()),
+                webhooks,
                 statuses.run(leadership.clone()),
             )
         };
@@ -66,5 +79,19 @@ impl Writers {
             () = elector.run(stop) => {}
             _ = work => {}
         }
+    }
+}
+
+/// Answers admission reviews on every replica until the drain starts.
+pub async fn admit(
+    listener: TcpListener,
+    certificate: Arc<dyn ResolvesServerCert>,
+    metrics: Arc<Metrics>,
+    drain: drain::Watch,
+) {
+    let served = Webhook::new(metrics).serve(listener, certificate, drain);
+    if let Err(error) = served.await {
+        let error = &error as &dyn std::error::Error;
+        tracing::error!(error, "admission reviews cannot be answered");
     }
 }
