@@ -99,16 +99,17 @@ pub(crate) fn next_step(goal: &Goal, progress: &Progress, timing: &Timing, now: 
     }
 }
 
-/// Listeners first: rules without them would refuse new connections and DNS.
+/// Listeners first: rules without them would refuse new connections and DNS. Probes before rules: a probe between the
+/// two would be captured, and refused where the pod insists on the mesh; without rules its changed source does no harm.
 fn join(plan: &Plan, progress: &Progress) -> Step {
     if progress.announced != Announced::Yes {
         return Step::Announce;
     }
-    if progress.rules != Rules::Redirect(Some(plan.rules.clone())) {
-        return Step::Redirect(plan.rules.clone());
-    }
     if progress.probes.as_ref() != Some(&plan.probes) {
         return Step::Probes(plan.probes.clone());
+    }
+    if progress.rules != Rules::Redirect(Some(plan.rules.clone())) {
+        return Step::Redirect(plan.rules.clone());
     }
     if progress.told != Some(Enrolment::Enabled) {
         return Step::Tell(Enrolment::Enabled);

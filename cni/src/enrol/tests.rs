@@ -57,12 +57,12 @@ fn inside() -> Progress {
 }
 
 #[test]
-fn joining_opens_listeners_before_rules_and_tells_last() {
+fn joining_opens_listeners_and_lets_probes_through_before_rules_and_tells_last() {
     let steps = run(&Goal::In(plan()), &mut Progress::default(), &[]);
     let expected = [
         Step::Announce,
-        Step::Redirect(plan().rules),
         Step::Probes(plan().probes),
+        Step::Redirect(plan().rules),
         Step::Tell(Enrolment::Enabled),
         Step::Rest,
     ];
