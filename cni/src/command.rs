@@ -3,6 +3,8 @@
 /// What the process should do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
+    /// Its task.
+    pub task: Task,
     /// Log directives (`RUST_LOG`'s language), where a level was asked for.
     pub log_filter: Option<String>,
     /// Log lines as JSON objects.
@@ -11,11 +13,21 @@ pub struct Command {
     pub ignored: Vec<String>,
 }
 
+/// The agent, or the short task that comes before its removal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// `install-cni`, or nothing: the agent.
+    Agent,
+    /// `leave-cluster`: end all agents, each of which takes its node's pods out of the mesh.
+    LeaveCluster,
+}
+
 impl Command {
     /// Reads arguments (without the program's name) as Istio's `install-cni` gets them. `--name value` and
     /// `--name=value` are the same.
     pub fn parse(arguments: impl IntoIterator<Item = String>) -> Command {
         let mut command = Command {
+            task: Task::Agent,
             log_filter: None,
             log_as_json: false,
             ignored: Vec::new(),
@@ -27,7 +39,8 @@ impl Command {
                 None => (argument.clone(), None),
             };
             match name.as_str() {
-                "install-cni" => {}
+                "install-cni" => command.task = Task::Agent,
+                "leave-cluster" => command.task = Task::LeaveCluster,
                 "--log_output_level" => {
                     let level = value.or_else(|| arguments.next()).unwrap_or_default();
                     command.log_filter = filter(&level);
@@ -76,6 +89,7 @@ mod tests {
             parse("--log_output_level warn").log_filter.as_deref(),
             Some("warn")
         );
+        assert_eq!(parse("leave-cluster").task, Task::LeaveCluster);
         assert_eq!(parse(""), parse("install-cni"));
     }
 

@@ -10,6 +10,7 @@ pub mod command;
 mod enrol;
 pub mod facts;
 pub mod host;
+pub mod install;
 pub mod kubelet;
 pub mod kubernetes;
 pub mod local;
@@ -22,7 +23,7 @@ mod telemetry;
 pub mod zds_server;
 
 use agent::{Config, RunError};
-use command::Command;
+use command::{Command, Task};
 
 /// Why the agent's process ends.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +70,21 @@ pub async fn main(
     if !command.ignored.is_empty() {
         tracing::info!(arguments = ?command.ignored, "arguments without effect here");
     }
-    run(Config::from_lookup(lookup)?, stop).await
+    match command.task {
+        Task::Agent => run(Config::from_lookup(lookup)?, stop).await,
+        Task::LeaveCluster => leave_cluster(lookup).await,
+    }
+}
+
+async fn leave_cluster(lookup: &(dyn Fn(&str) -> Option<String> + Sync)) -> Result<(), Error> {
+    let leave = agent::LeaveCluster::from_lookup(lookup)?;
+    let (namespace, daemon_set) = (&leave.namespace, &leave.daemon_set);
+    Ok(kubernetes::leave_cluster(client()?, namespace, daemon_set, leave.patience).await?)
+}
+
+fn client() -> Result<kube::Client, Error> {
+    let account = kube::Config::incluster().map_err(|error| Error::Account(Box::new(error)))?;
+    kube::Client::try_from(account).map_err(|error| Error::Client(Box::new(error)))
 }
 
 /// Runs the agent as `config` says until `stop`.
@@ -95,7 +110,5 @@ async fn on_cluster(
     cluster: agent::Cluster,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let account = kube::Config::incluster().map_err(|error| Error::Account(Box::new(error)))?;
-    let client = kube::Client::try_from(account).map_err(|error| Error::Client(Box::new(error)))?;
-    Ok(kubernetes::run(client, config, &cluster, stop).await?)
+    Ok(kubernetes::run(client()?, config, &cluster, stop).await?)
 }

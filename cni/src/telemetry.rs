@@ -27,6 +27,11 @@ struct AnswerLabels {
     response_code: u16,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InstallLabels {
+    result: &'static str,
+}
+
 /// Counts and times. Clones are the same.
 #[derive(Clone)]
 pub(crate) struct Telemetry {
@@ -34,6 +39,8 @@ pub(crate) struct Telemetry {
     events: Family<EventLabels, Counter>,
     failures: Family<StepLabels, Counter>,
     answers: Family<AnswerLabels, Counter>,
+    installs: Family<InstallLabels, Counter>,
+    install_ready: Gauge,
     tunnels: Gauge,
     pods: Gauge,
     join: Histogram,
@@ -47,6 +54,8 @@ impl Telemetry {
             events: Family::default(),
             failures: Family::default(),
             answers: Family::default(),
+            installs: Family::default(),
+            install_ready: Gauge::default(),
             tunnels: Gauge::default(),
             pods: Gauge::default(),
             join: Histogram::new(JOIN_BUCKETS),
@@ -74,6 +83,10 @@ impl Telemetry {
         registry.register("leyline_cni_pods", pods, self.pods.clone());
         let answers = "Questions of the CNI plugin, by the answer";
         registry.register("istio_cni_plugin_requests", answers, self.answers.clone());
+        let installs = "Installations of the CNI plugin, by their outcome";
+        registry.register("istio_cni_installs", installs, self.installs.clone());
+        let ready = "The CNI plugin is installed";
+        registry.register("istio_cni_install_ready", ready, self.install_ready.clone());
         let failures = "Enrolment steps that failed and were retried";
         registry.register("leyline_cni_step_failures", failures, self.failures.clone());
         let join = "Seconds from wanted to enabled";
@@ -91,6 +104,14 @@ impl Telemetry {
     pub(crate) fn plugin_answered(&self, response_code: u16) {
         let labels = AnswerLabels { response_code };
         self.answers.get_or_create(&labels).inc();
+    }
+
+    pub(crate) fn installed(&self, result: &'static str) {
+        self.installs.get_or_create(&InstallLabels { result }).inc();
+    }
+
+    pub(crate) fn install_ready(&self, ready: bool) {
+        self.install_ready.set(ready.into());
     }
 
     pub(crate) fn tunnels(&self, connected: usize) {

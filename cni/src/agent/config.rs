@@ -10,6 +10,7 @@ use std::{
 
 use crate::{
     facts::Policy,
+    install,
     rules::{self, ProbeAddresses, host::ProbeSource},
     selectors::Enablement,
 };
@@ -18,6 +19,10 @@ use crate::{
 const HOST_PROC: &str = "/host/proc";
 /// The node's network namespace: that of its first process.
 const HOST_NETNS: &str = "/host/proc/1/ns/net";
+/// Istio's name of the agents' DaemonSet.
+const DAEMON_SET: &str = "istio-cni-node";
+/// The list of our own, where one is wanted.
+const OWNED_FILE: &str = "02-istio-cni.conflist";
 /// Istio's ports of the agent.
 const HEALTH_PORT: u16 = 8000;
 const METRICS_PORT: u16 = 15014;
@@ -55,6 +60,14 @@ pub struct Cluster {
     pub netns_folder: PathBuf,
     /// What agent and plugin share with the host (`LEYLINE_CNI_RUN_FOLDER`).
     pub run_folder: PathBuf,
+    /// How the plugin is installed; `None`: it is not (`LEYLINE_CNI_INSTALL=false`).
+    pub install: Option<install::Settings>,
+    /// The agent's own namespace (`POD_NAMESPACE`).
+    pub namespace: String,
+    /// Its DaemonSet (`LEYLINE_CNI_DAEMONSET`), whose end is the mesh's on this node.
+    pub daemon_set: String,
+    /// Leave the node whenever the agent stops (`AMBIENT_DISABLE_SAFE_UPGRADE`).
+    pub always_leave: bool,
 }
 
 /// How long things may take.
@@ -127,16 +140,17 @@ impl Config {
         };
         let base = Config::default();
         let local_folder: Option<PathBuf> = read.parse("LEYLINE_LOCAL_FOLDER");
+        let policy = read.policy(base.policy);
         let cluster = match local_folder {
             Some(_) => None,
-            None => read.cluster(),
+            None => read.cluster(&policy),
         };
         let on_cluster = cluster.is_some();
         let host_proc = if on_cluster { HOST_PROC } else { "/proc" };
         let host_netns = on_cluster.then(|| HOST_NETNS.into());
         let config = Config {
             zds_socket: read.or("ZTUNNEL_UDS_ADDRESS", base.zds_socket),
-            policy: read.policy(base.policy),
+            policy,
             probe_source: read.parse("LEYLINE_PROBE_SOURCE"),
             host_proc: read.or("LEYLINE_HOST_PROC", host_proc.into()),
             host_netns: read.parse("LEYLINE_HOST_NETNS").or(host_netns),
@@ -150,6 +164,53 @@ impl Config {
         } else {
             Err(ConfigError(read.bad))
         }
+    }
+}
+
+/// What `leave-cluster` is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaveCluster {
+    /// The agents' namespace (`POD_NAMESPACE`).
+    pub namespace: String,
+    /// Their DaemonSet (`LEYLINE_CNI_DAEMONSET`, or `DAEMONSET`).
+    pub daemon_set: String,
+    /// How long they are waited for (`LEAVE_TIMEOUT`: seconds, with or without an `s`).
+    pub patience: Duration,
+}
+
+impl LeaveCluster {
+    /// Reads the environment through `lookup`.
+    ///
+    /// # Errors
+    /// All bad settings at once.
+    pub fn from_lookup(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let mut read = Reader {
+            lookup,
+            bad: Vec::new(),
+        };
+        let set = read.text("LEYLINE_CNI_DAEMONSET");
+        let set = set.or_else(|| read.text("DAEMONSET"));
+        let patience: Seconds = read.or("LEAVE_TIMEOUT", Seconds(120));
+        let leave = LeaveCluster {
+            namespace: read.own_namespace(),
+            daemon_set: set.unwrap_or_else(|| DAEMON_SET.to_owned()),
+            patience: Duration::from_secs(patience.0),
+        };
+        if read.bad.is_empty() {
+            Ok(leave)
+        } else {
+            Err(ConfigError(read.bad))
+        }
+    }
+}
+
+struct Seconds(u64);
+
+impl FromStr for Seconds {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.strip_suffix('s').unwrap_or(text).parse().map(Seconds)
     }
 }
 
@@ -192,12 +253,49 @@ impl Reader<'_> {
         }
     }
 
-    fn cluster(&mut self) -> Option<Cluster> {
+    fn cluster(&mut self, policy: &Policy) -> Option<Cluster> {
         let node = self.text("NODE_NAME")?;
         Some(Cluster {
             node,
             netns_folder: self.or("LEYLINE_HOST_NETNS_FOLDER", "/host/var/run/netns".into()),
             run_folder: self.or("LEYLINE_CNI_RUN_FOLDER", "/var/run/istio-cni".into()),
+            install: self.install(policy),
+            namespace: self.own_namespace(),
+            daemon_set: self.or("LEYLINE_CNI_DAEMONSET", DAEMON_SET.into()),
+            always_leave: self.or("AMBIENT_DISABLE_SAFE_UPGRADE", false),
+        })
+    }
+
+    fn own_namespace(&mut self) -> String {
+        self.or("POD_NAMESPACE", "istio-system".into())
+    }
+
+    fn install(&mut self, policy: &Policy) -> Option<install::Settings> {
+        if !self.or("LEYLINE_CNI_INSTALL", true) {
+            return None;
+        }
+        let file = self.or("ISTIO_OWNED_CNI_CONF_FILENAME", OWNED_FILE.to_owned());
+        let way = if !self.or("CHAINED_CNI_PLUGIN", true) {
+            install::Way::Standalone
+        } else if self.or("ISTIO_OWNED_CNI_CONFIG", false) {
+            install::Way::Owned { file }
+        } else {
+            install::Way::Chained
+        };
+        let run_folder: String = self.or("LEYLINE_CNI_RUN_FOLDER", "/var/run/istio-cni".into());
+        Some(install::Settings {
+            plugin: self.or("LEYLINE_CNI_PLUGIN_SOURCE", "/opt/cni/bin/istio-cni".into()),
+            bin_folder: self.or("LEYLINE_HOST_CNI_BIN", "/host/opt/cni/bin".into()),
+            config_folder: self.or("LEYLINE_HOST_CNI_CONF", "/host/etc/cni/net.d".into()),
+            config_name: self.text("CNI_CONF_NAME"),
+            way,
+            group_may_read: self.or("CNI_CONF_GROUP_READ", false),
+            entry: install::Entry {
+                run_folder,
+                ambient_enabled: self.or("AMBIENT_ENABLED", true),
+                excluded_namespaces: policy.excluded_namespaces.clone(),
+                agent_namespace: self.own_namespace(),
+            },
         })
     }
 

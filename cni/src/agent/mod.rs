@@ -28,7 +28,7 @@ use tokio::{
     task::JoinSet,
 };
 
-pub use config::{Cluster, Config, ConfigError, ParseProbeSourceError, Timing};
+pub use config::{Cluster, Config, ConfigError, LeaveCluster, ParseProbeSourceError, Timing};
 
 use crate::{
     apply::{ApplyError, MissingTool, Nft},
@@ -159,13 +159,16 @@ pub(crate) struct Admission {
     pub(crate) standing: oneshot::Sender<watch::Receiver<Standing>>,
 }
 
+/// Work beside the agent's own, for as long as it runs.
+pub(crate) type Service = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// What only some agents have.
 pub(crate) struct Extras {
     pub(crate) telemetry: Telemetry,
     pub(crate) ready: Ready,
     pub(crate) admissions: mpsc::Receiver<Admission>,
     /// Work that begins when all pods are known.
-    pub(crate) services: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    pub(crate) services: Vec<Service>,
 }
 
 impl Extras {

@@ -1,12 +1,17 @@
 //! Tells a pod's enrolment where Istio does: in the annotation `ambient.istio.io/redirection`.
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client,
     api::{Patch, PatchParams},
 };
 use serde_json::json;
-use tokio::sync::Semaphore;
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 
 use crate::{
     agent::{Enrolment, EnrolmentSink, PodRef, SinkError},
@@ -16,18 +21,25 @@ use crate::{
 /// Requests to the API server at once: a burst of enrolments is told in turns.
 const REQUESTS: usize = 16;
 
+/// How long a pod that leaves with the whole mesh waits for its annotation.
+const LAST_WORD: Duration = Duration::from_secs(2);
+
 /// Writes the annotation.
 pub struct AnnotationSink {
     client: Client,
     turns: Semaphore,
+    /// The mesh leaves the node.
+    leaving: watch::Receiver<bool>,
 }
 
 impl AnnotationSink {
-    /// With the agent's own account, which may patch `pods/status` and nothing else of a pod.
-    pub fn new(client: Client) -> Self {
+    /// With the agent's own account, which may patch `pods/status` and nothing else of a pod. Once `leaving` says so,
+    /// telling is tried once and need not succeed: the account may be gone already, and pods must not wait for it.
+    pub fn new(client: Client, leaving: watch::Receiver<bool>) -> Self {
         AnnotationSink {
             client,
             turns: Semaphore::new(REQUESTS),
+            leaving,
         }
     }
 
@@ -53,6 +65,13 @@ impl AnnotationSink {
 
 impl EnrolmentSink for AnnotationSink {
     async fn set(&self, pod: &PodRef, enrolment: &Enrolment) -> Result<(), SinkError> {
+        if *self.leaving.borrow() {
+            let told = timeout(LAST_WORD, self.patch(pod, enrolment)).await;
+            if !matches!(told, Ok(Ok(()))) {
+                tracing::debug!(%pod, "a pod that leaves could not be annotated");
+            }
+            return Ok(());
+        }
         match self.patch(pod, enrolment).await {
             Ok(()) => Ok(()),
             Err(kube::Error::Api(status)) if gone(status.code) => {

@@ -28,6 +28,8 @@ pub(crate) struct Api {
     changed: watch::Sender<u64>,
     /// Answers nothing but errors, and ends watches.
     down: Arc<AtomicBool>,
+    /// The agents' DaemonSet is there no more.
+    uninstalled: Arc<AtomicBool>,
     /// Watches hear nothing.
     hidden: Arc<AtomicBool>,
     pub(crate) address: SocketAddr,
@@ -53,6 +55,7 @@ impl Api {
             objects: Arc::default(),
             changed: watch::channel(0).0,
             down: Arc::default(),
+            uninstalled: Arc::default(),
             hidden: Arc::default(),
             address: listener.local_addr().expect("an address"),
         };
@@ -63,6 +66,10 @@ impl Api {
             .route(
                 "/api/v1/namespaces/{namespace}/pods/{name}/status",
                 patch(annotate),
+            )
+            .route(
+                "/apis/apps/v1/namespaces/{namespace}/daemonsets/{name}",
+                get(read_daemon_set),
             )
             .with_state(api.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
@@ -137,6 +144,10 @@ impl Api {
     pub(crate) fn set_down(&self, down: bool) {
         self.down.store(down, Ordering::SeqCst);
         self.changed.send_modify(|count| *count += 1);
+    }
+
+    pub(crate) fn uninstall(&self) {
+        self.uninstalled.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn hide_from_watches(&self, hidden: bool) {
@@ -268,6 +279,22 @@ async fn read_pod(
 ) -> Response {
     api.refuse()
         .unwrap_or_else(|| api.read("pods", &namespace, &name))
+}
+
+async fn read_daemon_set(
+    State(api): State<Api>,
+    Path((namespace, name)): Path<(String, String)>,
+) -> Response {
+    if let Some(refusal) = api.refuse() {
+        return refusal;
+    }
+    if api.uninstalled.load(Ordering::SeqCst) {
+        return status(StatusCode::NOT_FOUND, "not found");
+    }
+    Json(
+        json!({ "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": { "name": name, "namespace": namespace } }),
+    )
+    .into_response()
 }
 
 /// A merge patch of annotations; a uid that is another's is refused as Kubernetes does.

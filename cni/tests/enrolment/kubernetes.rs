@@ -12,6 +12,7 @@ use std::{
 
 use cni::{
     agent::{Cluster, Config, Timing},
+    install,
     kubernetes::Error,
     rules::host::ProbeSource,
 };
@@ -26,7 +27,7 @@ use tokio::{
 
 use crate::{
     api::Api,
-    flows::{Held, echoes},
+    flows::{Held, Load, echoes},
     rig::{POD_V4, POD_V6, Rig, bare_namespace, eventually, path, picture, run, scratch},
     tunnel::{Manners, Told, Tunnel},
 };
@@ -57,6 +58,10 @@ impl Agent {
             node: "node1".into(),
             netns_folder: folder.join("netns"),
             run_folder: folder.to_owned(),
+            install: settings(folder),
+            namespace: "istio-system".into(),
+            daemon_set: "istio-cni-node".into(),
+            always_leave: false,
         };
         // The second agent of a test finds it.
         let _ = std::os::unix::fs::symlink("/proc", folder.join("proc"));
@@ -75,6 +80,25 @@ impl Agent {
         let _ = self.stop.send(());
         self.task.await.expect("no panic").expect("no error");
     }
+}
+
+/// Folders of the host's plugins, in tests that made them.
+fn settings(folder: &Path) -> Option<install::Settings> {
+    let bin_folder = folder.join("bin");
+    bin_folder.exists().then(|| install::Settings {
+        plugin: folder.join("plugin"),
+        bin_folder,
+        config_folder: folder.join("net.d"),
+        config_name: None,
+        way: install::Way::Chained,
+        group_may_read: false,
+        entry: install::Entry {
+            run_folder: folder.display().to_string(),
+            ambient_enabled: true,
+            excluded_namespaces: Vec::new(),
+            agent_namespace: "istio-system".into(),
+        },
+    })
 }
 
 fn socket(folder: &Path) -> PathBuf {
@@ -162,6 +186,7 @@ on_a_cluster! {
     a_pod_that_the_watch_has_not_told_is_asked_for => watch_lags,
     a_sandbox_made_anew_starts_from_nothing => sandbox_again,
     what_the_plugin_should_not_say_is_refused => bad_questions,
+    the_end_of_the_daemon_set_takes_pods_out_and_leaves_them_working => uninstall,
     a_restarted_agent_finds_pods_without_looking => restart,
 }
 
@@ -411,4 +436,53 @@ async fn restart(rig: &Rig, api: &Api, folder: &Path) {
     );
     assert_eq!(patches, api.requests("PATCH"));
     agent.stop().await;
+}
+
+async fn uninstall(rig: &Rig, api: &Api, folder: &Path) {
+    let _echoes = echoes(rig);
+    let before = picture(&rig.pod);
+    for name in ["bin", "net.d"] {
+        fs::create_dir_all(folder.join(name)).expect("make");
+    }
+    fs::write(folder.join("plugin"), "#!plugin").expect("write");
+    let list = folder.join("net.d/10-rig.conflist");
+    fs::write(&list, r#"{"name":"rig","plugins":[{"type":"bridge"}]}"#).expect("write");
+    let chained = || {
+        fs::read_to_string(&list)
+            .expect("a list")
+            .contains("istio-cni")
+    };
+    sandbox(rig, folder);
+    api.label("shop", Some("ambient"));
+    api.put("pods", pod(UID, "web-0", "node1"));
+    let agent = Agent::start(rig, api, folder);
+    let tunnel = Tunnel::connect(&socket(folder), Version::V2, Manners::default()).await;
+    reaches(api, Some("enabled")).await;
+    eventually("the plugin is installed", async || chained()).await;
+    let mut inside = Held::open(rig, 8).await;
+    let load = Load::start(rig);
+    load.more(20).await;
+    api.uninstall();
+    let ends = tokio::spawn(agent.stop());
+    reaches(api, None).await;
+    eventually("new pods start outside", async || !chained()).await;
+    assert_eq!(add(folder, Some(UID), &rig.pod_path()).await.0, 200);
+    load.more(20).await;
+    inside.all_answer("while the node leaves").await;
+    drop(inside);
+    ends.await.expect("no panic");
+    assert!(tunnel.told.lock().contains(&Told::Delete(UID.into())));
+    load.more(20).await;
+    load.finish().await;
+    assert_eq!(before, picture(&rig.pod));
+    let host = run(&rig.node, "nft list ruleset").expect("list");
+    assert!(!host.contains("istio"), "{host}");
+    for left in [
+        "bin/istio-cni",
+        "pluginevent.sock",
+        "log.sock",
+        "leyline-pods.json",
+    ] {
+        assert!(!folder.join(left).exists(), "{left}");
+    }
 }
