@@ -105,6 +105,8 @@ pub struct ObjectVersion {
     pub resource_version: Str,
     /// As it was read: `security.istio.io/v1`.
     pub api_version: Str,
+    /// `status.conditions` as the API server has them; `None` where there are none.
+    pub conditions: Option<Arc<serde_json::Value>>,
 }
 
 /// What is to be written into one object's status.

@@ -393,8 +393,10 @@ impl Parts {
             trust_domain: config.trust_domain.clone(),
             tokens: plane.tokens.clone(),
         };
-        // Nothing deploys waypoints yet; until then no account is one's.
-        let access = Access::new(&config.trusted_node_accounts, |_| false);
+        let world = self.world.clone();
+        let access = Access::new(&config.trusted_node_accounts, move |account| {
+            world.is_waypoint(&account.namespace, &account.name)
+        });
         let discovery = DiscoveryService::new(
             self.store.clone(),
             self.registry.clone(),

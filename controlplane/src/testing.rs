@@ -121,7 +121,10 @@ pub(crate) fn claims(namespace: &str, account: &str, pod: &str) -> serde_json::V
 
 /// Pods as a test puts them.
 #[derive(Debug, Default)]
-pub(crate) struct FakePods(pub(crate) Mutex<HashMap<String, PodFacts>>);
+pub(crate) struct FakePods(
+    pub(crate) Mutex<HashMap<String, PodFacts>>,
+    pub(crate) tokio::sync::watch::Sender<()>,
+);
 
 impl FakePods {
     pub(crate) fn put(&self, namespace: &str, name: &str, account: &str, node: &str) {
@@ -133,12 +136,17 @@ impl FakePods {
             node: node.into(),
         };
         self.0.lock().insert(facts.uid.to_string(), facts);
+        self.1.send_replace(());
     }
 }
 
 impl Pods for FakePods {
     fn pod_by_uid(&self, uid: &str) -> Option<PodFacts> {
         self.0.lock().get(uid).cloned()
+    }
+
+    fn changed(&self) -> tokio::sync::watch::Receiver<()> {
+        self.1.subscribe()
     }
 
     fn runs_on_node(&self, node: &str, namespace: &str, account: &str) -> bool {

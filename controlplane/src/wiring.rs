@@ -43,6 +43,8 @@ pub struct Wiring {
     pub conditions: Tap<ObjectRef, Conditions>,
     /// Changed pods.
     pub pods: Tap<Name, Pod>,
+    /// Changed service accounts of the pods of managed waypoints.
+    pub waypoint_accounts: Tap<Name, BTreeSet<Str>>,
     /// Changed addresses of ServiceEntries' hosts that have none of their own.
     pub allocated: Tap<allocate::Host, Vec<IpAddr>>,
     /// How often each kind was computed.
@@ -184,6 +186,7 @@ impl Wiring {
             conditions: all_conditions.tap(),
             pods: inputs.pods.tap(),
             allocated: allocated.tap(),
+            waypoint_accounts: readers(&mut graph, &inputs, &facts).tap(),
             graph,
             settings,
             inputs,
@@ -319,6 +322,26 @@ fn facts(graph: &mut Graph, settings: &Arc<Settings>, inputs: &Inputs) -> Facts 
         waypoints,
         gateways_of_network: gateways.index(|_, gateway| vec![gateway.network.clone()]),
     }
+}
+
+/// The accounts that may read the mesh as waypoints: those of pods that a controller of ours deployed for one.
+fn readers(graph: &mut Graph, inputs: &Inputs, facts: &Facts) -> Collection<Name, BTreeSet<Str>> {
+    let of = |_: &Name, pod: &Pod| {
+        waypoint::managed_instance_of(&pod.meta)
+            .into_iter()
+            .collect()
+    };
+    let instances = inputs.pods.index(of);
+    let instances = graph.group(&instances);
+    let waypoints = facts.waypoints.clone();
+    let (readers, _) = graph.derive(&instances, move |cx, gateway, pods| {
+        let living = pods.iter().filter(|pod| !pod.ended);
+        let accounts: BTreeSet<Str> = living.map(|pod| pod.service_account.clone()).collect();
+        let is_waypoint = cx.get(&waypoints, gateway).is_some();
+        let made = (is_waypoint && !accounts.is_empty()).then_some((gateway.clone(), accounts));
+        made.into_iter().collect()
+    });
+    readers
 }
 
 type Allocated = Collection<allocate::Host, Vec<IpAddr>>;

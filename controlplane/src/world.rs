@@ -86,6 +86,8 @@ struct Shared {
     state: RwLock<State>,
     /// Kinds of which no whole list has come yet; empty once the world is whole.
     unlisted: watch::Sender<BTreeSet<Kind>>,
+    /// Told whenever pods changed.
+    pods_changed: watch::Sender<()>,
 }
 
 #[derive(Debug, Default)]
@@ -102,6 +104,8 @@ struct State {
     conditions: HashMap<ObjectRef, Arc<Vec<Condition>>>,
     file_reports: Vec<ObjectStatus>,
     pods: Pods,
+    /// Accounts of managed waypoints' pods, by Gateway.
+    waypoints: HashMap<Name, BTreeSet<Str>>,
     figures: Figures,
 }
 
@@ -233,6 +237,20 @@ impl World {
         names
             .filter_map(|name| pods.by_name.get(name))
             .any(|pod| &*pod.namespace == namespace && &*pod.service_account == service_account)
+    }
+
+    /// Changes whenever pods have come, gone or moved.
+    pub fn pods_changed(&self) -> watch::Receiver<()> {
+        self.shared.pods_changed.subscribe()
+    }
+
+    /// Whether this account is that of a managed waypoint's pod.
+    pub fn is_waypoint(&self, namespace: &str, service_account: &str) -> bool {
+        let state = self.shared.state.read();
+        let mut gateways = state.waypoints.iter();
+        gateways.any(|(gateway, accounts)| {
+            &*gateway.namespace == namespace && accounts.contains(service_account)
+        })
     }
 
     /// Figures of the work done so far.
@@ -448,8 +466,15 @@ impl Publisher {
             });
             state.allocate(host, addresses.as_deref());
         }
+        let pods_changed = !pods.is_empty();
         for (name, pod) in pods {
             state.pods.set(&name, pod.as_deref());
+        }
+        for (gateway, accounts) in self.wiring.waypoint_accounts.take() {
+            match accounts {
+                Some(accounts) => state.waypoints.insert(gateway, (*accounts).clone()),
+                None => state.waypoints.remove(&gateway),
+            };
         }
         for (key, resource) in &resources {
             match resource {
@@ -470,6 +495,10 @@ impl Publisher {
                 subscriber.merge(resources.iter().cloned());
             }
         }
+        drop(guard);
+        if pods_changed {
+            self.shared.pods_changed.send_replace(());
+        }
     }
 }
 
@@ -481,10 +510,13 @@ impl State {
             status,
             version,
         } = reported;
-        let generation = |version: Option<&ObjectVersion>| {
-            version.map(|version| (version.uid.clone(), version.generation))
+        // A new resource version alone says nothing that would have to be written.
+        let relevant = |version: &ObjectVersion| ObjectVersion {
+            resource_version: "".into(),
+            ..version.clone()
         };
-        let mut is_news = generation(self.versions.get(&object)) != generation(version.as_ref());
+        let known = self.versions.get(&object).map(relevant);
+        let mut is_news = known != version.as_ref().map(relevant);
         match version {
             Some(version) => self.versions.insert(object.clone(), version),
             None => self.versions.remove(&object),

@@ -1,6 +1,12 @@
 //! Which identities a node tunnel may have certificates for: those of the pods on its own node, and no others.
 
+use std::time::Duration;
+
 use mesh::identity::{Identity, ParseIdentityError, TrustDomain};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
 use crate::{
     auth::Caller, config::ServiceAccount, output::PodFacts, serve::access::Access, world::World,
@@ -12,6 +18,8 @@ pub trait Pods: Send + Sync + std::fmt::Debug {
     fn pod_by_uid(&self, uid: &str) -> Option<PodFacts>;
     /// Whether a pod of this account that has not ended runs on the node.
     fn runs_on_node(&self, node: &str, namespace: &str, service_account: &str) -> bool;
+    /// Changes whenever an answer to these questions may have.
+    fn changed(&self) -> watch::Receiver<()>;
 }
 
 /// The rule's surroundings.
@@ -76,9 +84,44 @@ impl Pods for World {
     fn runs_on_node(&self, node: &str, namespace: &str, service_account: &str) -> bool {
         World::runs_on_node(self, node, namespace, service_account)
     }
+
+    fn changed(&self) -> watch::Receiver<()> {
+        self.pods_changed()
+    }
+}
+
+impl Refusal {
+    /// Whether a pod that we have not heard of yet would change the answer: kubelet, and so the node, knows of a pod
+    /// before its event has come to us.
+    fn may_be_early(&self) -> bool {
+        matches!(self, Self::UnknownPod(_) | Self::NotOnNode { .. })
+    }
 }
 
 impl Rule<'_> {
+    /// As [`Rule::check`], which is asked again while `patience` lasts when a pod's event may be on its way.
+    pub async fn check_patiently(
+        &self,
+        caller: &Caller,
+        cluster: Option<&str>,
+        requested: &str,
+        patience: Duration,
+    ) -> Result<Identity, Refusal> {
+        let mut changed = self.pods.changed();
+        let end = Instant::now() + patience;
+        loop {
+            changed.mark_unchanged();
+            let refusal = match self.check(caller, cluster, requested) {
+                Err(refusal) if refusal.may_be_early() => refusal,
+                decided => return decided,
+            };
+            match timeout_at(end, changed.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return Err(refusal),
+            }
+        }
+    }
+
     /// The identity, if `caller` may have a certificate for it. Source: control-plane.md 12, with its weak points closed
     /// (trust domain, ended pods).
     pub fn check(

@@ -24,6 +24,10 @@ use crate::{
     tls::ConnectionInfo,
 };
 
+/// How long the event of a pod may be on its way to us: a node that asks for a pod's certificate has it already.
+/// Tunnels ask again by themselves; this only spares them the first refusal.
+const EVENT_LAG: Duration = Duration::from_millis(500);
+
 /// Issues certificates to proven callers.
 #[derive(Debug)]
 pub struct CertificateService {
@@ -115,7 +119,7 @@ impl CertificateService {
             return Err(CreateError::Signer(signer));
         }
         let requested = text(request.metadata.as_ref(), "ImpersonatedIdentity");
-        let identity = self.identity(&caller, cluster, &requested)?;
+        let identity = self.identity(&caller, cluster, &requested).await?;
         let csr = Csr::parse(&request.csr)?;
         let ttl = u64::try_from(request.validity_duration)
             .ok()
@@ -128,7 +132,7 @@ impl CertificateService {
     }
 
     /// The caller's own identity, or the one it asks for and may have.
-    fn identity(
+    async fn identity(
         &self,
         caller: &Caller,
         cluster: Option<&str>,
@@ -150,12 +154,14 @@ impl CertificateService {
             access: &self.access,
             pods: &*self.pods,
         };
-        let impersonated = rule.check(caller, cluster, requested);
-        impersonated.map_err(|source| CreateError::Impersonate {
-            caller: account.to_string(),
-            requested: requested.chars().take(512).collect(),
-            source: Box::new(source),
-        })
+        let impersonated = rule.check_patiently(caller, cluster, requested, EVENT_LAG);
+        impersonated
+            .await
+            .map_err(|source| CreateError::Impersonate {
+                caller: account.to_string(),
+                requested: requested.chars().take(512).collect(),
+                source: Box::new(source),
+            })
     }
 }
 

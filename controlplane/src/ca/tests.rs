@@ -580,6 +580,28 @@ async fn a_pod_that_ends_takes_its_identity_off_the_node() {
 }
 
 #[tokio::test]
+async fn a_request_that_is_ahead_of_its_pods_event_is_not_refused() {
+    let plane = Plane::start().await;
+    plane
+        .pods
+        .put("istio-system", "ztunnel-1", "ztunnel", "node-1");
+    let token = plane.node_token();
+    let asking = plane.certificate(&token, csr(Some(WEB)));
+    let arriving = async {
+        // One that waits has looked at the pods.
+        let waiting = || plane.pods.1.receiver_count() > 0;
+        let end = tokio::time::Instant::now() + crate::testing::DEADLINE;
+        while !waiting() {
+            assert!(tokio::time::Instant::now() < end, "nobody waits");
+            tokio::task::yield_now().await;
+        }
+        plane.pods.put("shop", "web-1", "web", "node-1");
+    };
+    let (answer, ()) = tokio::join!(asking, arriving);
+    assert_eq!(name_of(&answer.unwrap()), WEB);
+}
+
+#[tokio::test]
 async fn a_bad_request_is_told_so() {
     let plane = plane().await;
     let node = plane.node_token();

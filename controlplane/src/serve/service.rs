@@ -228,6 +228,10 @@ impl Stream {
             Some(subscriber) => subscriber,
             none => {
                 let mut peer = access::identify(&self.caller, request.node.as_ref())?;
+                if peer.proxy_type == "ztunnel" && !self.shared.access.is_node(&self.caller.account)
+                {
+                    return Err(Status::permission_denied("not a node tunnel's account"));
+                }
                 peer.address = self.info.address;
                 tracing::info!(proxy = peer.proxy, node = peer.node, "proxy connected");
                 let node = peer.node.as_str().into();

@@ -498,6 +498,13 @@ fn bound(status: Truth, reason: &'static str, message: String) -> Condition {
     condition("istio.io/WaypointBound", status, reason, message)
 }
 
+/// The Gateway that a pod was deployed for by a controller of waypoints.
+pub fn managed_instance_of(pod: &Meta) -> Option<Name> {
+    let by = pod.label(MANAGED)?;
+    let known = ["istio.io-mesh-controller", "istio.io-eastwest-controller"].contains(&&**by);
+    instance_of(pod).filter(|_| known)
+}
+
 /// The Gateway that a pod is an instance of.
 pub fn instance_of(pod: &Meta) -> Option<Name> {
     let name: &Str = pod.label("gateway.networking.k8s.io/gateway-name")?;

@@ -160,6 +160,20 @@ async fn only_node_tunnels_and_waypoints_may_read_the_mesh() {
     });
     waypoint.subscribe(ADDRESS, &[], &[]);
     waypoint.acked().await;
+
+    // A waypoint's account makes nobody a node tunnel.
+    let mut posing = plane
+        .subscriber_as(&token("shop", "waypoint"))
+        .await
+        .unwrap();
+    let id = "ztunnel~10.1.0.2~waypoint-1.shop~shop.svc.cluster.local".to_owned();
+    posing.node = Some(proto::xds_core::Node {
+        id,
+        ..Default::default()
+    });
+    posing.subscribe(ADDRESS, &[], &[]);
+    let refused = posing.message().await.expect_err("posing as a node tunnel");
+    assert_eq!(refused.code(), Code::PermissionDenied);
 }
 
 #[tokio::test]

@@ -55,6 +55,14 @@ struct Head {
     #[serde(default, rename = "apiVersion")]
     api_version: String,
     metadata: ObjectMeta,
+    #[serde(default)]
+    status: Option<StatusHead>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct StatusHead {
+    conditions: Option<Arc<serde_json::Value>>,
 }
 
 /// The name of an object that is no more.
@@ -176,6 +184,7 @@ fn report(kind: Kind, raw: &RawValue, conditions: Vec<Condition>) -> Result<Repo
             generation: head.metadata.generation.unwrap_or_default(),
             resource_version: text(&head.metadata.resource_version),
             api_version: head.api_version.as_str().into(),
+            conditions: head.status.and_then(|status| status.conditions),
         },
         status: ObjectStatus {
             kind: kind.as_str().into(),
