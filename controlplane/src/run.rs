@@ -39,7 +39,10 @@ use crate::{
         ca_store::{CaSettings, CaStore, StoreError},
         writers::admit,
     },
-    config::{CaSource, Config},
+    config::{
+        CaSource, Config,
+        mesh::{MeshConfig, MeshConfigError},
+    },
     metrics::Metrics,
     output::{Changes, Subscription},
     serve::{DiscoveryService, access::Access, registry::Registry, store::Store},
@@ -63,6 +66,7 @@ pub struct ControlPlane {
     authority: Arc<Current>,
     serving: Arc<ServingCertificate>,
     tokens: Option<Arc<dyn Authenticator>>,
+    mesh: MeshConfig,
     client: Option<kube::Client>,
     ca: Keys,
     xds: TcpListener,
@@ -102,6 +106,9 @@ pub enum RunError {
     /// The API server.
     #[error("find the API server")]
     Client(#[from] ClientError),
+    /// The mesh's configuration.
+    #[error("take in the mesh's configuration")]
+    Mesh(#[from] MeshConfigError),
     /// A listener could not be had.
     #[error("listen on {address}")]
     Listen {
@@ -133,7 +140,8 @@ pub async fn run(
 
 impl ControlPlane {
     /// Loads the certificate authority and the keys, binds the listeners; nothing is served yet.
-    pub async fn bind(config: Config) -> Result<Self, RunError> {
+    pub async fn bind(mut config: Config) -> Result<Self, RunError> {
+        let mesh = config.read_mesh()?;
         let client = match &config.cluster {
             Some(cluster) => Some(client(cluster.kubeconfig.as_deref()).await?),
             None => None,
@@ -161,6 +169,7 @@ impl ControlPlane {
             readiness,
             webhook,
             config,
+            mesh,
             client,
             ca,
             authority,
@@ -206,7 +215,7 @@ impl ControlPlane {
             metrics,
             ready: Arc::new(AtomicBool::new(false)),
             troubles: source.as_ref().map(|source| source.troubles.clone()),
-            discovery: watch::channel::<Discovery>(Arc::new(|_, _| true)).1,
+            discovery: source.as_ref().map(|source| source.discovery.clone()),
         };
         let mut tasks = self.admin_tasks(&parts);
         if let Some(listener) = self.webhook.take() {
@@ -268,12 +277,13 @@ impl ControlPlane {
     /// The world, and what feeds it if it is not a folder's.
     async fn world(&self) -> Result<(World, Option<kubernetes::Source>), RunError> {
         let settings = self.config.settings();
-        match &self.client {
-            Some(client) => {
-                let (world, source) = kubernetes::Source::start(client, settings)?;
+        match (&self.client, &self.config.cluster) {
+            (Some(client), Some(cluster)) => {
+                let mesh = self.mesh.clone();
+                let (world, source) = kubernetes::Source::start(client, settings, cluster, mesh)?;
                 Ok((world, Some(source)))
             }
-            None => {
+            _ => {
                 let folders = self.config.folders.clone();
                 let start = move || World::start(&folders, settings);
                 Ok((tokio::task::spawn_blocking(start).await??, None))
@@ -303,7 +313,7 @@ impl ControlPlane {
             config: Arc::new(self.config.clone()),
             cluster: Arc::new(self.config.cluster.clone()?),
             ca: self.ca.store()?,
-            discovery: parts.discovery.clone(),
+            discovery: parts.discovery.clone()?,
             authority: self.authority.clone(),
             serving: self.serving.clone(),
             metrics: parts.metrics.clone(),
@@ -356,6 +366,28 @@ impl Keys {
 }
 
 impl Config {
+    /// Reads the mesh's configuration, which says more than flags do.
+    fn read_mesh(&mut self) -> Result<MeshConfig, RunError> {
+        let Some(cluster) = &self.cluster else {
+            return Ok(MeshConfig::default());
+        };
+        let mesh = MeshConfig::load(&cluster.mesh_config)?;
+        if !mesh.without_effect.is_empty() {
+            let fields = mesh.without_effect.join(", ");
+            tracing::info!(
+                fields,
+                "fields of the mesh's configuration without effect here"
+            );
+        }
+        if let Some(trust_domain) = &mesh.trust_domain {
+            self.trust_domain.clone_from(trust_domain);
+        }
+        if let Some(root) = &mesh.root_namespace {
+            self.root_namespace.clone_from(root);
+        }
+        Ok(mesh)
+    }
+
     fn settings(&self) -> Settings {
         let defaults = Settings::default();
         let cluster = self.cluster.as_ref();
@@ -383,7 +415,7 @@ struct Parts {
     /// What of the API server cannot be watched, where it is the source.
     troubles: Option<Troubles>,
     /// Which namespaces the mesh looks at.
-    discovery: watch::Receiver<Discovery>,
+    discovery: Option<watch::Receiver<Discovery>>,
 }
 
 impl Parts {

@@ -11,7 +11,7 @@ use proto::{
 };
 
 use crate::{
-    graph::{Collection, Context, Graph, Index, Runs, Source, Tap},
+    graph::{Collection, Context, Data, Graph, Index, Key, Runs, Source, Tap},
     object::{
         EndpointSlice, Gateway, GatewayClass, Kind, Labels, Meta, Name, Object, ObjectRef,
         PeerAuthentication, Pod, Policy, Service, ServiceEntry, Sourced, WorkloadEntry,
@@ -28,6 +28,7 @@ use crate::{
         workload::{self, Surroundings},
         workload_resource,
     },
+    world::is_revised,
 };
 
 /// The graph of one mesh: objects go in through [`Wiring::set`], resources and conditions come out of the taps.
@@ -37,6 +38,8 @@ pub struct Wiring {
     inputs: Inputs,
     /// Conditions of objects that take no part.
     apart: Source<ObjectRef, Conditions>,
+    /// The names that mean this control plane in the label `istio.io/rev`: its revision, and tags that point to it.
+    revisions: BTreeSet<Str>,
     /// Changed resources.
     pub resources: Tap<ResourceKey, Resource>,
     /// Changed conditions.
@@ -191,23 +194,28 @@ impl Wiring {
             settings,
             inputs,
             apart,
+            revisions: BTreeSet::new(),
             runs,
         }
     }
 
+    /// The tags that point to this control plane's revision now. Objects that are labelled with one must be set again.
+    pub fn tagged(&mut self, tags: &BTreeSet<Str>) {
+        self.revisions.clone_from(tags);
+    }
+
+    /// An object as it was set, if it takes part.
+    pub fn get(&self, object: &ObjectRef) -> Option<Sourced<Object>> {
+        self.inputs.get(object)
+    }
+
     /// Sets or removes an object. Takes effect with the next [`Wiring::settle`].
     pub fn set(&self, object: &ObjectRef, value: Option<Sourced<Object>>) {
-        let revised = matches!(
-            object.kind,
-            Kind::AuthorizationPolicy
-                | Kind::PeerAuthentication
-                | Kind::ServiceEntry
-                | Kind::WorkloadEntry
-                | Kind::Gateway
-        );
+        let revised = is_revised(object.kind);
         let other = value.as_ref().filter(|_| revised).and_then(|value| {
             let revision = value.object.meta().label("istio.io/rev")?;
-            (*revision != self.settings.revision).then(|| revision.clone())
+            let ours = *revision == self.settings.revision || self.revisions.contains(revision);
+            (!ours).then(|| revision.clone())
         });
         let apart = other.as_ref().map(|revision| {
             let message = format!("left to the control plane of revision {revision}");
@@ -258,6 +266,36 @@ impl Inputs {
         }
     }
 
+    fn get(&self, object: &ObjectRef) -> Option<Sourced<Object>> {
+        let name = &object.name;
+        let good = |object: Object| Sourced {
+            object,
+            faults: Vec::new(),
+        };
+        match object.kind {
+            Kind::AuthorizationPolicy => self.policies.peek(name).map(|it| Sourced {
+                object: Object::AuthorizationPolicy(it.object.clone()),
+                faults: it.faults.clone(),
+            }),
+            Kind::PeerAuthentication => self.peers.peek(name).map(|it| Sourced {
+                object: Object::PeerAuthentication(it.object.clone()),
+                faults: it.faults.clone(),
+            }),
+            Kind::EndpointSlice => copy(&self.slices, name, Object::EndpointSlice).map(good),
+            Kind::Gateway => copy(&self.gateways, name, Object::Gateway).map(good),
+            Kind::GatewayClass => copy(&self.classes, &name.name, Object::GatewayClass).map(good),
+            Kind::Namespace => copy(&self.namespaces, &name.name, Object::Namespace).map(good),
+            Kind::Node => copy(&self.nodes, &name.name, Object::Node).map(good),
+            Kind::Pod => copy(&self.pods, name, Object::Pod).map(good),
+            Kind::Service => copy(&self.services, name, Object::Service).map(good),
+            Kind::ServiceEntry => copy(&self.entries, name, Object::ServiceEntry).map(good),
+            Kind::WorkloadEntry => {
+                copy(&self.workload_entries, name, Object::WorkloadEntry).map(good)
+            }
+            Kind::Deployment | Kind::ServiceAccount => None,
+        }
+    }
+
     fn set(&self, object: &ObjectRef, value: Option<Sourced<Object>>) {
         let name = &object.name;
         match object.kind {
@@ -279,6 +317,14 @@ impl Inputs {
             Kind::Deployment | Kind::ServiceAccount => {}
         }
     }
+}
+
+fn copy<K: Key, V: Data + Clone>(
+    source: &Source<K, V>,
+    key: &K,
+    of: impl FnOnce(V) -> Object,
+) -> Option<Object> {
+    source.peek(key).map(|value| of((*value).clone()))
 }
 
 fn facts(graph: &mut Graph, settings: &Arc<Settings>, inputs: &Inputs) -> Facts {

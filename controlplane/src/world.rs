@@ -32,8 +32,11 @@ use crate::{
 };
 
 mod cluster;
+mod view;
 
 pub use crate::translate::{FailurePolicy, Settings};
+pub(crate) use view::is_revised;
+pub use view::{Selectors, selects};
 
 /// Why the world did not start.
 #[derive(Debug, thiserror::Error)]
@@ -158,10 +161,15 @@ impl World {
 
     /// A world that is fed by others, empty until every kind has been listed once (see [`World::listed`]). Its thread
     /// ends with the last clone of the feed. Needs a runtime.
-    pub fn fed(kinds: BTreeSet<Kind>, settings: Settings) -> Result<(Self, Feed), StartError> {
+    pub fn fed(
+        kinds: BTreeSet<Kind>,
+        settings: Settings,
+        selectors: Selectors,
+    ) -> Result<(Self, Feed), StartError> {
         let shared = Arc::<Shared>::default();
         shared.unlisted.send_replace(kinds);
-        let feed = cluster::spawn(shared.clone(), settings).map_err(StartError::Thread)?;
+        let feed =
+            cluster::spawn(shared.clone(), settings, selectors).map_err(StartError::Thread)?;
         let world = Self {
             shared,
             _stop: None,

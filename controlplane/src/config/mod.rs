@@ -4,10 +4,11 @@
 //! at a time is misery.
 
 mod cluster;
+pub mod mesh;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use mesh::identity::TrustDomain;
+use ::mesh::identity::TrustDomain;
 
 pub use cluster::{ClusterConfig, Discovery};
 

@@ -1,29 +1,33 @@
 //! What a control plane on Kubernetes has beside a folder's: informers that feed the world, and writers.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 
 use kube::Client;
+use mesh::names::Str;
 use net::drain;
 use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
     ca::{Current, serving::ServingCertificate},
     cluster::{Discovery, ca_store::CaStore, writers::Writers},
-    config::{ClusterConfig, Config},
+    config::{ClusterConfig, Config, mesh::MeshConfig},
     metrics::Metrics,
     serve::registry::Registry,
-    source::cluster::{self, Troubles},
-    world::{Settings, StartError, World},
+    source::cluster::{self, Event, Troubles},
+    world::{self, Selectors, Settings, StartError, World},
 };
 
+/// How often the file of the mesh's configuration is looked at; kubelet brings changes of a ConfigMap within a minute.
+const LOOK: Duration = Duration::from_secs(5);
 /// How long writers may take to end.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
 /// The informers behind a world; they end with it.
-#[derive(Debug)]
 pub struct Source {
     /// What cannot be watched.
     pub troubles: Troubles,
+    /// Which namespaces the mesh looks at.
+    pub discovery: watch::Receiver<Discovery>,
     _informers: JoinSet<()>,
 }
 
@@ -57,16 +61,72 @@ pub struct Context {
 }
 
 impl Source {
-    /// Starts the informers and the world that they feed.
-    pub fn start(client: &Client, settings: Settings) -> Result<(World, Self), StartError> {
-        let (world, feed) = World::fed(cluster::kinds(), settings)?;
+    /// Starts the informers and the world that they feed; follows the mesh's configuration.
+    pub fn start(
+        client: &Client,
+        settings: Settings,
+        config: &ClusterConfig,
+        mesh: MeshConfig,
+    ) -> Result<(World, Self), StartError> {
+        let selectors = Selectors::new(mesh.discovery_selectors.clone());
+        let (root, revision) = (settings.root_namespace.clone(), settings.revision.clone());
+        let (world, feed) = World::fed(cluster::kinds(), settings, selectors.clone())?;
         let troubles = Troubles::default();
-        let informers = cluster::start(client, &feed, &troubles);
+        let mut informers = cluster::start(client, &revision, &feed, &troubles);
+        let (found, discovery) = watch::channel(chosen(root.clone(), selectors));
+        informers.spawn(follow(config.mesh_config.clone(), mesh, move |selectors| {
+            found.send_replace(chosen(root.clone(), selectors.clone()));
+            let feed = feed.clone();
+            async move { feed.send(Event::Selectors(selectors)).await.is_ok() }
+        }));
         let source = Self {
             troubles,
+            discovery,
             _informers: informers,
         };
         Ok((world, source))
+    }
+}
+
+fn chosen(root: Str, selectors: Selectors) -> Discovery {
+    Arc::new(move |name, labels| {
+        let labels = labels.iter();
+        let labels = labels.map(|(key, value)| (key.as_str().into(), value.as_str().into()));
+        world::selects(&selectors, &root, name, &labels.collect())
+    })
+}
+
+/// Follows the file of the mesh's configuration and tells of other selectors. A state with mistakes changes nothing.
+async fn follow<F: Future<Output = bool>>(
+    path: PathBuf,
+    mut known: MeshConfig,
+    mut tell: impl FnMut(Selectors) -> F,
+) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let file = path.clone();
+        let read = tokio::task::spawn_blocking(move || MeshConfig::load(&file)).await;
+        let now = match read {
+            Ok(Ok(now)) if now != known => now,
+            Ok(Err(error)) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "the mesh's last good configuration stays in force");
+                continue;
+            }
+            _ => continue,
+        };
+        if (&now.trust_domain, &now.root_namespace) != (&known.trust_domain, &known.root_namespace)
+        {
+            tracing::warn!("another trust domain or root namespace takes effect at the next start");
+        }
+        let is_other = now.discovery_selectors != known.discovery_selectors;
+        known = now;
+        if is_other {
+            tracing::info!("other discovery selectors");
+            if !tell(Selectors::new(known.discovery_selectors.clone())).await {
+                return;
+            }
+        }
     }
 }
 

@@ -8,16 +8,20 @@ use std::{
     time::Duration,
 };
 
+use mesh::names::Str;
 use tokio::{
     runtime::Handle,
     sync::mpsc,
     time::{Instant, timeout_at},
 };
 
-use super::{Batch, Publisher, Reported, Settings, Shared};
+use super::{Batch, Publisher, Reported, Selectors, Settings, Shared, view::View};
 use crate::{
     object::{Kind, Name, ObjectRef},
-    source::cluster::{Event, Feed, decode::Told},
+    source::cluster::{
+        Event, Feed,
+        decode::{Report, Told},
+    },
     wiring::Wiring,
 };
 
@@ -35,6 +39,9 @@ struct Keeper {
     publisher: Publisher,
     /// Kinds of which no whole list has come yet. Until there is none left, nothing is computed or published.
     unlisted: BTreeSet<Kind>,
+    /// Whether it is known which tags point to our revision.
+    is_tagged: bool,
+    view: View,
     known: BTreeMap<Kind, HashSet<Name>>,
     /// Lists that are under way, with what they have named.
     listing: BTreeMap<Kind, HashSet<Name>>,
@@ -43,7 +50,11 @@ struct Keeper {
 }
 
 /// Starts the thread. It ends when nobody holds the feed any more.
-pub(super) fn spawn(shared: Arc<Shared>, settings: Settings) -> io::Result<Feed> {
+pub(super) fn spawn(
+    shared: Arc<Shared>,
+    settings: Settings,
+    selectors: Selectors,
+) -> io::Result<Feed> {
     let (feed, events) = mpsc::channel(QUEUE);
     let runtime = Handle::current();
     let unlisted = shared.unlisted.borrow().clone();
@@ -53,6 +64,8 @@ pub(super) fn spawn(shared: Arc<Shared>, settings: Settings) -> io::Result<Feed>
             let mut keeper = Keeper {
                 events,
                 unlisted,
+                is_tagged: false,
+                view: View::new(selectors, settings.root_namespace.clone()),
                 publisher: Publisher {
                     wiring: Wiring::new(settings),
                     shared,
@@ -101,26 +114,97 @@ impl Keeper {
                 self.gone(object);
             }
             Event::Listed(kind) => self.whole(kind),
+            Event::Tags(tags) => {
+                self.is_tagged = true;
+                self.publisher.wiring.tagged(&tags);
+                for told in self.view.labelled() {
+                    self.publisher.wiring.set(&told.object, told.value);
+                }
+            }
+            Event::Selectors(selectors) => {
+                for (namespace, is_chosen) in self.view.select(selectors) {
+                    self.turn(&namespace, is_chosen);
+                }
+            }
         }
     }
 
+    /// Brings a namespace's objects into view, or takes them out of it.
+    fn turn(&mut self, namespace: &Str, is_chosen: bool) {
+        if is_chosen {
+            for told in self.view.take_aside(namespace) {
+                self.put(told);
+            }
+            return;
+        }
+        let of_namespace = |(kind, names): (&Kind, &HashSet<Name>)| {
+            let names = names.iter().filter(|name| name.namespace == *namespace);
+            let objects = names.map(|name| ObjectRef {
+                kind: *kind,
+                name: name.clone(),
+            });
+            objects.collect::<Vec<_>>()
+        };
+        let namespaced = self.known.iter().filter(|(kind, _)| kind.is_namespaced());
+        let objects: Vec<ObjectRef> = namespaced.flat_map(of_namespace).collect();
+        for object in objects {
+            // The graph does not hold objects that are another control plane's.
+            let told = self.view.labelled_as(&object).unwrap_or_else(|| Told {
+                value: self.publisher.wiring.get(&object),
+                report: self.report(&object),
+                object,
+            });
+            self.put(told);
+        }
+    }
+
+    /// What was said of an object, published or about to be.
+    fn report(&self, object: &ObjectRef) -> Option<Report> {
+        if let Some(reported) = self.reports.get(object) {
+            let (status, version) = (reported.status.clone()?, reported.version.clone()?);
+            return Some(Report { status, version });
+        }
+        let state = self.publisher.shared.state.read();
+        Some(Report {
+            status: state.reports.get(object)?.clone(),
+            version: state.versions.get(object)?.clone(),
+        })
+    }
+
     fn is(&mut self, told: Told) {
-        let Told {
-            object,
-            value,
-            report,
-        } = told;
+        let object = &told.object;
         if let Some(named) = self.listing.get_mut(&object.kind) {
             named.insert(object.name.clone());
         }
         let known = self.known.entry(object.kind).or_default();
         known.insert(object.name.clone());
+        let labels = match (object.kind, &told.value) {
+            (Kind::Namespace, Some(value)) => Some(value.object.meta().labels.clone()),
+            _ => None,
+        };
+        let namespace = object.name.name.clone();
+        self.put(told);
+        if let Some(is_chosen) = labels.and_then(|it| self.view.namespace(&namespace, Some(it))) {
+            self.turn(&namespace, is_chosen);
+        }
+    }
+
+    fn put(&mut self, told: Told) {
+        let Told {
+            object,
+            value,
+            report,
+        } = self.view.admit(told);
         self.publisher.wiring.set(&object, value);
-        if let Some(report) = report {
+        let (status, version) = match report {
+            Some(report) => (Some(report.status), Some(report.version)),
+            None => (None, None),
+        };
+        if status.is_some() || speaks(object.kind) {
             let reported = Reported {
                 object: object.clone(),
-                status: Some(report.status),
-                version: Some(report.version),
+                status,
+                version,
             };
             self.reports.insert(object, reported);
         }
@@ -130,13 +214,21 @@ impl Keeper {
         if let Some(known) = self.known.get_mut(&object.kind) {
             known.remove(&object.name);
         }
+        self.view.forget(&object);
         self.publisher.wiring.set(&object, None);
-        let reported = Reported {
-            object: object.clone(),
-            status: None,
-            version: None,
-        };
-        self.reports.insert(object, reported);
+        if object.kind == Kind::Namespace
+            && let Some(is_chosen) = self.view.namespace(&object.name.name, None)
+        {
+            self.turn(&object.name.name, is_chosen);
+        }
+        if speaks(object.kind) {
+            let reported = Reported {
+                object: object.clone(),
+                status: None,
+                version: None,
+            };
+            self.reports.insert(object, reported);
+        }
     }
 
     /// A list is complete: what it has not named is no more.
@@ -155,7 +247,8 @@ impl Keeper {
 
     fn publish(&mut self) {
         let shared = self.publisher.shared.clone();
-        if self.unlisted.is_empty() {
+        let is_whole = self.unlisted.is_empty() && self.is_tagged;
+        if is_whole {
             self.publisher.wiring.settle();
             let reports = std::mem::take(&mut self.reports).into_values().collect();
             let batch = Batch {
@@ -166,8 +259,19 @@ impl Keeper {
         }
         shared.unlisted.send_if_modified(|unlisted| {
             let changed = *unlisted != self.unlisted;
-            unlisted.clone_from(&self.unlisted);
+            // Whoever waits for the world waits for the tags, too.
+            if is_whole || !self.unlisted.is_empty() {
+                unlisted.clone_from(&self.unlisted);
+            }
             changed
         });
     }
+}
+
+/// Whether something is said of objects of this kind. Pods and their like are too many to speak of each.
+fn speaks(kind: Kind) -> bool {
+    !matches!(
+        kind,
+        Kind::Pod | Kind::EndpointSlice | Kind::Node | Kind::Namespace
+    )
 }

@@ -22,6 +22,7 @@ use std::{
 };
 
 use kube::Client;
+use mesh::names::Str;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -30,7 +31,10 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::object::{Kind, ObjectRef};
+use crate::{
+    object::{Kind, ObjectRef},
+    world::Selectors,
+};
 use decode::Told;
 use informer::{Failure, Informer, Step, Target};
 
@@ -48,6 +52,10 @@ pub enum Event {
     Gone(ObjectRef),
     /// The list of a kind is complete: what it did not name is no more.
     Listed(Kind),
+    /// The tags that point to this control plane's revision.
+    Tags(BTreeSet<Str>),
+    /// Other discovery selectors.
+    Selectors(Selectors),
 }
 
 /// The way to the world's thread. Bounded: where it does not keep up, informers read no further.
@@ -220,8 +228,14 @@ impl Troubles {
 type Crds = watch::Receiver<Option<Arc<BTreeSet<String>>>>;
 
 /// Starts all informers. They end with the set.
-pub fn start(client: &Client, feed: &Feed, troubles: &Troubles) -> JoinSet<()> {
+pub fn start(client: &Client, revision: &str, feed: &Feed, troubles: &Troubles) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
+    tasks.spawn(watch_tags(
+        client.clone(),
+        revision.to_owned(),
+        feed.clone(),
+        troubles.clone(),
+    ));
     let (found, crds) = watch::channel(None);
     tasks.spawn(watch_crds(client.clone(), found, troubles.clone()));
     for watched in WATCHED {
@@ -410,6 +424,66 @@ async fn watch_crds(
                 }
                 changed
             });
+        }
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Labelled {
+    metadata: LabelsOnly,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct LabelsOnly {
+    name: String,
+    labels: BTreeMap<String, String>,
+}
+
+/// Keeps the set of tags that point to our revision. They are kept in webhooks' labels, as upstream's tools write them.
+async fn watch_tags(client: Client, revision: String, feed: Feed, troubles: Troubles) {
+    let target = Target {
+        path: "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations".to_owned(),
+        plural: "mutatingwebhookconfigurations.admissionregistration.k8s.io".to_owned(),
+        fields: "",
+        labels: "istio.io/tag",
+        metadata_only: true,
+    };
+    let mut informer = Informer::new(client, target);
+    let mut tags: BTreeMap<String, Str> = BTreeMap::new();
+    let (mut told, mut is_listing) = (None, true);
+    loop {
+        match informer.next().await {
+            Step::Listing => (tags, is_listing) = (BTreeMap::new(), true),
+            Step::Is(raw) => {
+                let read: Labelled = serde_json::from_str(raw.get()).unwrap_or_default();
+                let LabelsOnly { name, labels } = read.metadata;
+                let tag = labels.get("istio.io/tag");
+                let is_ours = labels
+                    .get("istio.io/rev")
+                    .is_some_and(|rev| *rev == revision);
+                match tag.filter(|_| is_ours) {
+                    Some(tag) => tags.insert(name, tag.as_str().into()),
+                    None => tags.remove(&name),
+                };
+            }
+            Step::Gone(raw) => {
+                let read: Labelled = serde_json::from_str(raw.get()).unwrap_or_default();
+                tags.remove(&read.metadata.name);
+            }
+            Step::Listed => {
+                is_listing = false;
+                troubles.clear(&informer.target().plural);
+            }
+            Step::Failed(failure) => troubles.note(&informer.target().plural, &failure),
+        }
+        let now: BTreeSet<Str> = tags.values().cloned().collect();
+        if !is_listing && told.as_ref() != Some(&now) {
+            told = Some(now.clone());
+            if feed.send(Event::Tags(now)).await.is_err() {
+                return;
+            }
         }
     }
 }

@@ -1,0 +1,126 @@
+//! The mesh's own configuration: the part of upstream's MeshConfig that means something here.
+
+use std::{io, path::Path};
+
+use ::mesh::identity::TrustDomain;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use serde::Deserialize;
+
+use crate::source::{
+    read::read,
+    tree::{ParseError, parse},
+};
+
+/// What is read of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MeshConfig {
+    /// `trustDomain`.
+    pub trust_domain: Option<TrustDomain>,
+    /// `rootNamespace`.
+    pub root_namespace: Option<String>,
+    /// `discoverySelectors`: ORed; none selects every namespace.
+    pub discovery_selectors: Vec<LabelSelector>,
+    /// Fields that are there and have no effect here, by name.
+    pub without_effect: Vec<String>,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum MeshConfigError {
+    /// Reading the file.
+    #[error("read the mesh's configuration")]
+    Read(#[source] io::Error),
+    /// It is not YAML.
+    #[error("parse the mesh's configuration")]
+    Parse(#[from] ParseError),
+    /// A field that matters has a value that cannot be meant.
+    #[error("the mesh's configuration has mistakes: {0}")]
+    Invalid(String),
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Wire {
+    trust_domain: Option<String>,
+    root_namespace: Option<String>,
+    discovery_selectors: Vec<LabelSelector>,
+}
+
+impl MeshConfig {
+    /// Reads the file; one that is not there is an empty one.
+    pub fn load(path: &Path) -> Result<Self, MeshConfigError> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(MeshConfigError::Read(error)),
+        }
+    }
+
+    /// Reads the YAML. Fields that are unknown are named and tolerated: most of upstream's are for sidecars.
+    pub fn parse(text: &str) -> Result<Self, MeshConfigError> {
+        let Some(document) = parse(text)?.into_iter().next() else {
+            return Ok(Self::default());
+        };
+        let (wire, faults) = read::<Wire>(&document);
+        let (unknown, wrong): (Vec<_>, Vec<_>) = faults.into_iter().partition(|fault| {
+            fault.problem.starts_with("unknown field") && !fault.path.contains('.')
+        });
+        let wrong: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+        let invalid = |problem: String| MeshConfigError::Invalid(problem);
+        let Some(wire) = wire.filter(|_| wrong.is_empty()) else {
+            return Err(invalid(wrong.join("; ")));
+        };
+        let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let trust_domain = match given(wire.trust_domain) {
+            Some(text) => {
+                let parsed: Result<TrustDomain, _> = text.parse();
+                Some(parsed.map_err(|error| invalid(format!("trustDomain: {text:?}: {error}")))?)
+            }
+            None => None,
+        };
+        Ok(Self {
+            trust_domain,
+            root_namespace: given(wire.root_namespace),
+            discovery_selectors: wire.discovery_selectors,
+            without_effect: unknown.into_iter().map(|fault| fault.path).collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_matters_is_read_and_what_does_not_is_named() {
+        let config = MeshConfig::parse(
+            "trustDomain: example.org
+rootNamespace: mesh
+accessLogFile: /dev/stdout
+defaultConfig: {discoveryAddress: istiod.mesh.svc:15012}
+discoverySelectors:
+- matchLabels: {mesh: 'yes'}
+- matchExpressions: [{key: team, operator: In, values: [a, b]}]
+",
+        )
+        .unwrap();
+        assert_eq!(config.trust_domain.unwrap().as_str(), "example.org");
+        assert_eq!(config.root_namespace.as_deref(), Some("mesh"));
+        assert_eq!(config.discovery_selectors.len(), 2);
+        assert_eq!(config.without_effect, ["accessLogFile", "defaultConfig"]);
+    }
+
+    #[test]
+    fn mistakes_in_what_matters_are_refused() {
+        for text in [
+            "trustDomain: [a]",
+            "trustDomain: Not_One",
+            "discoverySelectors: {matchLabels: {a: b}}",
+            "discoverySelectors: [{matchLables: {a: b}}]",
+            "a: [",
+        ] {
+            assert!(MeshConfig::parse(text).is_err(), "{text}");
+        }
+        assert_eq!(MeshConfig::parse("").unwrap(), MeshConfig::default());
+    }
+}
