@@ -95,12 +95,17 @@ istiod{{ with $revision }}-{{ . }}{{ end }}.{{ .root.Release.Namespace }}.svc:15
 {{- end -}}
 {{- end -}}
 
-{{- /* Environment variables of a map, sorted by name: texts as they are, anything else as `valueFrom`. */ -}}
+{{- /* Environment variables, sorted by name: texts as they are, whole numbers in full, objects as `valueFrom`. The user's stand in place of the
+chart's own. Takes (dict "own" YAML "user" MAP). */ -}}
 {{- define "leyline.env" -}}
-{{- range $name, $value := . }}
+{{- $all := .own | fromYaml -}}
+{{- range $name, $value := .user }}{{ $_ := set $all $name $value }}{{ end -}}
+{{- range $name, $value := $all }}
 - name: {{ $name }}
   {{- if kindIs "map" $value }}
   valueFrom: {{- toYaml $value | nindent 4 }}
+  {{- else if and (kindIs "float64" $value) (eq $value (floor $value)) }}
+  value: {{ printf "%.0f" $value | quote }}
   {{- else }}
   value: {{ $value | toString | quote }}
   {{- end }}
