@@ -411,6 +411,25 @@ fn an_upgrade_interrupts_no_node() {
 }
 
 #[test]
+fn a_users_variable_stands_in_place_of_the_charts() {
+    let table = [
+        ("istiod.env.CLUSTER_ID=mine", "Deployment/istiod", "CLUSTER_ID", "mine"),
+        ("ztunnel.env.RUST_LOG=debug", "DaemonSet/ztunnel", "RUST_LOG", "debug"),
+        ("ztunnel.env.POOL=10000000", "DaemonSet/ztunnel", "POOL", "10000000"),
+        ("cni.env.NODE_NAME=n", "DaemonSet/istio-cni-node", "NODE_NAME", "n"),
+    ];
+    for (value, part, name, expected) in table {
+        let objects = objects(&["--set", value]);
+        let container = &find(&objects, part)["spec"]["template"]["spec"]["containers"][0];
+        let variables = container["env"].as_array().unwrap();
+        let named: Vec<_> = variables.iter().filter(|v| v["name"] == name).collect();
+        // Two of a name are an error to server-side apply.
+        assert_eq!(named.len(), 1, "{value}");
+        assert_eq!(named[0]["value"], expected, "{value}");
+    }
+}
+
+#[test]
 fn rendering_writes_nothing_that_the_control_plane_owns() {
     for object in objects(&[]) {
         if object["kind"] == "ValidatingWebhookConfiguration" {
