@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::Problems;
-use crate::translate::FailurePolicy;
+use crate::{gateway, translate::FailurePolicy};
 
 /// The flags of `discovery`, by their upstream names. Those that have no meaning here are accepted and have no effect.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -136,6 +136,9 @@ pub struct Discovery {
     pub failure_policy: Option<String>,
 
     #[command(flatten)]
+    pub gateways: gateway::Args,
+
+    #[command(flatten)]
     pub without_effect: WithoutEffect,
 }
 
@@ -204,6 +207,8 @@ pub struct ClusterConfig {
     pub send_dry_run: bool,
     /// What becomes of traffic whose protection cannot be had.
     pub failure: FailurePolicy,
+    /// What is deployed for Gateways.
+    pub gateways: gateway::Checked,
 }
 
 impl Problems {
@@ -228,6 +233,13 @@ impl Problems {
                 return None;
             }
         };
+        let gateways = match gateway::Checked::new(&args.gateways) {
+            Ok(gateways) => Some(gateways),
+            Err(problem) => {
+                self.add("waypoint", problem);
+                None
+            }
+        };
         let pod = args.pod.clone().filter(|pod| !pod.is_empty());
         Some(ClusterConfig {
             kubeconfig: args
@@ -247,6 +259,7 @@ impl Problems {
             debug_namespaces: list(args.debug_allowed_namespaces.as_deref()),
             send_dry_run,
             failure,
+            gateways: gateways?,
         })
     }
 

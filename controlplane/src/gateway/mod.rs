@@ -35,7 +35,9 @@ pub mod names {
 }
 
 /// Flags of the Gateway controllers, each with its environment variable.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, clap::Args)]
+#[command(next_help_heading = "Gateways, on Kubernetes")]
+#[group(skip)]
 pub struct Args {
     /// Image of waypoints; empty: the images' hub and tag
     #[arg(long, env = "LEYLINE_WAYPOINT_IMAGE", default_value = "")]
@@ -146,10 +148,30 @@ pub struct PodSettings {
     pub tolerations: Option<Value>,
 }
 
-impl Deployed {
-    /// Checks the flags; the error is a problem of the flag `waypoint`.
-    pub fn new(args: &Args, mesh: Mesh) -> Result<Self, String> {
-        let pods = serde_json::from_str(&args.waypoint).map_err(|error| error.to_string())?;
+/// Flags whose texts are read.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Checked {
+    args: Args,
+    pods: PodSettings,
+}
+
+impl Checked {
+    /// Reads the flags; the error is a problem of the flag `waypoint`.
+    pub fn new(args: &Args) -> Result<Self, String> {
+        let pods = match args.waypoint.as_str() {
+            "" => None,
+            text => serde_json::from_str::<Option<PodSettings>>(text)
+                .map_err(|error| error.to_string())?,
+        };
+        Ok(Self {
+            args: args.clone(),
+            pods: pods.unwrap_or_default(),
+        })
+    }
+
+    /// The settings of a mesh.
+    pub fn of(&self, mesh: Mesh) -> Deployed {
+        let args = &self.args;
         let image = match args.waypoint_image.as_str() {
             "" => format!("{}/waypoint:{}", args.image_hub, args.image_tag),
             image => image.to_owned(),
@@ -163,11 +185,11 @@ impl Deployed {
             address => address.to_owned(),
         };
         let secrets = args.image_pull_secrets.iter();
-        Ok(Self {
+        Deployed {
             image,
             pull_policy: args.image_pull_policy.clone(),
             pull_secrets: secrets.filter(|name| !name.is_empty()).cloned().collect(),
-            pods,
+            pods: self.pods.clone(),
             istio_classes: args.istio_classes,
             multi_network: args.multi_network,
             deploy: args.deploy_gateways,
@@ -175,7 +197,7 @@ impl Deployed {
             copy_metadata: args.copy_gateway_metadata,
             xds_address,
             mesh,
-        })
+        }
     }
 }
 

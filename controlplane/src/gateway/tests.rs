@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{
-    Args, Deployed, Mesh, chain, class,
+    Args, Checked, Deployed, Mesh, chain, class,
     plan::{self, Mode, Revisions, Surroundings},
     status::{self, Applied, Deployment, Status},
 };
@@ -38,7 +38,7 @@ fn settings(flags: &[&str]) -> Deployed {
         trust_domain: "cluster.local".into(),
         network: String::new(),
     };
-    Deployed::new(&args, mesh).unwrap()
+    Checked::new(&args).unwrap().of(mesh)
 }
 
 fn revisions() -> Revisions {
@@ -209,6 +209,20 @@ fn classes_follow_the_settings_and_name_our_controller() {
             "istio-east-west leyline.dev/east-west-controller",
         ]
     );
+}
+
+#[test]
+fn what_the_chart_does_not_set_is_nothing_and_what_is_unknown_is_refused() {
+    let read = |waypoint: &str| {
+        let waypoint = waypoint.to_owned();
+        Checked::new(&Args {
+            waypoint,
+            ..Args::default()
+        })
+    };
+    assert_eq!(read("null").unwrap().pods, read("").unwrap().pods);
+    let problem = read("{\"resource\": {}}").unwrap_err();
+    assert!(problem.contains("unknown field `resource`"), "{problem}");
 }
 
 #[test]

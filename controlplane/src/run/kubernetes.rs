@@ -11,6 +11,7 @@ use crate::{
     ca::{Current, serving::ServingCertificate},
     cluster::{Discovery, ca_store::CaStore, writers::Writers},
     config::{ClusterConfig, Config, mesh::MeshConfig},
+    gateway::{self, Deployed, Mesh},
     metrics::Metrics,
     serve::registry::Registry,
     source::cluster::{self, Event, Troubles},
@@ -145,6 +146,12 @@ pub fn writers(context: &Context) -> JoinSet<()> {
         metrics: context.metrics.clone(),
     };
     let election = writers.election();
+    let (client, gateways) = (context.client.clone(), Arc::new(deployed(context)));
+    let leadership = election.1.clone();
+    tasks.spawn(async move {
+        let work = || gateway::run::run(client.clone(), gateways.clone());
+        leadership.while_leading("gateways", work).await;
+    });
     let mut drain = context.drain.clone();
     tasks.spawn(async move {
         let stop = async {
@@ -153,6 +160,18 @@ pub fn writers(context: &Context) -> JoinSet<()> {
         writers.run(election, stop).await;
     });
     tasks
+}
+
+fn deployed(context: &Context) -> Deployed {
+    let config = &context.config;
+    context.cluster.gateways.of(Mesh {
+        revision: context.cluster.revision.clone(),
+        system_namespace: context.cluster.namespace.clone(),
+        cluster_domain: config.cluster_domain.clone(),
+        cluster_id: config.cluster_id.clone(),
+        trust_domain: config.trust_domain.to_string(),
+        network: config.network.clone(),
+    })
 }
 
 /// Lets writers end by themselves (they give their lease back), and ends those that do not.
