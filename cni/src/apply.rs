@@ -19,6 +19,7 @@ use tokio::{
 };
 
 use crate::{
+    kubelet,
     netlink::{self, Verb},
     rules::{
         Family, INBOUND_HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, PodRules, Stage,
@@ -139,6 +140,8 @@ impl RuleState {
 pub struct Nft {
     program: PathBuf,
     legacy_save: Option<PathBuf>,
+    /// The cgroup namespace that the node's own rules are written in; `None`: ours.
+    cgroups: Option<PathBuf>,
 }
 
 impl Nft {
@@ -155,7 +158,17 @@ impl Nft {
         Ok(Nft {
             program,
             legacy_save: find_program("iptables-legacy-save"),
+            cgroups: None,
         })
+    }
+
+    /// The same program, run in this cgroup namespace: for rules that name cgroups.
+    #[must_use]
+    pub fn in_cgroup_namespace(&self, path: Option<PathBuf>) -> Nft {
+        Nft {
+            cgroups: path,
+            ..self.clone()
+        }
     }
 
     /// Makes the namespace hold exactly the rules of `stage`. Idempotent, one transaction; another agent's rules are
@@ -240,7 +253,14 @@ impl Nft {
         arguments: &[&str],
         input: Option<&[u8]>,
     ) -> Result<Output, ApplyError> {
-        run(&self.program, netns, arguments, input).await
+        run(
+            &self.program,
+            netns,
+            self.cgroups.as_deref(),
+            arguments,
+            input,
+        )
+        .await
     }
 
     /// iptables-legacy keeps its rules apart from nftables; only its own program can tell whose they are.
@@ -253,7 +273,7 @@ impl Nft {
         let Some(program) = self.legacy_save.as_deref().filter(|_| in_use) else {
             return Ok(());
         };
-        let output = run(program, Some(netns), &["-t", "nat"], None).await?;
+        let output = run(program, Some(netns), None, &["-t", "nat"], None).await?;
         let text = String::from_utf8_lossy(&output.stdout);
         if text.contains(iptables::PREROUTING_CHAIN) {
             Err(ApplyError::LegacyRules)
@@ -309,6 +329,7 @@ async fn inside<T: Send + 'static>(
 async fn run(
     program: &Path,
     netns: Option<&Netns>,
+    cgroups: Option<&Path>,
     arguments: &[&str],
     input: Option<&[u8]>,
 ) -> Result<Output, ApplyError> {
@@ -330,9 +351,14 @@ async fn run(
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let child = match netns {
-        Some(netns) => inside(netns, move || command.spawn()).await?,
+    let cgroups = cgroups.map(Path::to_owned);
+    let start = move || match cgroups {
+        Some(path) => kubelet::in_namespace(&path, || command.spawn()).flatten(),
         None => command.spawn(),
+    };
+    let child = match netns {
+        Some(netns) => inside(netns, start).await?,
+        None => start(),
     };
     let finished = timeout(RUN_DEADLINE, feed(child.map_err(failed)?, input)).await;
     let stuck = |_| ApplyError::Stuck {

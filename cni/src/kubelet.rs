@@ -1,11 +1,18 @@
 //! How to tell the kubelet's probes from everything else on a node: by its cgroup where that can be matched, else by its
 //! user.
+//!
+//! A container has a cgroup namespace of its own where the node has version 2 alone: seen from there, kubelet's path
+//! begins with `/..`, and the kernel (since 6.11) counts the levels that `nft` names from the namespace's root. So both
+//! the reading and the writing are done in the cgroup namespace of the node's first process ([`in_namespace`]).
 
 use std::{
-    fs,
+    fs::{self, File},
+    io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
+
+use nix::sched::{CloneFlags, setns};
 
 use crate::rules::host::ProbeSource;
 
@@ -23,6 +30,28 @@ pub fn find(proc: &Path, cgroup: &Path) -> Option<ProbeSource> {
             .ok()
             .map(|owner| ProbeSource::Uid(owner.uid()))
     })
+}
+
+/// Runs `action` on the calling thread in the cgroup namespace at `path`, and comes back. Where the thread is in it
+/// already, or there is none (an old kernel), it just runs.
+///
+/// # Errors
+/// The namespace cannot be entered; `action` has then not run.
+pub(crate) fn in_namespace<T>(path: &Path, action: impl FnOnce() -> T) -> io::Result<T> {
+    let own = match File::open("/proc/thread-self/ns/cgroup") {
+        Ok(own) => own,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(action()),
+        Err(error) => return Err(error),
+    };
+    let there = File::open(path)?;
+    if there.metadata()?.ino() == own.metadata()?.ino() {
+        return Ok(action());
+    }
+    setns(&there, CloneFlags::CLONE_NEWCGROUP)?;
+    let result = action();
+    // The way back needs no more than the way there. Were it refused, this thread would see paths from elsewhere.
+    setns(&own, CloneFlags::CLONE_NEWCGROUP)?;
+    Ok(result)
 }
 
 fn processes(proc: &Path) -> impl Iterator<Item = PathBuf> {
@@ -111,6 +140,31 @@ mod tests {
                 "{cgroup}"
             );
         }
+    }
+
+    #[test]
+    fn a_cgroup_namespace_is_entered_and_left() {
+        let inode = || {
+            fs::metadata("/proc/thread-self/ns/cgroup")
+                .map(|meta| meta.ino())
+                .ok()
+        };
+        let other = std::thread::spawn(|| {
+            nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP).ok()?;
+            File::open("/proc/thread-self/ns/cgroup").ok()
+        });
+        let Ok(Some(other)) = other.join() else {
+            println!("skipped: cgroup namespaces are not permitted here");
+            return;
+        };
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&other));
+        let (before, there) = (inode(), other.metadata().map(|meta| meta.ino()).ok());
+        let inside = in_namespace(Path::new(&path), inode).expect("entered");
+        assert_eq!(inside, there);
+        assert_ne!(inside, before);
+        assert_eq!(inode(), before, "back again");
+        let same = in_namespace(Path::new("/proc/thread-self/ns/cgroup"), inode);
+        assert_eq!(same.expect("no need to move"), before);
     }
 
     #[test]

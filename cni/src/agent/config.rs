@@ -21,6 +21,8 @@ const HOST_PROC: &str = "/host/proc";
 const HOST_NETNS: &str = "/host/proc/1/ns/net";
 /// Istio's name of the agents' DaemonSet.
 const DAEMON_SET: &str = "istio-cni-node";
+/// The node's cgroup namespace, likewise.
+const HOST_CGROUPS: &str = "/host/proc/1/ns/cgroup";
 /// The list of our own, where one is wanted.
 const OWNED_FILE: &str = "02-istio-cni.conflist";
 /// Istio's ports of the agent.
@@ -41,6 +43,8 @@ pub struct Config {
     pub host_proc: PathBuf,
     /// The node's network namespace; `None`: the agent's own (`LEYLINE_HOST_NETNS`).
     pub host_netns: Option<PathBuf>,
+    /// The node's cgroup namespace; `None`: the agent's own (`LEYLINE_HOST_CGROUP_NAMESPACE`).
+    pub host_cgroups: Option<PathBuf>,
     /// Where health and metrics are served: `LEYLINE_CNI_ADMIN_ADDRESS`, else on a cluster Istio's two ports.
     pub admin: Vec<SocketAddr>,
     /// Folder of [`crate::local`] (`LEYLINE_LOCAL_FOLDER`); the source of pods where there is no cluster.
@@ -108,6 +112,7 @@ impl Default for Config {
             probe_source: None,
             host_proc: "/proc".into(),
             host_netns: None,
+            host_cgroups: None,
             admin: Vec::new(),
             local_folder: None,
             cluster: None,
@@ -148,12 +153,14 @@ impl Config {
         let on_cluster = cluster.is_some();
         let host_proc = if on_cluster { HOST_PROC } else { "/proc" };
         let host_netns = on_cluster.then(|| HOST_NETNS.into());
+        let host_cgroups = on_cluster.then(|| HOST_CGROUPS.into());
         let config = Config {
             zds_socket: read.or("ZTUNNEL_UDS_ADDRESS", base.zds_socket),
             policy,
             probe_source: read.parse("LEYLINE_PROBE_SOURCE"),
             host_proc: read.or("LEYLINE_HOST_PROC", host_proc.into()),
             host_netns: read.parse("LEYLINE_HOST_NETNS").or(host_netns),
+            host_cgroups: read.parse("LEYLINE_HOST_CGROUP_NAMESPACE").or(host_cgroups),
             admin: read.admin(on_cluster),
             local_folder,
             cluster,

@@ -366,7 +366,7 @@ async fn try_install_host(
 ) -> Result<(host::ProbeSets, host::Keeper), RunError> {
     let source = match &config.probe_source {
         Some(source) => source.clone(),
-        None => kubelet::find(&config.host_proc, CGROUPS.as_ref()).ok_or(RunError::NoKubelet)?,
+        None => find_kubelet(config).ok_or(RunError::NoKubelet)?,
     };
     if let ProbeSource::Uid(uid) = source {
         tracing::warn!(
@@ -375,13 +375,24 @@ async fn try_install_host(
         );
     }
     let installed = host::install(
-        nft.clone(),
+        nft.in_cgroup_namespace(config.host_cgroups.clone()),
         Some(netns.clone()),
         &source,
         &config.policy.probes,
     )
     .await;
     installed.map_err(RunError::HostRules)
+}
+
+fn find_kubelet(config: &Config) -> Option<ProbeSource> {
+    let find = || kubelet::find(&config.host_proc, CGROUPS.as_ref());
+    let Some(path) = &config.host_cgroups else {
+        return find();
+    };
+    kubelet::in_namespace(path, find).unwrap_or_else(|error| {
+        tracing::warn!(path = %path.display(), %error, "enter the node's cgroup namespace");
+        find()
+    })
 }
 
 impl<S: PodSource, K: EnrolmentSink> Agent<S, K> {
