@@ -211,11 +211,14 @@ impl Nft {
     /// # Errors
     /// [`ApplyError`].
     pub async fn state(&self, netns: &Netns) -> Result<RuleState, ApplyError> {
-        let output = self
-            .run(Some(netns), &["-j", "list", "ruleset"], None)
-            .await?;
-        let listing: Value = serde_json::from_slice(&output.stdout).map_err(ApplyError::Output)?;
-        let mut state = read_listing(&listing);
+        // A pod that was never enrolled has nothing to list, and a burst of them would start as many programs. Where the
+        // kernel does not say, the program is asked.
+        let empty = matches!(inside(netns, netlink::has_nft_tables).await?, Ok(false));
+        let mut state = if empty {
+            RuleState::default()
+        } else {
+            read_listing(&self.list_ruleset(Some(netns)).await?)
+        };
         state.ipv6_off = ipv6_off(netns).await?;
         self.refuse_legacy(netns).await?;
         Ok(state)

@@ -28,6 +28,8 @@ const LOOPBACK_INDEX: u32 = 1;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// Subsystem nftables (10), message `NFT_MSG_GETTABLE` (1).
+const NFT_GET_TABLE: u16 = 10 << 8 | 1;
 
 /// Add or delete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +74,12 @@ pub(crate) fn connections_on(ports: &[u16]) -> io::Result<usize> {
         }
     }
     Ok(total)
+}
+
+/// Whether this namespace holds any table of nftables: what a new one does not, and what costs a program to list.
+pub(crate) fn has_nft_tables() -> io::Result<bool> {
+    let socket = connect(protocols::NETLINK_NETFILTER)?;
+    Ok(dump(&socket, &nft_tables_request())? > 0)
 }
 
 fn connect(protocol: isize) -> io::Result<Socket> {
@@ -167,6 +175,19 @@ fn error_code(payload: &[u8]) -> io::Result<()> {
         Some(code) => Err(io::Error::from_raw_os_error(-code)),
         None => Err(io::Error::other("a netlink error without a code")),
     }
+}
+
+/// `nlmsghdr` and `nfgenmsg` (linux/netfilter/nfnetlink.h): a dump of the tables of all families.
+fn nft_tables_request() -> Vec<u8> {
+    const LENGTH: u32 = 16 + 4;
+    let mut bytes = Vec::with_capacity(20);
+    bytes.extend(LENGTH.to_ne_bytes());
+    bytes.extend(NFT_GET_TABLE.to_ne_bytes());
+    bytes.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    bytes.extend([0; 8]);
+    // Family unspecified, version 0, no resource.
+    bytes.extend([0; 4]);
+    bytes
 }
 
 /// `nlmsghdr` and `inet_diag_req_v2` (linux/inet_diag.h): a dump of TCP sockets with this local port.
