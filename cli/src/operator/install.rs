@@ -22,6 +22,7 @@ use super::{
     cluster::{Cluster, PodName, problem},
     duration,
     helm::{self, Helm},
+    output,
 };
 use crate::screen;
 
@@ -84,7 +85,6 @@ pub(crate) struct Uninstall {
 pub(crate) async fn install(command: Install, before: &Access) -> Result<ExitCode> {
     let access = command.access.clone().or(before);
     let namespace = access.istio_namespace().to_owned();
-    let cluster = Cluster::connect(&access).await?;
     let helm = Helm::find(command.helm.as_deref(), &access)?;
     let folder = tempfile::tempdir().context("make a folder for the chart")?;
     let chart = match &command.manifests {
@@ -94,9 +94,10 @@ pub(crate) async fn install(command: Install, before: &Access) -> Result<ExitCod
     let release = helm::release(command.revision.as_deref());
     let arguments = arguments(&command, &release, &namespace, &chart)?;
     if command.dry_run {
-        print!("{}", helm.run(&arguments)?);
+        output::print(&helm.run(&arguments)?)?;
         return Ok(ExitCode::SUCCESS);
     }
+    let cluster = Cluster::connect(&access).await?;
     let client = cluster.client();
     let version = cluster
         .ask("reach the cluster", client.apiserver_version())
@@ -136,9 +137,17 @@ fn arguments(
     namespace: &str,
     chart: &Path,
 ) -> Result<Vec<OsString>> {
-    let mut arguments: Vec<OsString> = ["upgrade", "--install", release].map(Into::into).into();
-    arguments.push(chart.into());
-    arguments.extend(["--namespace", namespace, "--create-namespace"].map(OsString::from));
+    let verbs: &[&str] = match command.dry_run {
+        true => &["template", "--include-crds"],
+        false => &["upgrade", "--install", "--create-namespace"],
+    };
+    let mut arguments: Vec<OsString> = verbs.iter().map(Into::into).collect();
+    arguments.extend([
+        release.into(),
+        chart.into(),
+        "--namespace".into(),
+        namespace.into(),
+    ]);
     for file in &command.files {
         check_values(file)?;
         arguments.extend(["--values".into(), file.into()]);
@@ -148,9 +157,6 @@ fn arguments(
     }
     if let Some(revision) = &command.revision {
         arguments.extend(["--set-string".into(), format!("revision={revision}").into()]);
-    }
-    if command.dry_run {
-        arguments.extend(["--dry-run=client".into(), "--hide-notes".into()]);
     }
     Ok(arguments)
 }

@@ -2,6 +2,8 @@
 //! decided of what was found there is pure.
 
 pub(crate) mod access;
+mod analyze;
+mod check;
 pub(crate) mod cluster;
 mod duration;
 pub(crate) mod explain;
@@ -34,6 +36,9 @@ pub(crate) enum Operator {
     ZtunnelConfig(ztunnel_config::ZtunnelConfig),
     Waypoint(waypoint::Waypoint),
     Explain(explain::Explain),
+    #[command(visible_alias = "precheck")]
+    Check(check::CheckCommand),
+    Analyze(analyze::Analyze),
 }
 
 /// Runs a command; its exit code. `before` is what stood before the command's name.
@@ -52,6 +57,8 @@ pub(crate) fn run(command: Operator, before: &Access) -> Result<ExitCode> {
             Operator::ZtunnelConfig(it) => ztunnel_config::run(it, before).await,
             Operator::Waypoint(it) => waypoint::run(it, before).await,
             Operator::Explain(it) => explain::run(it, before).await,
+            Operator::Check(it) => check::run(it, before).await,
+            Operator::Analyze(it) => analyze::run(it, before).await,
         }
     }))
 }

@@ -1,5 +1,7 @@
 //! The forms in which a command answers: a table for people, JSON and YAML for programs.
 
+use std::io::{ErrorKind, Write};
+
 use anyhow::Result;
 use clap::ValueEnum;
 use saphyr::{Mapping, Scalar, Yaml, YamlEmitter};
@@ -26,6 +28,18 @@ impl Form {
             Self::Json => Some(format!("{}\n", serde_json::to_string_pretty(value)?)),
             Self::Yaml => Some(yaml(value)?),
         })
+    }
+}
+
+/// Prints to standard output. A reader that has gone (`| head`) is no error: nobody wants the rest.
+pub(crate) fn print(text: &str) -> Result<()> {
+    let mut output = std::io::stdout().lock();
+    match output
+        .write_all(text.as_bytes())
+        .and_then(|()| output.flush())
+    {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
     }
 }
 

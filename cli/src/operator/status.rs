@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{
     access::Access,
     cluster::{Cluster, DEBUG_PORT, PodName},
-    output::Form,
+    output::{self, Form},
 };
 use crate::screen;
 
@@ -219,9 +219,9 @@ pub(crate) async fn run(command: Status, before: &Access) -> Result<ExitCode> {
         }
     }
     match command.output.text(&serde_json::to_value(&proxies)?)? {
-        Some(text) => print!("{text}"),
+        Some(text) => output::print(&text)?,
         None if proxies.is_empty() => println!("The control plane serves no proxies."),
-        None => print!("{}", text(&proxies, command.verbosity > 0)),
+        None => output::print(&text(&proxies, command.verbosity > 0))?,
     }
     Ok(ExitCode::SUCCESS)
 }

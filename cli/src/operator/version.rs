@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{
     access::Access,
     cluster::{Cluster, DEBUG_PORT, PodName},
-    output::Form,
+    output::{self, Form},
     status::{self, Proxy},
 };
 
@@ -95,8 +95,8 @@ pub(crate) async fn run(command: Version, before: &Access) -> Result<ExitCode> {
         }
     }
     match command.output.text(&serde_json::to_value(&versions)?)? {
-        Some(text) => print!("{text}"),
-        None => print!("{}", lines(&versions)),
+        Some(text) => output::print(&text)?,
+        None => output::print(&lines(&versions))?,
     }
     match trouble {
         Some(error) => Err(error),

@@ -154,7 +154,7 @@ pub(crate) async fn run(command: Waypoint, before: &Access) -> Result<ExitCode> 
             let namespace = access.namespace.as_deref();
             let class = shape.class.as_deref().unwrap_or(CLASSES[0]);
             let gateway = gateway(&name, namespace, class, shape.traffic, revision.as_deref());
-            print!("{}", output::yaml(&gateway)?);
+            output::print(&output::yaml(&gateway)?)?;
             Ok(ExitCode::SUCCESS)
         }
         What::Apply {
@@ -363,6 +363,10 @@ impl Apply {
                 return Ok(class.to_owned());
             }
         }
+        eprintln!(
+            "warning: this cluster has no GatewayClass {}: nothing serves waypoints here",
+            CLASSES.join(" or ")
+        );
         Ok(CLASSES[0].to_owned())
     }
 

@@ -12,11 +12,11 @@ use crate::{
     inbound::{InboundTarget, PlaintextFacts, TunnelFacts, plaintext, tunnel},
     names::NetworkAddress,
     outbound::{HBONE_PORT, Hop, NextHop, OutboundFacts, Route, Target, next_hop},
-    outcome::Outcome,
+    outcome::{Object, Outcome, Reason, Refusal},
     select::{Purpose, Reach, reach, select},
     service::Service,
     view::MeshView,
-    workload::{TunnelProtocol, Workload},
+    workload::{Health, TunnelProtocol, Workload},
 };
 
 /// Draws of chance that are walked through: enough to meet each of some dozen endpoints.
@@ -100,7 +100,10 @@ impl<N: Nodes> Asked<'_, N> {
                     }
                 }
                 Outcome::Refuse(refusal) => {
-                    let (detail, by) = refused(&refusal);
+                    let (mut detail, by) = refused(&refusal);
+                    if let Some(why) = self.shortage(&refusal, destination.port()) {
+                        detail.push_str(&format!(": {why}"));
+                    }
                     if seen.insert((detail.clone(), None)) {
                         let mut told = Told::default();
                         told.tell(Stage::NextHop, Mark::Refuse, format!("refused: {detail}"));
@@ -140,6 +143,29 @@ impl<N: Nodes> Asked<'_, N> {
             }
             None => self.tell(Stage::Capture, Mark::Pass, format!("captured by {tunnel}")),
         }
+    }
+
+    /// What a service lacks that has no endpoint to give: the port, or endpoints that are healthy.
+    fn shortage(&self, refusal: &Refusal, port: u16) -> Option<String> {
+        let (Reason::NoHealthyUpstream, Some(Object::Service(key))) =
+            (refusal.reason, &refusal.object)
+        else {
+            return None;
+        };
+        let service = self.here.view.service(key)?;
+        if !service.ports.contains_key(&port) {
+            let ports: Vec<_> = service.ports.keys().map(ToString::to_string).collect();
+            return Some(format!("it has no port {port}, but {}", ports.join(", ")));
+        }
+        let endpoints = self.here.view.endpoints(key);
+        let healthy = endpoints
+            .iter()
+            .filter(|it| it.workload.status == Health::Healthy);
+        Some(format!(
+            "{} of its {} endpoints are healthy",
+            healthy.count(),
+            endpoints.len()
+        ))
     }
 
     /// One next hop, to its end or ends: a waypoint goes on to each of the endpoints.

@@ -279,10 +279,10 @@ fn routes_without_an_end_refuse_with_their_object() {
     says(&it, Verdict::Deny, by, "required waypoint not found");
     let by = Some("Service a/empty.a.svc.cluster.local");
     let it = explained(resources.clone(), "a/client", "empty", 80);
-    says(&it, Verdict::Deny, by, "no healthy upstream");
+    says(&it, Verdict::Deny, by, "0 of its 0 endpoints are healthy");
     let by = Some("Service a/web.a.svc.cluster.local");
     let it = explained(resources, "a/client", "web", 81);
-    says(&it, Verdict::Deny, by, "no healthy upstream");
+    says(&it, Verdict::Deny, by, "it has no port 81, but 80");
 }
 
 #[test]

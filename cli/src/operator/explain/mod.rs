@@ -22,7 +22,7 @@ use super::{
     access::Access,
     cluster::{ADMIN_PORT, Cluster, is_running, node_of},
     object::{Named, Type},
-    output::Form,
+    output::{self, Form},
     ztunnel_config::{dump::Dump, tunnel_of},
 };
 use known::{Known, Tunnel};
@@ -73,7 +73,7 @@ pub(crate) async fn run(command: Explain, before: &Access) -> Result<ExitCode> {
             from_cluster(&cluster, &command.asked, command.proxy_admin_port).await?
         }
     };
-    print!("{}", shown(&explanation, command.asked.output, &|_| None)?);
+    output::print(&shown(&explanation, command.asked.output, &|_| None)?)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -223,7 +223,7 @@ pub(crate) fn local(
         }
     }
     let explanation = known.explain(&asked.source, &asked.destination, "default")?;
-    print!("{}", shown(&explanation, asked.output, place)?);
+    output::print(&shown(&explanation, asked.output, place)?)?;
     Ok(ExitCode::SUCCESS)
 }
 

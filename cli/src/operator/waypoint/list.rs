@@ -12,7 +12,7 @@ use super::{FOR, REVISION, USE, condition, until_programmed, waypoints};
 use crate::{
     operator::{
         cluster::{Cluster, is_ready},
-        output::Form,
+        output::{self, Form},
     },
     screen,
 };
@@ -45,11 +45,11 @@ pub(super) async fn list(cluster: &Cluster, all: bool, form: Form) -> Result<Exi
         listed.push(describe(cluster, gateway, &users).await?);
     }
     if let Some(text) = form.text(&serde_json::to_value(&listed)?)? {
-        print!("{text}");
+        output::print(&text)?;
     } else if listed.is_empty() {
         println!("No waypoints found.");
     } else {
-        print!("{}", table(&listed, all));
+        output::print(&table(&listed, all))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -189,9 +189,9 @@ pub(super) async fn status(cluster: &Cluster, scope: &Scope, form: Form) -> Resu
         })
         .collect();
     match form.text(&json)? {
-        Some(text) => print!("{text}"),
+        Some(text) => output::print(&text)?,
         None if found.is_empty() => println!("No waypoints found."),
-        None => print!("{}", conditions(&found, scope.all_namespaces)),
+        None => output::print(&conditions(&found, scope.all_namespaces))?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -20,7 +20,7 @@ use super::{
     access::Access,
     cluster::{Cluster, PodName, is_ready, is_running, node_of, problem},
     object::Named,
-    output::Form,
+    output::{self, Form},
 };
 use crate::screen;
 
@@ -169,7 +169,7 @@ pub(crate) async fn run(command: ZtunnelConfig, before: &Access) -> Result<ExitC
         return log(&cluster, &source, target, level.as_deref(), *reset).await;
     }
     let (dump, pod) = read(&source, &access, what.target()).await?;
-    print!("{}", render(&what, &dump, pod, source.output)?);
+    output::print(&render(&what, &dump, pod, source.output)?)?;
     Ok(ExitCode::SUCCESS)
 }
 
