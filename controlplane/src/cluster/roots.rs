@@ -167,13 +167,14 @@ impl Roots {
     /// Other roots, or other namespaces: everything is looked at again.
     async fn follow_settings(&self) {
         let (mut roots, mut discovery) = (self.authority.changes(), self.discovery.clone());
+        let mut selectors_may_change = true;
         loop {
             tokio::select! {
+                // Its sender is in the authority, which is held here.
                 _ = roots.changed() => {}
-                changed = discovery.changed() => if changed.is_err() {
-                    // Nobody changes it any more.
-                    std::future::pending::<()>().await;
-                },
+                changed = discovery.changed(), if selectors_may_change => {
+                    selectors_may_change = changed.is_ok();
+                }
             }
             self.look_at_all();
         }

@@ -41,8 +41,10 @@ const PACE: Pace = Pace {
 
 /// How often a leader looks whether what it has written still stands.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
-/// After a look that failed.
+/// After a look that failed, and longer after each more.
 const LOOK_SOON: Duration = Duration::from_secs(10);
+/// Looks that may fail before it is written without.
+const PATIENCE: u32 = 3;
 /// Objects per answer.
 const PAGE: usize = 500;
 
@@ -206,22 +208,38 @@ impl Statuses {
 /// What is there already.
 impl Statuses {
     async fn look(&self) {
+        let mut failures = 0;
         loop {
-            let mut pause = LOOK_AGAIN.mul_f64(rand::random_range(0.9..=1.0));
-            for kind in plan::KINDS {
-                if let Err(error) = self.look_at(kind).await {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(kind = kind.as_str(), error, "statuses cannot be looked at");
-                    pause = LOOK_SOON;
-                }
+            match self.look_at_all().await {
+                true => failures = 0,
+                false => failures += 1,
             }
-            if pause != LOOK_SOON {
+            // A kind that cannot be listed does not keep the others from being written, and is written without a look.
+            if failures == 0 || failures >= PATIENCE {
                 self.looked.send_replace(true);
                 let objects: Vec<_> = self.state.lock().wanted.keys().cloned().collect();
                 objects.iter().for_each(|object| self.ask(object));
             }
-            tokio::time::sleep(pause).await;
+            let pause = if failures == 0 {
+                LOOK_AGAIN
+            } else {
+                LOOK_SOON * failures.min(60)
+            };
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.9..=1.0))).await;
         }
+    }
+
+    /// Whether every kind could be listed.
+    async fn look_at_all(&self) -> bool {
+        let mut all = true;
+        for kind in plan::KINDS {
+            if let Err(error) = self.look_at(kind).await {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(kind = kind.as_str(), error, "statuses cannot be looked at");
+                all = false;
+            }
+        }
+        all
     }
 
     async fn look_at(&self, kind: Kind) -> Result<(), kube::Error> {

@@ -9,7 +9,11 @@ use std::{convert::Infallible, io, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    body::{Body as _, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use net::{accept, drain};
 use rustls::{ServerConfig, crypto::aws_lc_rs, server::ResolvesServerCert};
@@ -48,6 +52,8 @@ pub(crate) struct Webhook {
 enum RequestError {
     #[error("there is only POST {PATH}")]
     NotFound,
+    #[error("more than {MAX_BODY} bytes")]
+    TooLarge,
     #[error("read a body of at most {MAX_BODY} bytes")]
     Body(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("read the body as JSON")]
@@ -146,6 +152,9 @@ impl Webhook {
         if request.uri().path() != PATH || request.method() != Method::POST {
             return Err(RequestError::NotFound);
         }
+        if request.body().size_hint().lower() > MAX_BODY as u64 {
+            return Err(RequestError::TooLarge);
+        }
         let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
         let body = body.map_err(RequestError::Body)?.to_bytes();
         // Never closed.
@@ -162,7 +171,7 @@ impl RequestError {
     fn code(&self) -> StatusCode {
         match self {
             Self::NotFound => StatusCode::NOT_FOUND,
-            Self::Body(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooLarge | Self::Body(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Json(_) | Self::Review(_) => StatusCode::BAD_REQUEST,
             Self::Slow => StatusCode::SERVICE_UNAVAILABLE,
             Self::Panic(_) => StatusCode::INTERNAL_SERVER_ERROR,

@@ -26,7 +26,7 @@ fn namespace(api: &FakeApi, name: &str, labels: Value) {
 
 struct Running {
     authority: Arc<Current>,
-    discovery: watch::Sender<Discovery>,
+    discovery: Option<watch::Sender<Discovery>>,
     task: JoinHandle<()>,
 }
 
@@ -37,7 +37,7 @@ fn start(api: &FakeApi) -> Running {
     let roots = Roots::new(api.client(), authority.clone(), allowed);
     Running {
         authority,
-        discovery,
+        discovery: Some(discovery),
         task: tokio::spawn(roots.run(Leadership::alone())),
     }
 }
@@ -126,8 +126,10 @@ async fn edits_by_hand_are_reverted_and_what_is_not_ours_is_left() {
 async fn new_roots_go_everywhere() {
     let api = FakeApi::new();
     namespace(&api, "shop", json!({}));
-    let running = start(&api);
+    let mut running = start(&api);
     running.given(&api, "shop").await;
+    // Also where the selectors are fixed for good.
+    running.discovery = None;
     running.authority.replace(authority());
     running.given(&api, "shop").await;
     running.task.abort();
@@ -140,7 +142,8 @@ async fn only_namespaces_of_the_mesh_get_the_roots() {
     namespace(&api, "out", json!({}));
     let running = start(&api);
     let labelled: Discovery = Arc::new(|_, labels| labels.contains_key("mesh"));
-    running.discovery.send_replace(labelled);
+    let selectors = running.discovery.as_ref().unwrap();
+    selectors.send_replace(labelled);
     running.given(&api, "in").await;
     namespace(&api, "later", json!({}));
     tokio::time::sleep(Duration::from_secs(5)).await;

@@ -408,3 +408,80 @@ async fn leadership_lost_in_the_middle_of_a_write_ends_it() {
     let _next = lead(&api, vec![told]);
     api.until(POLICY, has("ZtunnelAccepted", "taken")).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_kind_that_cannot_be_listed_does_not_keep_others_from_being_written() {
+    let api = FakeApi::new();
+    put_policy(&api);
+    api.on(|call| {
+        let listed = call.verb == "list" && call.resource == "services";
+        listed.then_some(Answer::Refuse(403, "Forbidden", "no"))
+    });
+    let told = policy(1, vec![condition("ZtunnelAccepted", Truth::True, "taken")]);
+    let _leader = lead(&api, vec![told]);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let object = api.object(POLICY.0, POLICY.1, POLICY.2);
+    assert!(has("ZtunnelAccepted", "taken")(object.as_ref()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_came_in_past_admission_is_told_what_is_wrong_with_it() {
+    let api = FakeApi::new();
+    for (group, plural, kind) in [
+        ("security.istio.io", POLICY.0, "AuthorizationPolicy"),
+        ("networking.istio.io", "serviceentries", "ServiceEntry"),
+    ] {
+        let crd = json!({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": format!("{plural}.{group}")},
+            "spec": {
+                "group": group, "scope": "Namespaced", "names": {"plural": plural, "kind": kind},
+                "versions": [{"name": "v1", "served": true, "storage": true}],
+            },
+            "status": {"conditions": [{"type": "Established", "status": "True"}]},
+        });
+        api.put(
+            "apis/apiextensions.k8s.io/v1",
+            "customresourcedefinitions",
+            crd,
+        );
+    }
+    let mut policy = json!({
+        "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+        "metadata": {"name": "p", "namespace": "shop"}, "spec": {"action": "DENY"},
+    });
+    api.put("apis/security.istio.io/v1", POLICY.0, policy.clone());
+    let settings = crate::world::Settings::default();
+    let started = crate::run::kubernetes::Source::start(&api.client(), settings);
+    let (world, _source) = started.unwrap();
+    let listed = tokio::time::timeout(crate::testing::DEADLINE, world.listed());
+    listed.await.expect("the world is whole");
+    let statuses = Statuses::new(api.client(), move || changes(&world));
+    let task = tokio::spawn(statuses.run(Leadership::alone()));
+    let refused = |object: Option<&Value>| {
+        let conditions = object.unwrap()["status"]["conditions"].as_array();
+        let mut conditions = conditions.into_iter().flatten();
+        conditions.any(|it| {
+            let message = it["message"].as_str().unwrap_or_default();
+            it["type"] == "Accepted"
+                && it["status"] == "False"
+                && message.contains("DENY without rules never matches")
+        })
+    };
+    api.until(POLICY, refused).await;
+    // Mended: what was wrong is taken away, and what it does is told.
+    policy["spec"] =
+        json!({"action": "DENY", "rules": [{"from": [{"source": {"namespaces": ["a"]}}]}]});
+    let known = api.object(POLICY.0, POLICY.1, POLICY.2).unwrap();
+    policy["status"] = known["status"].clone();
+    policy["metadata"] = known["metadata"].clone();
+    api.put("apis/security.istio.io/v1", POLICY.0, policy);
+    let mended = |object: Option<&Value>| {
+        let conditions = object.unwrap()["status"]["conditions"].as_array().unwrap();
+        conditions.len() == 1
+            && conditions[0]["type"] == "ZtunnelAccepted"
+            && conditions[0]["status"] == "True"
+    };
+    api.until(POLICY, mended).await;
+    task.abort();
+}
