@@ -92,8 +92,12 @@ impl MeshState {
     /// Resolves once nothing is withheld. Cancel-safe.
     pub async fn told(&self) {
         let mut versions = self.versions();
-        // The sender is ours, so that the channel cannot close.
-        while self.0.withheld.load(Ordering::Relaxed) && versions.changed().await.is_ok() {}
+        while self.0.withheld.load(Ordering::Relaxed) {
+            // The sender is ours, so that the channel cannot close.
+            if versions.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// The view now.
