@@ -49,12 +49,16 @@ fn controlplane() -> Result<()> {
 
 fn cni_agent() -> Result<()> {
     let lookup = |name: &str| std::env::var(name).ok();
-    let config = cni::agent::Config::from_lookup(&lookup)?;
+    let command = cni::command::Command::parse(std::env::args().skip(2));
     executor()?.block_on(async {
         let mut options = net::log::Options::default();
-        options.filter = lookup("RUST_LOG").unwrap_or(options.filter);
+        let asked = lookup("RUST_LOG").or_else(|| command.log_filter.clone());
+        options.filter = asked.unwrap_or(options.filter);
+        if command.log_as_json {
+            options.format = "json".parse()?;
+        }
         let log = net::log::init(&options)?;
-        let result = cni::run(config, asked_to_end()?).await;
+        let result = cni::main(&command, &lookup, asked_to_end()?).await;
         log.flush();
         result.context("run the agent")
     })
