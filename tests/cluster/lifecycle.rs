@@ -102,6 +102,27 @@ fn an_upgrade_of_every_part_refuses_no_connection_and_cuts_none() -> Result<()> 
 }
 
 #[test]
+fn an_uninstall_leaves_pods_with_their_network_and_refuses_no_connection() -> Result<()> {
+    let (_turn, bed) = alone()?;
+    let scene = Scene::start(bed, "uninstall", Start::InMesh)?;
+    let (client, server) = (scene.pod("client"), scene.at("server", 8080)?);
+    bed.eventually("the client reaches the server", || {
+        bed.ping(&client, &server)
+    });
+    let new = bed.new_connections(&client, &server, RATE)?;
+    bed.uninstall()?;
+    let made = new.none_failed(u64::from(RATE));
+    let after = bed.ping(&client, &server);
+    let policies = bed.kube().run(&["get", "authorizationpolicies", "-A"]);
+    // The other tests need the mesh, however this one ended.
+    bed.install(&[])?;
+    eprintln!("{} new connections, none failed", made?);
+    after?;
+    // The definitions of custom resources stay, and the user's objects with them.
+    policies.map(drop)
+}
+
+#[test]
 fn without_its_control_plane_the_mesh_goes_on_and_later_catches_up() -> Result<()> {
     let (_turn, bed) = alone()?;
     let scene = Scene::start(bed, "headless-mesh", Start::InMesh)?;
