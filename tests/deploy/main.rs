@@ -413,10 +413,30 @@ fn an_upgrade_interrupts_no_node() {
 #[test]
 fn a_users_variable_stands_in_place_of_the_charts() {
     let table = [
-        ("istiod.env.CLUSTER_ID=mine", "Deployment/istiod", "CLUSTER_ID", "mine"),
-        ("ztunnel.env.RUST_LOG=debug", "DaemonSet/ztunnel", "RUST_LOG", "debug"),
-        ("ztunnel.env.POOL=10000000", "DaemonSet/ztunnel", "POOL", "10000000"),
-        ("cni.env.NODE_NAME=n", "DaemonSet/istio-cni-node", "NODE_NAME", "n"),
+        (
+            "istiod.env.CLUSTER_ID=mine",
+            "Deployment/istiod",
+            "CLUSTER_ID",
+            "mine",
+        ),
+        (
+            "ztunnel.env.RUST_LOG=debug",
+            "DaemonSet/ztunnel",
+            "RUST_LOG",
+            "debug",
+        ),
+        (
+            "ztunnel.env.POOL=10000000",
+            "DaemonSet/ztunnel",
+            "POOL",
+            "10000000",
+        ),
+        (
+            "cni.env.NODE_NAME=n",
+            "DaemonSet/istio-cni-node",
+            "NODE_NAME",
+            "n",
+        ),
     ];
     for (value, part, name, expected) in table {
         let objects = objects(&["--set", value]);
