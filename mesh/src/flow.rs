@@ -183,6 +183,8 @@ pub enum EndReason {
     TunnelLost,
     /// There is no certificate for the pod.
     NoCertificate,
+    /// The pod has as many connections open as one may have.
+    TooMany,
     /// A certificate of the tunnel has been revoked.
     CertificateRevoked,
     /// The source reset it.
@@ -220,6 +222,7 @@ impl EndReason {
             | Self::ResolveFailed
             | Self::PeerRefused(_)
             | Self::TunnelLost
+            | Self::TooMany
             | Self::Internal => ResponseFlag::Connect,
         }
     }
@@ -243,7 +246,7 @@ impl EndReason {
             | Self::ResolveFailed
             | Self::TunnelLost => Blame::Network,
             Self::Drained | Self::PodRemoved => Blame::Operation,
-            Self::NoCertificate => Blame::Configuration,
+            Self::NoCertificate | Self::TooMany => Blame::Configuration,
             Self::Internal => Blame::Ours,
         }
     }
@@ -307,6 +310,7 @@ impl fmt::Display for EndReason {
             Self::Http2Failed => "http2 handshake failed",
             Self::TunnelLost => "tunnel lost",
             Self::NoCertificate => "no certificate",
+            Self::TooMany => "too many connections of the pod",
             Self::CertificateRevoked => "certificate revoked",
             Self::SourceReset => "reset by source",
             Self::DestinationReset => "reset by destination",

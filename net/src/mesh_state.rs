@@ -15,10 +15,11 @@ use std::{
 
 use arc_swap::ArcSwap;
 use mesh::{
-    names::WorkloadUid,
+    names::{NetworkAddress, WorkloadUid},
     outcome::{Need, Outcome, Reason, Refusal},
     policy::AuthorizationPolicy,
     view::{Changes, MeshView, Removal, Resource, Update},
+    workload::{TunnelProtocol, Workload},
 };
 use parking_lot::Mutex;
 use prost::Message;
@@ -269,11 +270,19 @@ impl xds::Handler for Handler {
         let mut update = Update::default();
         for resource in response.resources {
             match read(response.type_url, &resource.body) {
-                Ok(read) => update.upserts.push(read),
-                Err(reason) => rejected.push(Rejection {
-                    name: resource.name,
-                    reason,
-                }),
+                Ok(read) => {
+                    update
+                        .removals
+                        .extend(self.barrier_behind(&read, &resource.name));
+                    update.upserts.push(read);
+                }
+                Err(reason) => {
+                    update.upserts.extend(self.barrier(&resource));
+                    rejected.push(Rejection {
+                        name: resource.name,
+                        reason,
+                    });
+                }
             }
         }
         let removal = match response.type_url {
@@ -281,7 +290,8 @@ impl xds::Handler for Handler {
             _ => Removal::Address,
         };
         let removed = response.removed.iter();
-        update.removals = removed.map(|name| removal(name.as_str().into())).collect();
+        let removed = removed.map(|name| removal(name.as_str().into()));
+        update.removals.extend(removed);
         self.0.publish(update);
         rejected
     }
@@ -289,6 +299,47 @@ impl xds::Handler for Handler {
     fn synced(&mut self) {
         self.0.release();
     }
+}
+
+impl Handler {
+    /// What stands in for a destination that is new and cannot be read: whatever is unknown counts as outside the mesh,
+    /// and is sent to in plaintext, so its addresses, which the resource's aliases tell, are refused instead.
+    fn barrier(&self, resource: &xds::Resource) -> Option<Resource> {
+        let name: &str = &resource.name;
+        let uid = WorkloadUid(name.into());
+        let next = self.0.0.next.lock();
+        let is_known = next.workload(&uid).is_some_and(|it| !is_barrier(it))
+            || name.parse().is_ok_and(|key| next.service(&key).is_some());
+        let aliases = resource.aliases.iter();
+        let at: Vec<NetworkAddress> = aliases.filter_map(|it| it.parse().ok()).collect();
+        let network = at.first()?.network.clone();
+        if is_known {
+            return None;
+        }
+        let mut workload = Workload::new(uid, name.into(), BARRIER.into());
+        workload.tunnel_protocol = TunnelProtocol::Unsupported;
+        workload.addresses = at.iter().map(|it| it.address).collect();
+        workload.network = network;
+        Some(Resource::Workload(workload))
+    }
+
+    /// The removal of a stand-in of this name, where a service comes to be readable. A workload replaces its own.
+    fn barrier_behind(&self, read: &Resource, name: &str) -> Option<Removal> {
+        if !matches!(read, Resource::Service(_)) {
+            return None;
+        }
+        let uid = WorkloadUid(name.into());
+        let next = self.0.0.next.lock();
+        let stands = next.workload(&uid).is_some_and(|it| is_barrier(it));
+        stands.then(|| Removal::Address(name.into()))
+    }
+}
+
+/// The namespace of records that stand in for what cannot be read; no namespace of Kubernetes is called so.
+const BARRIER: &str = "(unreadable)";
+
+fn is_barrier(workload: &Workload) -> bool {
+    &*workload.namespace == BARRIER
 }
 
 /// The reason names the field, for the control plane's log.

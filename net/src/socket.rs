@@ -385,6 +385,13 @@ impl Factory {
             })
     }
 
+    /// Whether the address is one of the namespace's own. Where that cannot be told, it is.
+    pub fn is_local(&self, address: IpAddr) -> bool {
+        let address = SocketAddr::new(address.to_canonical(), 0);
+        let bound = self.inside(address, || Draft::new(address, Type::DGRAM)?.bind());
+        !matches!(bound, Err(SocketError::Io { source, .. }) if source.kind() == io::ErrorKind::AddrNotAvailable)
+    }
+
     /// Gives an accepted connection the options of a connection: TCP_NODELAY and keepalive. The mark is inherited.
     pub fn adopt(&self, stream: &TcpStream) -> io::Result<()> {
         self.tune(&SockRef::from(stream))

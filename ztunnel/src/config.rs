@@ -66,6 +66,9 @@ pub struct Config {
     pub http2: Http2,
     /// TCP keepalive on application-facing and dialled sockets.
     pub keepalive: Keepalive,
+    /// Connections of one pod that are carried at a time. `None`: as many as use half of the files that we may open, so
+    /// that one pod cannot keep the node's others out.
+    pub max_pod_connections: Option<usize>,
     /// How long connections may take to end once we are told to stop.
     pub drain_deadline: Duration,
     /// Send baggage in responses and believe the peer's, for telemetry only.
@@ -321,10 +324,10 @@ impl Config {
         let control_plane = Self::default_control_plane(&file, in_kubernetes);
         let config = Self {
             node: read_node(&mut read, &file),
-            xds: read_remote(&mut read, "XDS", &control_plane),
+            xds: read_remote(&mut read, "XDS", &control_plane, in_kubernetes),
             xds_on_demand: read.flag("XDS_ON_DEMAND", false),
             local_state: read_local_state(&mut read),
-            ca: read_ca(&mut read, &control_plane),
+            ca: read_ca(&mut read, &control_plane, in_kubernetes),
             secret_ttl: read.duration_or("SECRET_TTL", DEFAULT_SECRET_TTL),
             inpod: read_inpod(&mut read, in_kubernetes),
             listen: read_listen(&mut read, &file),
@@ -332,6 +335,7 @@ impl Config {
             dns: read_dns(&mut read, &file),
             http2: read_http2(&mut read),
             keepalive: read_keepalive(&mut read),
+            max_pod_connections: read_max_pod_connections(&mut read),
             drain_deadline: read_drain_deadline(&mut read),
             response_baggage: read.flag("ENABLE_RESPONSE_BAGGAGE", true),
             localhost_app_tunnel: read.flag("LOCALHOST_APP_TUNNEL", true),
@@ -441,7 +445,12 @@ fn metadata_of(node: &Node, file: &MeshFile) -> BTreeMap<String, serde_json::Val
         .collect()
 }
 
-fn read_remote(read: &mut Reader<'_>, prefix: &str, default_address: &str) -> Option<Remote> {
+fn read_remote(
+    read: &mut Reader<'_>,
+    prefix: &str,
+    default_address: &str,
+    in_kubernetes: bool,
+) -> Option<Remote> {
     let name = |suffix: &str| format!("{prefix}_{suffix}");
     let address = read.text_or(&name("ADDRESS"), default_address);
     if address.is_empty() {
@@ -460,7 +469,7 @@ fn read_remote(read: &mut Reader<'_>, prefix: &str, default_address: &str) -> Op
         address,
         root: read_root(read, &name("ROOT_CA")),
         alternative_hostname: read.some_text(&format!("ALT_{prefix}_HOSTNAME")),
-        token: read_token(read),
+        token: read_token(read, in_kubernetes),
         headers: read.family(&header_prefix),
     })
 }
@@ -474,9 +483,10 @@ fn read_root(read: &Reader<'_>, name: &str) -> RootCert {
     }
 }
 
-fn read_token(read: &Reader<'_>) -> Token {
+fn read_token(read: &Reader<'_>, in_kubernetes: bool) -> Token {
     match read.some_text("AUTH_TOKEN") {
-        None if Path::new(TOKEN).exists() => Token::File(TOKEN.into()),
+        // In Kubernetes also where it is not there yet: to go on without would only be refused later.
+        None if in_kubernetes || Path::new(TOKEN).exists() => Token::File(TOKEN.into()),
         None => Token::None,
         Some(text) if Path::new(&text).exists() => Token::File(text.into()),
         Some(text) => Token::Inline(text),
@@ -497,11 +507,11 @@ fn read_local_state(read: &mut Reader<'_>) -> Option<LocalState> {
     }
 }
 
-fn read_ca(read: &mut Reader<'_>, default_address: &str) -> Option<Remote> {
+fn read_ca(read: &mut Reader<'_>, default_address: &str, in_kubernetes: bool) -> Option<Remote> {
     if read.flag("FAKE_CA", false) {
         return None;
     }
-    let remote = read_remote(read, "CA", default_address);
+    let remote = read_remote(read, "CA", default_address, in_kubernetes);
     if remote.is_none() {
         read.reject("CA_ADDRESS", "empty: certificates have no source");
     }
@@ -628,6 +638,15 @@ fn read_drain_deadline(read: &mut Reader<'_>) -> Duration {
     });
     read.duration("CONNECTION_TERMINATION_DEADLINE")
         .unwrap_or_else(|| Duration::from_secs(from_grace.unwrap_or(5)))
+}
+
+fn read_max_pod_connections(read: &mut Reader<'_>) -> Option<usize> {
+    const NAME: &str = "LEYLINE_MAX_POD_CONNECTIONS";
+    let limit = read.parse(NAME);
+    if limit == Some(0) {
+        read.reject(NAME, "at least 1 expected");
+    }
+    limit
 }
 
 fn read_tls(read: &mut Reader<'_>) -> Tls {

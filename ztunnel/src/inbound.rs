@@ -68,6 +68,14 @@ pub(crate) async fn serve(
 
 /// One CONNECT.
 async fn serve_stream(inbound: Arc<Inbound>, request: ConnectRequest) {
+    let _room = match inbound.pod.enter() {
+        Ok(room) => room,
+        Err(error) => {
+            let metrics = &inbound.pod.node.metrics;
+            inbound.early().failed(metrics, EndReason::TooMany, &error);
+            return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+        }
+    };
     // Boxed: what leads to a connection needs far more room than carrying it does.
     let answered = Box::pin(inbound.answer(request)).await;
     drop(inbound);

@@ -1,17 +1,21 @@
 //! Connections that reach a pod as they are (15006): authorized as nobody's, and carried where policies allow that.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Instant,
+};
 
 use mesh::{
     authorize::AuthorizationFacts,
-    flow::{Direction, FlowRecord, Party, peer_workload},
+    flow::{Direction, EndReason, FlowRecord, Party, peer_workload},
     inbound::{InboundTarget, PlaintextFacts, plaintext},
-    outcome::Refusal,
+    outcome::{Reason, Refusal},
     view::MeshView,
     workload::Workload,
 };
 use net::{report::Chain, socket};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::OwnedSemaphorePermit};
 
 use crate::{
     application,
@@ -45,6 +49,10 @@ pub(crate) async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
         original,
         accepted: Instant::now(),
     };
+    let _room = match inbound.admit() {
+        Ok(room) => room,
+        Err(()) => return reset::reset(stream),
+    };
     // Boxed: what leads to a connection needs far more room than carrying it does.
     match Box::pin(inbound.establish()).await {
         Some((flow, application)) => flow.carry(stream, application.into()).await,
@@ -52,19 +60,43 @@ pub(crate) async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
     }
 }
 
+/// Where the connection was going is nowhere in the pod.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} is no address of the pod")]
+struct Foreign(IpAddr);
+
 impl Inbound {
+    fn early(&self) -> Early {
+        Early {
+            direction: Direction::Inbound,
+            source: self.peer,
+            destination: self.original,
+        }
+    }
+
+    /// Room for the connection, if it is one for the pod. What is not is told here.
+    ///
+    /// The redirect takes whatever reaches the pod's interface, wherever it was sent to: to carry that on would make
+    /// the pod a relay for its neighbours.
+    fn admit(&self) -> Result<OwnedSemaphorePermit, ()> {
+        let metrics = &self.pod.node.metrics;
+        let to = self.original.ip();
+        if !self.pod.sockets.is_local(to) {
+            let reason = EndReason::Refused(Reason::AddressMismatch);
+            self.early().failed(metrics, reason, &Foreign(to));
+            return Err(());
+        }
+        let room = self.pod.enter();
+        room.map_err(|error| self.early().failed(metrics, EndReason::TooMany, &error))
+    }
+
     /// Decides, authorizes and dials; tells the failure where there is one.
     async fn establish(&self) -> Option<(Flow, TcpStream)> {
         let metrics = &self.pod.node.metrics;
         let (record, target, view) = match self.decide().await {
             Ok(decided) => decided,
             Err(refusal) => {
-                let early = Early {
-                    direction: Direction::Inbound,
-                    source: self.peer,
-                    destination: self.original,
-                };
-                early.refused(metrics, &refusal);
+                self.early().refused(metrics, &refusal);
                 return None;
             }
         };

@@ -4,10 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use mesh::{
     flow::{Direction, EndReason, TcpLabels},
+    identity::Identity,
     names::Str,
     workload::Workload,
 };
-use net::metrics::{self, Tcp, UNKNOWN};
+use net::{
+    ca::{Issuer, Issuing},
+    metrics::{self, Tcp, UNKNOWN},
+};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -26,8 +30,36 @@ pub(crate) struct Metrics {
     pub(crate) parties: Parties,
     refused: Family<RefusedLabels, Counter>,
     on_demand_dns: Family<OnDemandDnsLabels, Counter>,
+    certificate_requests: Family<ResultLabel, Counter>,
     pub(crate) dns: DnsMetrics,
     pub(crate) pods: PodMetrics,
+}
+
+/// `success`, or `failure`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+/// Asks another issuer, and counts.
+struct Counted {
+    issuer: Arc<dyn Issuer>,
+    requests: Family<ResultLabel, Counter>,
+}
+
+impl Issuer for Counted {
+    fn issue(&self, identity: Identity) -> Issuing {
+        let (asked, requests) = (self.issuer.issue(identity), self.requests.clone());
+        Box::pin(async move {
+            let issued = asked.await;
+            let result = match &issued {
+                Ok(_) => "success",
+                Err(_) => "failure",
+            };
+            requests.get_or_create(&ResultLabel { result }).inc();
+            issued
+        })
+    }
 }
 
 /// Pods, as the ZDS client counts them.
@@ -119,6 +151,7 @@ impl Metrics {
             parties: Parties::default(),
             refused: Family::default(),
             on_demand_dns: Family::default(),
+            certificate_requests: Family::default(),
             dns: DnsMetrics::register(registry),
             pods: PodMetrics::register(registry),
         };
@@ -132,7 +165,20 @@ impl Metrics {
             "Resolutions of workloads that have a host name and no address",
             new.on_demand_dns.clone(),
         );
+        registry.register(
+            "leyline_certificate_requests",
+            "Requests for workloads' certificates that the CA has answered or not",
+            new.certificate_requests.clone(),
+        );
         new
+    }
+
+    /// The same issuer, with its requests counted.
+    pub(crate) fn counted(&self, issuer: Arc<dyn Issuer>) -> Arc<dyn Issuer> {
+        Arc::new(Counted {
+            issuer,
+            requests: self.certificate_requests.clone(),
+        })
     }
 
     /// Counts a connection as opened; what is returned counts the rest.

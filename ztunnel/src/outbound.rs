@@ -8,7 +8,7 @@ use std::{
 
 use mesh::{
     draw::Draw,
-    flow::{Direction, FlowRecord, Party, Security},
+    flow::{Direction, EndReason, FlowRecord, Party, Security},
     headers::Traceparent,
     names::{NetworkAddress, WorkloadUid},
     outbound::{Hop, NextHop, OutboundFacts, Route, Target, next_hop},
@@ -64,6 +64,14 @@ pub(crate) async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
         client,
         original,
         accepted: Instant::now(),
+    };
+    let _room = match outbound.pod.enter() {
+        Ok(room) => room,
+        Err(error) => {
+            let metrics = &outbound.pod.node.metrics;
+            outbound.early().failed(metrics, EndReason::TooMany, &error);
+            return reset::reset(stream);
+        }
     };
     // Boxed: the decision and the dial need far more room than an idle connection.
     match Box::pin(outbound.establish()).await {

@@ -16,7 +16,10 @@ use net::{
     socket::{Factory, SourceAddress},
     tls::WorkloadCertificate,
 };
-use tokio::time::Instant;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
 use crate::{
     config::{Config, OriginalSource},
@@ -46,6 +49,15 @@ pub(crate) struct Node {
     pub(crate) resolver: Resolver,
     pub(crate) upstreams: Arc<ResolvConf>,
     pub(crate) http2: hbone::Config,
+    /// Connections of one pod at a time.
+    pub(crate) max_pod_connections: usize,
+}
+
+/// A pod has as many connections as it may.
+#[derive(Debug, thiserror::Error)]
+#[error("the pod has {limit} connections open already, as many as one may have")]
+pub(crate) struct TooMany {
+    limit: usize,
 }
 
 /// One pod, or ourselves as one.
@@ -56,6 +68,8 @@ pub(crate) struct Pod {
     pub(crate) sockets: Factory,
     pub(crate) pool: hbone::Pool,
     pub(crate) handshakes: Arc<Handshakes>,
+    /// Room for connections.
+    room: Arc<Semaphore>,
     pub(crate) inbound: Arc<Registry<Live>>,
     pub(crate) outbound: Arc<Registry<Live>>,
     /// Whether applications see their clients' addresses.
@@ -111,6 +125,7 @@ impl Pod {
             tls_deadline: TLS_DEADLINE,
             ..hbone::PoolConfig::default()
         };
+        let room = node.max_pod_connections;
         let dialing = sockets.clone();
         let dial = move |destination| {
             let dialing = dialing.clone();
@@ -127,6 +142,7 @@ impl Pod {
             node,
             sockets,
             handshakes: Arc::default(),
+            room: Arc::new(Semaphore::new(room)),
             inbound: Arc::default(),
             outbound: Arc::default(),
             original_source,
@@ -139,6 +155,13 @@ impl Pod {
         let deadline = Instant::now() + WAIT;
         let decide = |view: &Arc<MeshView>| self.node.record(view, &self.binding);
         self.node.state.decide(deadline, decide).await
+    }
+
+    /// Room for one connection, until what is answered is dropped.
+    pub(crate) fn enter(&self) -> Result<OwnedSemaphorePermit, TooMany> {
+        let limit = self.node.max_pod_connections;
+        let room = self.room.clone().try_acquire_owned();
+        room.map_err(|_| TooMany { limit })
     }
 
     /// Keeps the pod's certificate fresh, where the pod's record is known now.

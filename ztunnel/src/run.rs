@@ -11,7 +11,7 @@ use net::{
     mesh_state::MeshState,
     metrics,
     ready::{self, Ready},
-    socket::{Factory, SocketError},
+    socket::{self, Factory, SocketError},
     tls::{self, control_plane},
     xds,
 };
@@ -20,7 +20,7 @@ use tokio::{
     net::TcpListener,
     runtime::Handle,
     signal::unix::{SignalKind, signal},
-    sync::Notify,
+    sync::{Notify, Semaphore},
     task::{JoinHandle, JoinSet},
 };
 
@@ -200,6 +200,7 @@ impl Tunnel {
         };
         // The data plane's runtime owns the tasks of certificates: a busy control plane must not delay them.
         let _in_data = self.data.enter();
+        let issuer = metrics.counted(issuer);
         let certificates =
             Certificates::new(issuer, Arc::new(SystemClock), CertificatesConfig::default());
         let node = make_node(config.clone(), self.state, certificates, metrics);
@@ -370,11 +371,22 @@ fn make_node(
             frame_bytes: config.http2.frame_size,
             ..hbone::Config::default()
         },
+        max_pod_connections: max_pod_connections(&config),
         config,
         state,
         certificates,
         metrics,
         upstreams,
+    })
+}
+
+/// Each takes two files: the one that was accepted and the one that was dialled.
+fn max_pod_connections(config: &Config) -> usize {
+    const FILES_UNKNOWN: u64 = 1024;
+    config.max_pod_connections.unwrap_or_else(|| {
+        let files = socket::raise_open_files_limit().unwrap_or(FILES_UNKNOWN);
+        let all = usize::try_from(files / 2).unwrap_or(usize::MAX);
+        (all / 2).clamp(1, Semaphore::MAX_PERMITS)
     })
 }
 

@@ -272,6 +272,7 @@ fn every_end_has_its_flag_and_its_blame() {
             "CERT_REVOKED",
             Blame::Destination,
         ),
+        (EndReason::TooMany, "CONNECT", Blame::Configuration),
         (EndReason::PeerRefused(401), "CONNECT", Blame::Destination),
         (EndReason::SourceReset, "-", Blame::Source),
         (EndReason::Drained, "-", Blame::Operation),

@@ -270,3 +270,68 @@ fn a_watch_that_is_dropped_leaves_nothing_behind() {
     drop(second);
     assert!(state.0.watched.lock().is_empty());
 }
+
+const BROKEN: &[u8] = b"\xff";
+
+fn alias(name: &str, body: &[u8], aliases: &[&str]) -> xds::Resource {
+    let aliases = aliases.iter().map(|it| (*it).to_owned());
+    xds::Resource {
+        aliases: aliases.collect(),
+        ..resource(name, body.to_vec())
+    }
+}
+
+fn at(state: &MeshState, address: &str) -> Option<TunnelProtocol> {
+    let address = address.parse().expect("network/ip");
+    let view = state.view();
+    view.workload_at(&address).map(|it| it.tunnel_protocol)
+}
+
+/// What is unknown is outside the mesh, and gets plaintext: a new destination that cannot be read must not become that.
+#[test]
+fn a_new_destination_that_cannot_be_read_is_refused_until_it_can() {
+    let state = MeshState::new();
+    let mut handler = state.handler();
+    let broken = alias(UID, BROKEN, &["/10.0.0.1", "/fd00::1"]);
+    let rejected = handler.apply(addresses(vec![broken], &[]));
+    assert_eq!(rejected.len(), 1);
+    assert_eq!(at(&state, "/10.0.0.1"), Some(TunnelProtocol::Unsupported));
+    assert_eq!(at(&state, "/fd00::1"), Some(TunnelProtocol::Unsupported));
+    handler.apply(client());
+    assert_eq!(at(&state, "/10.0.0.1"), Some(TunnelProtocol::None));
+    assert_eq!(at(&state, "/fd00::1"), None);
+    // What was known stays as it was.
+    let broken = alias(UID, BROKEN, &["/10.0.0.1"]);
+    assert_eq!(handler.apply(addresses(vec![broken], &[])).len(), 1);
+    assert_eq!(at(&state, "/10.0.0.1"), Some(TunnelProtocol::None));
+}
+
+#[test]
+fn a_new_service_that_cannot_be_read_is_refused_until_it_can_or_is_gone() {
+    const NAME: &str = "a/web.a.svc.cluster.local";
+    let state = MeshState::new();
+    let mut handler = state.handler();
+    let broken = || alias(NAME, BROKEN, &["/10.96.0.7"]);
+    handler.apply(addresses(vec![broken()], &[]));
+    assert_eq!(at(&state, "/10.96.0.7"), Some(TunnelProtocol::Unsupported));
+    handler.apply(addresses(Vec::new(), &[NAME]));
+    assert_eq!(at(&state, "/10.96.0.7"), None);
+    handler.apply(addresses(vec![broken()], &[]));
+    let service = workload::Service {
+        name: "web".to_owned(),
+        namespace: "a".to_owned(),
+        hostname: "web.a.svc.cluster.local".to_owned(),
+        ..Default::default()
+    };
+    let good = workload::Address {
+        r#type: Some(workload::address::Type::Service(service)),
+    };
+    let good = alias(NAME, &good.encode_to_vec(), &["/10.96.0.7"]);
+    handler.apply(addresses(vec![good], &[]));
+    assert_eq!(at(&state, "/10.96.0.7"), None);
+    let key = NAME.parse().expect("a key");
+    assert!(state.view().service(&key).is_some());
+    // Known by now, so what is there stays.
+    handler.apply(addresses(vec![broken()], &[]));
+    assert_eq!(at(&state, "/10.96.0.7"), None);
+}

@@ -234,3 +234,18 @@ fn the_limit_of_open_files_is_the_hard_one() {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("always");
     assert_eq!((soft, hard), (limit, limit));
 }
+
+#[tokio::test]
+async fn an_address_is_local_where_an_interface_of_the_namespace_has_it() {
+    let sockets = own();
+    for (address, expected) in [
+        ("127.0.0.1", true),
+        ("127.9.9.9", true),
+        ("::ffff:127.0.0.1", true),
+        ("203.0.113.7", false),
+        ("2001:db8::7", false),
+    ] {
+        let address = address.parse().expect("an address");
+        assert_eq!(sockets.is_local(address), expected, "{address}");
+    }
+}

@@ -149,3 +149,84 @@ fn our_own_workload_needs_all_three_names() {
     assert!(good(named).node.own_workload().is_some());
     assert!(good(&named[..2]).node.own_workload().is_none());
 }
+
+/// Every variable that the chart's DaemonSet sets, with what becomes of it.
+#[test]
+fn the_chart_runs_it_unchanged() {
+    let chart = &[
+        ("KUBERNETES_SERVICE_HOST", "10.96.0.1"),
+        ("CA_ADDRESS", "istiod-canary.mesh.svc:15012"),
+        ("XDS_ADDRESS", "istiod-canary.mesh.svc:15012"),
+        ("NETWORK", "net-1"),
+        ("RUST_LOG", "warn"),
+        ("RUST_BACKTRACE", "1"),
+        ("LOG_FORMAT", "json"),
+        ("ISTIO_META_CLUSTER_ID", "c-1"),
+        ("INPOD_ENABLED", "true"),
+        ("TERMINATION_GRACE_PERIOD_SECONDS", "30"),
+        ("POD_NAME", "ztunnel-x"),
+        ("POD_NAMESPACE", "mesh"),
+        ("NODE_NAME", "node-1"),
+        ("INSTANCE_IP", "10.0.0.9"),
+        ("SERVICE_ACCOUNT", "ztunnel"),
+        ("ZTUNNEL_CPU_LIMIT", "4"),
+        ("ZTUNNEL_RESOURCE_CPU_LIMIT", "3"),
+        ("ZTUNNEL_RESOURCE_CPU_REQUEST", "200m"),
+        ("ISTIO_META_ENABLE_HBONE", "true"),
+    ];
+    let config = good(chart);
+    let address = Some("https://istiod-canary.mesh.svc:15012");
+    for remote in [&config.xds, &config.ca] {
+        let remote = remote.as_ref();
+        assert_eq!(remote.map(|it| it.address.as_str()), address);
+        // Also before the volume is there: each use reads it.
+        let token = Token::File("./var/run/secrets/tokens/istio-token".into());
+        assert_eq!(remote.map(|it| &it.token), Some(&token));
+        let root = RootCert::File("./var/run/secrets/istio/root-cert.pem".into());
+        assert_eq!(remote.map(|it| &it.root), Some(&root));
+    }
+    let node = &config.node;
+    let texts = [
+        &node.network,
+        &node.cluster_id,
+        &node.instance_ip,
+        &node.pod_name,
+    ];
+    assert_eq!(
+        texts.map(|it| &**it),
+        ["net-1", "c-1", "10.0.0.9", "ztunnel-x"]
+    );
+    assert_eq!(node.name.as_deref(), Some("node-1"));
+    assert!(node.own_workload().is_some());
+    assert_eq!(
+        (config.log.filter.as_str(), config.log.json),
+        ("warn", true)
+    );
+    assert_eq!(config.drain_deadline, Duration::from_secs(25));
+    assert_eq!(config.worker_threads, 3);
+    assert!(config.inpod.await_successor && config.inpod.port_reuse);
+    assert_eq!(config.inpod.uds, Path::new("/var/run/ztunnel/ztunnel.sock"));
+    assert_eq!(config.listen.readiness.port(), 15021);
+    assert_eq!(config.listen.stats.port(), 15020);
+}
+
+#[test]
+fn a_successor_is_expected_where_something_would_start_one() {
+    let kubernetes = ("KUBERNETES_SERVICE_HOST", "10.96.0.1");
+    let no = ("LEYLINE_AWAIT_SUCCESSOR", "false");
+    let yes = ("LEYLINE_AWAIT_SUCCESSOR", "true");
+    for (settings, expected) in [
+        (&[][..], false),
+        (&[kubernetes], true),
+        (&[kubernetes, no], false),
+        (&[yes], true),
+    ] {
+        assert_eq!(
+            good(settings).inpod.await_successor,
+            expected,
+            "{settings:?}"
+        );
+    }
+    let error = read(&[("LEYLINE_MAX_POD_CONNECTIONS", "0")]).expect_err("none at all");
+    assert!(error.to_string().contains("at least 1"), "{error}");
+}

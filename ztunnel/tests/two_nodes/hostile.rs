@@ -17,8 +17,12 @@ use net::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
-    rig::{Rig, eventually, outside_the_mesh, passes, soon},
+    rig::{
+        Rig, application, connect_is_reset, connect_outside_the_mesh_is_reset, eventually,
+        network::in_pod, outside_the_mesh, passes, rig_with, soon,
+    },
     rig_or_skip,
+    telemetry::metric,
 };
 
 fn tunnel_port(rig: &Rig) -> SocketAddr {
@@ -161,6 +165,75 @@ async fn a_tunnel_takes_no_new_streams_after_its_peers_certificate_has_ended() {
     eventually("the tunnel is closed to it", async || {
         let answer = soon(ask(&client, "10.210.0.2:8080")).await;
         matches!(answer, Err(ConnectError::Stream { .. }))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_is_no_relay_for_what_was_sent_elsewhere_through_it() {
+    let rig = rig_or_skip!();
+    const ELSEWHERE: &str = "203.0.113.7";
+    // The chart's redirection takes whatever reaches the pod, wherever it was sent to.
+    let rule =
+        "add rule inet capture prerouting ip daddr 203.0.113.7 tcp dport 80 redirect to :15006";
+    in_pod(&rig.b, &["nft", rule]).unwrap();
+    let via = rig.b.v4.to_string();
+    in_pod(&rig.a, &["ip", "route", "add", ELSEWHERE, "via", &via]).unwrap();
+    let to = format!("{ELSEWHERE}:80").parse().unwrap();
+    connect_outside_the_mesh_is_reset(&rig.a, to).await;
+    eventually("it is counted", async || {
+        let labels = ["reporter=\"destination\""];
+        metric(
+            rig.node_b.stats,
+            "leyline_connections_refused_total",
+            &labels,
+        )
+        .await
+            == 1
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_pod_has_so_many_connections_and_no_more() {
+    let ca = TestCa::new("cluster.local", &Policy::default());
+    let Some(rig) = rig_with(ca, &[("LEYLINE_MAX_POD_CONNECTIONS", "3")]).await else {
+        return;
+    };
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        let (mut client, mut server) = rig.pair().await;
+        passes(&mut client, &mut server, b"x").await;
+        open.push((client, server));
+    }
+    connect_is_reset(&rig.a, rig.address()).await;
+    let labels = ["reason=\"too many connections of the pod\""];
+    let refused = "leyline_connections_refused_total";
+    assert_eq!(metric(rig.node_a.stats, refused, &labels).await, 1);
+    for (client, server) in &mut open {
+        passes(client, server, b"still open").await;
+    }
+    drop(open);
+    // Where the ends have been noticed there is room again.
+    let listener = rig.listen();
+    let sockets = application(&rig.a);
+    eventually("there is room again", async || {
+        let accepted = async {
+            let mut byte = [0];
+            let (mut server, _) = listener.accept().await.expect("listening");
+            server.read(&mut byte).await.is_ok()
+        };
+        let sent = async {
+            let Ok(mut client) = sockets.connect(rig.address(), SourceAddress::Own).await else {
+                return false;
+            };
+            // Until it is reset, or for as long as it takes to be served.
+            client.write_all(b"x").await.is_ok() && client.read(&mut [0]).await.is_ok()
+        };
+        tokio::select! {
+            served = accepted => served,
+            sent = sent => sent,
+        }
     })
     .await;
 }

@@ -12,7 +12,7 @@ use crate::{
     rig_or_skip,
 };
 
-async fn get(address: SocketAddr, path: &str) -> String {
+pub(crate) async fn get(address: SocketAddr, path: &str) -> String {
     let mut stream = soon(TcpStream::connect(address)).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -24,7 +24,7 @@ async fn get(address: SocketAddr, path: &str) -> String {
 }
 
 /// The sum of a metric's series that carry all these labels.
-async fn metric(stats: SocketAddr, name: &str, labels: &[&str]) -> u64 {
+pub(crate) async fn metric(stats: SocketAddr, name: &str, labels: &[&str]) -> u64 {
     let text = get(stats, "/metrics").await;
     let series = text.lines().filter(|line| {
         line.starts_with(&format!("{name}{{")) && labels.iter().all(|label| line.contains(label))

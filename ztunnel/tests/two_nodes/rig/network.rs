@@ -39,6 +39,17 @@ pub(crate) fn two_pods() -> Result<[Pod; 2], String> {
     Ok([a, b])
 }
 
+/// Namespaces with nothing but a loopback, or why there are none.
+pub(crate) fn bare_pods(count: usize) -> Result<Vec<Netns>, String> {
+    (0..count)
+        .map(|_| {
+            let netns = Netns::create().map_err(|e| e.to_string())?;
+            run_in(&netns, &["ip", "link", "set", "lo", "up"])?;
+            Ok(netns)
+        })
+        .collect()
+}
+
 fn pod(name: &'static str, v4: &str, v6: &str) -> Result<Pod, String> {
     let made = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).map_err(|e| format!("unshare: {e}"))?;
@@ -136,7 +147,11 @@ table inet capture {
 
 /// Runs a program inside the pod's namespace.
 pub(crate) fn in_pod(pod: &Pod, command: &[&str]) -> Result<(), String> {
-    let netns = pod.netns.clone();
+    run_in(&pod.netns, command)
+}
+
+fn run_in(netns: &Netns, command: &[&str]) -> Result<(), String> {
+    let netns = netns.clone();
     let command: Vec<String> = command.iter().map(|word| (*word).to_owned()).collect();
     let run = thread::spawn(move || {
         netns.enter().map_err(|e| e.to_string())?;

@@ -101,17 +101,23 @@ impl Begun {
 
     /// Enrols the pod: when this returns, the pod's listeners are open.
     pub(crate) async fn enrol(self, pod: &Pod) -> Node {
+        let mut node = self.connected().await;
+        node.agent.add(pod).await;
+        node.agent.call(Request::SnapshotSent).await;
+        node
+    }
+
+    /// With its agent, and no pods yet.
+    pub(crate) async fn connected(self) -> Node {
         let incoming = soon(self.listener.accept())
             .await
             .expect("the tunnel connects");
         let connection = soon(AgentConnection::greet(incoming)).await.expect("Hello");
-        let mut agent = Agent {
+        let agent = Agent {
             connection: Some(connection),
             listener: self.listener,
             _folder: self.folder,
         };
-        agent.add(pod).await;
-        agent.call(Request::SnapshotSent).await;
         Node {
             state: self.state,
             stats: self.stats,
