@@ -1,9 +1,13 @@
 //! The admin API (HTTP): readiness, metrics, what is served to whom, and what became of every object.
 //!
-//! No authentication, so it listens on loopback unless told otherwise; it never shows a key or a token.
+//! A folder's control plane listens on loopback unless told otherwise; on Kubernetes a [`Guard`] decides who sees more
+//! than figures. It never shows a key or a token.
 
+mod guard;
 #[cfg(test)]
 mod tests;
+
+pub use guard::Guard;
 
 use std::{
     collections::HashMap,
@@ -17,6 +21,7 @@ use axum::{
     Json, Router,
     extract::State,
     http::{StatusCode, header::CONTENT_TYPE},
+    middleware,
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -56,6 +61,8 @@ pub struct Admin {
     pub ready: Arc<AtomicBool>,
     /// What of the API server cannot be watched, where it is the source.
     pub troubles: Option<Troubles>,
+    /// Who may see what there is to debug; `None`: everyone who reaches the listener.
+    pub guard: Option<Guard>,
     /// For the names of resources.
     pub cluster_id: String,
     /// For the names of services.
@@ -96,6 +103,7 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/debug/configz", get(configz))
         .route("/debug/connections", get(connections))
         .route("/debug/list", get(list))
+        .layer(middleware::from_fn_with_state(admin.clone(), guard::check))
         .with_state(admin)
 }
 

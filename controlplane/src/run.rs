@@ -28,7 +28,7 @@ use proto::{
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use crate::{
-    admin::{self, Admin},
+    admin::{self, Admin, Guard},
     auth::{Authentication, Authenticator, Jwks, JwksError, Review},
     ca::{
         self, CertificateService, Current,
@@ -294,7 +294,7 @@ impl ControlPlane {
     /// Readiness, metrics and debugging: served before the world is whole, so that one can see what it waits for.
     fn admin_tasks(&mut self, parts: &Parts) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
-        let admin = Arc::new(parts.admin(&self.config));
+        let admin = Arc::new(parts.admin(&self.config, self.tokens.clone()));
         if let Some(listener) = self.readiness.take() {
             let router = admin::readiness_router(admin.clone());
             tasks.spawn(async move { serve_admin(listener, router).await });
@@ -454,8 +454,19 @@ impl Parts {
         }
     }
 
-    fn admin(&self, config: &Config) -> Admin {
+    fn admin(&self, config: &Config, tokens: Option<Arc<dyn Authenticator>>) -> Admin {
+        let guard = config.cluster.as_ref().map(|cluster| Guard {
+            authentication: Authentication {
+                trust_domain: config.trust_domain.clone(),
+                tokens,
+            },
+            namespaces: [cluster.namespace.clone()]
+                .into_iter()
+                .chain(cluster.debug_namespaces.clone())
+                .collect(),
+        });
         Admin {
+            guard,
             world: self.world.clone(),
             store: self.store.clone(),
             registry: self.registry.clone(),
@@ -487,6 +498,7 @@ fn take(store: &Store, metrics: &Metrics, batch: &Changes) {
 }
 
 async fn serve_admin(listener: TcpListener, router: Router) {
+    let router = router.into_make_service_with_connect_info::<SocketAddr>();
     if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(error = &error as &dyn std::error::Error, "admin API ended");
     }

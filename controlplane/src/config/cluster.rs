@@ -30,8 +30,8 @@ pub struct Discovery {
     #[arg(long = "httpsAddr")]
     pub https_addr: Option<String>,
 
-    /// Address of plaintext xDS; served only where LEYLINE_PLAINTEXT_XDS is true
-    #[arg(long = "grpcAddr")]
+    /// Accepted; xDS is not served in plaintext
+    #[arg(long = "grpcAddr", hide = true)]
     pub grpc_addr: Option<String>,
 
     /// Address of xDS and certificates over TLS
@@ -127,7 +127,7 @@ pub struct Discovery {
     )]
     pub dry_run: Option<String>,
 
-    /// Serve xDS in plaintext too: true, false
+    /// Refused when true: not built
     #[arg(long = "plaintextXds", env = "LEYLINE_PLAINTEXT_XDS", hide = true)]
     pub plaintext_xds: Option<String>,
 
@@ -197,8 +197,6 @@ pub struct ClusterConfig {
     pub ready_listen: SocketAddr,
     /// Webhooks.
     pub https_listen: SocketAddr,
-    /// Plaintext xDS; `None`: not served.
-    pub plaintext_listen: Option<SocketAddr>,
     /// The mesh's configuration; need not exist.
     pub mesh_config: PathBuf,
     /// Namespaces beside the own one whose accounts may see everything there is to debug.
@@ -219,8 +217,12 @@ impl Problems {
         };
         let ready = self.listen("httpAddr", &or(&args.http_addr, ":8080"));
         let https = self.listen("httpsAddr", &or(&args.https_addr, ":15017"));
-        let plaintext = self.listen("grpcAddr", &or(&args.grpc_addr, ":15010"));
-        let is_plaintext = self.truth("plaintextXds", args.plaintext_xds.as_deref());
+        if self.truth("plaintextXds", args.plaintext_xds.as_deref()) {
+            self.add(
+                "plaintextXds",
+                "xDS in plaintext is not built: it would show the mesh to everyone",
+            );
+        }
         let send_dry_run = self.truth("enableDryRunPolicies", args.dry_run.as_deref());
         let failure = match args.failure_policy.as_deref() {
             None | Some("" | "closed") => FailurePolicy::Closed,
@@ -251,7 +253,6 @@ impl Problems {
             pod: pod.unwrap_or_else(host_name),
             ready_listen: ready?,
             https_listen: https?,
-            plaintext_listen: plaintext.filter(|_| is_plaintext),
             mesh_config: args
                 .mesh_config
                 .clone()
