@@ -279,8 +279,8 @@ impl ControlPlane {
         let settings = self.config.settings();
         match (&self.client, &self.config.cluster) {
             (Some(client), Some(cluster)) => {
-                let mesh = self.mesh.clone();
-                let (world, source) = kubernetes::Source::start(client, settings, cluster, mesh)?;
+                let (file, mesh) = (cluster.mesh_config.clone(), self.mesh.clone());
+                let (world, source) = kubernetes::Source::start(client, settings, file, mesh)?;
                 Ok((world, Some(source)))
             }
             _ => {

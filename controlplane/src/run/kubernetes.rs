@@ -62,11 +62,11 @@ pub struct Context {
 }
 
 impl Source {
-    /// Starts the informers and the world that they feed; follows the mesh's configuration.
+    /// Starts the informers and the world that they feed; follows the mesh's configuration, `mesh` at first, in `file`.
     pub fn start(
         client: &Client,
         settings: Settings,
-        config: &ClusterConfig,
+        file: PathBuf,
         mesh: MeshConfig,
     ) -> Result<(World, Self), StartError> {
         let selectors = Selectors::new(mesh.discovery_selectors.clone());
@@ -75,7 +75,7 @@ impl Source {
         let troubles = Troubles::default();
         let mut informers = cluster::start(client, &revision, &feed, &troubles);
         let (found, discovery) = watch::channel(chosen(root.clone(), selectors));
-        informers.spawn(follow(config.mesh_config.clone(), mesh, move |selectors| {
+        informers.spawn(follow(file, mesh, move |selectors| {
             found.send_replace(chosen(root.clone(), selectors.clone()));
             let feed = feed.clone();
             async move { feed.send(Event::Selectors(selectors)).await.is_ok() }
