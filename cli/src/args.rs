@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -27,9 +27,25 @@ pub(crate) struct Args {
 impl Args {
     /// Reads the command line; ends the process where it is wrong, or asks for help.
     pub(crate) fn read() -> Self {
-        let matches = command().get_matches();
+        let matches = command().get_matches_from(plain(std::env::args_os().collect()));
         Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
     }
+}
+
+/// The words of istioctl's users as ours: what is experimental there is a command like any other here, and its precheck
+/// is the part of `check` that needs no mesh.
+fn plain(mut words: Vec<OsString>) -> Vec<OsString> {
+    let is = |word: Option<&OsString>, texts: &[&str]| {
+        word.and_then(|it| it.to_str())
+            .is_some_and(|it| texts.contains(&it))
+    };
+    if is(words.get(1), &["x", "experimental"]) {
+        words.remove(1);
+    }
+    if is(words.get(1), &["precheck"]) {
+        words.splice(1..2, ["check".into(), "--pre".into()]);
+    }
+    words
 }
 
 /// The command line. Flags that name a cluster may stand before a command, too, but belong to operators' commands alone.
@@ -225,8 +241,8 @@ mod tests {
 
     #[track_caller]
     fn read(line: &str) -> Args {
-        let words = line.split(' ').map(str::to_owned);
-        let matches = command().try_get_matches_from(words);
+        let words = line.split(' ').map(OsString::from);
+        let matches = command().try_get_matches_from(plain(words.collect()));
         Args::from_arg_matches(&matches.unwrap_or_else(|error| panic!("{line}: {error}"))).unwrap()
     }
 
@@ -252,6 +268,9 @@ mod tests {
             "istioctl zc cons --direction inbound --raw",
             "istioctl zc log ztunnel-x --level access:debug,info -r",
             "istioctl zc certs -c kubeconfig --context other",
+            "istioctl x precheck -o json",
+            "istioctl experimental waypoint list -A",
+            "istioctl analyze a.yaml dir --use-kube=false -R --failure-threshold Warning -S IST0101=*x.y",
         ] {
             read(line);
         }

@@ -73,7 +73,7 @@ impl Helm {
         let version = version.trim();
         if !answer.status.success() || version.starts_with("v2") {
             bail!(
-                "{} is no Helm 3 ({version})\n  remedy: name another with --helm PATH",
+                "{} is no Helm 3 or 4 ({version})\n  remedy: name another with --helm PATH",
                 program.display()
             );
         }
@@ -107,9 +107,13 @@ impl Helm {
 
     /// Our releases in a namespace.
     pub(crate) fn releases(&self, namespace: &str) -> Result<Vec<Release>> {
+        // Every state by its name: Helm 3 shows only some without `--all`, which Helm 4 does not know.
         let arguments = [
             "list",
-            "--all",
+            "--deployed",
+            "--failed",
+            "--pending",
+            "--uninstalling",
             "--output",
             "json",
             "--namespace",

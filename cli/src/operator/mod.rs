@@ -36,7 +36,6 @@ pub(crate) enum Operator {
     ZtunnelConfig(ztunnel_config::ZtunnelConfig),
     Waypoint(waypoint::Waypoint),
     Explain(explain::Explain),
-    #[command(visible_alias = "precheck")]
     Check(check::CheckCommand),
     Analyze(analyze::Analyze),
 }
