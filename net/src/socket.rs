@@ -12,6 +12,7 @@ use std::{
 
 use mesh::flow::EndReason;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rand::RngExt;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
@@ -352,17 +353,39 @@ impl Factory {
         destination: SocketAddr,
         source: SourceAddress,
     ) -> Result<TcpStream, SocketError> {
+        if source != SourceAddress::Own {
+            for _ in 0..PORT_TRIES {
+                match self
+                    .connect_from(destination, source, SourcePort::Ours)
+                    .await
+                {
+                    // Another connection has the very same ends.
+                    Err(error) if error.io_kind() == io::ErrorKind::AddrNotAvailable => {}
+                    connected => return connected,
+                }
+            }
+        }
+        self.connect_from(destination, source, SourcePort::Kernels)
+            .await
+    }
+
+    async fn connect_from(
+        &self,
+        destination: SocketAddr,
+        source: SourceAddress,
+        port: SourcePort,
+    ) -> Result<TcpStream, SocketError> {
         let draft = self.inside(destination, || {
             let draft = Draft::new(destination, Type::STREAM)?;
             draft.mark(self.mark)?;
             match source {
                 SourceAddress::Own => {}
                 SourceAddress::Preferred(address) => {
-                    if let Err(error) = bind_source(&draft, address) {
+                    if let Err(error) = bind_source(&draft, address, port) {
                         tracing::debug!(%address, error = %Chain(&error), "source address not kept");
                     }
                 }
-                SourceAddress::Required(address) => bind_source(&draft, address)?,
+                SourceAddress::Required(address) => bind_source(&draft, address, port)?,
             }
             Ok(draft)
         })?;
@@ -447,9 +470,22 @@ impl Factory {
     }
 }
 
-/// Binds to the client's address with a port chosen at connect, so that ports run out per destination and not per
-/// client (IP_BIND_ADDRESS_NO_PORT).
-fn bind_source(draft: &Draft, source: IpAddr) -> Result<(), SocketError> {
+/// Ports for connections in a client's name: below those that clients take for themselves (Linux's default of
+/// `net.ipv4.ip_local_port_range`). A client that later connects to the same application, past us or to be captured, from
+/// a port that we have taken in its name would have the very same ends as our connection: its packets would be taken for
+/// ours, and it would never be answered.
+const PORTS: std::ops::RangeInclusive<u16> = 10_240..=32_767;
+/// Ports that are tried before the kernel chooses one.
+const PORT_TRIES: usize = 4;
+
+/// Who chooses the port of a connection in a client's name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SourcePort {
+    Ours,
+    Kernels,
+}
+
+fn bind_source(draft: &Draft, source: IpAddr, port: SourcePort) -> Result<(), SocketError> {
     let socket = &draft.socket;
     let transparent = set_transparent(socket, source);
     draft.named(Operation::Set("IP_TRANSPARENT"), transparent)?;
@@ -458,6 +494,29 @@ fn bind_source(draft: &Draft, source: IpAddr) -> Result<(), SocketError> {
         IpAddr::V6(_) => socket.set_freebind_v6(true),
     };
     draft.named(Operation::Set("IP_FREEBIND"), freebind)?;
+    match port {
+        SourcePort::Ours => bind_to_our_port(draft, source),
+        SourcePort::Kernels => bind_to_any_port(draft, source),
+    }
+}
+
+fn bind_to_our_port(draft: &Draft, source: IpAddr) -> Result<(), SocketError> {
+    // A port is taken per pair of ends and not per client, and an application may listen on it.
+    let reuse = draft.socket.set_reuse_address(true);
+    draft.named(Operation::Set("SO_REUSEADDR"), reuse)?;
+    for _ in 0..PORT_TRIES {
+        let port = rand::rng().random_range(PORTS);
+        match draft.socket.bind(&SocketAddr::new(source, port).into()) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            bound => return draft.named(Operation::Bind, bound),
+        }
+    }
+    bind_to_any_port(draft, source)
+}
+
+/// With a port chosen at connect, so that ports run out per destination and not per client (IP_BIND_ADDRESS_NO_PORT).
+fn bind_to_any_port(draft: &Draft, source: IpAddr) -> Result<(), SocketError> {
+    let socket = &draft.socket;
     let late_port = nix::sys::socket::setsockopt(
         &socket.as_fd(),
         nix::sys::socket::sockopt::IpBindAddressNoPort,

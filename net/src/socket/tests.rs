@@ -119,6 +119,10 @@ async fn a_connection_keeps_its_clients_address() {
     let (_, peer) = accept_one(&listener).await;
     assert_eq!(unmapped(peer), client.local_addr().expect("bound"));
     assert_eq!(unmapped(peer).ip(), source);
+    assert!(
+        PORTS.contains(&peer.port()),
+        "{peer} is where clients' own ports are"
+    );
 }
 
 /// Runs `nft -f -` in the namespace; false, and why on standard output, where there is no nft.
