@@ -368,10 +368,11 @@ impl Keys {
 impl Config {
     /// Reads the mesh's configuration, which says more than flags do.
     fn read_mesh(&mut self) -> Result<MeshConfig, RunError> {
-        let Some(cluster) = &self.cluster else {
+        let Some(cluster) = &mut self.cluster else {
             return Ok(MeshConfig::default());
         };
         let mesh = MeshConfig::load(&cluster.mesh_config)?;
+        cluster.entry_visibility.clone_from(&mesh.entry_visibility);
         if !mesh.without_effect.is_empty() {
             let fields = mesh.without_effect.join(", ");
             tracing::info!(
@@ -400,7 +401,7 @@ impl Config {
             network: self.network.as_str().into(),
             cluster_domain: self.cluster_domain.as_str().into(),
             root_namespace: self.root_namespace.as_str().into(),
-            entry_visibility: defaults.entry_visibility,
+            entry_visibility: cluster.and_then(|it| it.entry_visibility.clone()),
         }
     }
 }

@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::Problems;
-use crate::{gateway, translate::FailurePolicy};
+use crate::{
+    gateway,
+    translate::{FailurePolicy, visibility::EntryVisibility},
+};
 
 /// The flags of `discovery`, by their upstream names. Those that have no meaning here are accepted and have no effect.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -205,6 +208,8 @@ pub struct ClusterConfig {
     pub send_dry_run: bool,
     /// What becomes of traffic whose protection cannot be had.
     pub failure: FailurePolicy,
+    /// From where hosts of ServiceEntries are seen, as the mesh's configuration says.
+    pub entry_visibility: Option<EntryVisibility>,
     /// What is deployed for Gateways.
     pub gateways: gateway::Checked,
 }
@@ -260,6 +265,7 @@ impl Problems {
             debug_namespaces: list(args.debug_allowed_namespaces.as_deref()),
             send_dry_run,
             failure,
+            entry_visibility: None,
             gateways: gateways?,
         })
     }

@@ -6,9 +6,12 @@ use ::mesh::identity::TrustDomain;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde::Deserialize;
 
-use crate::source::{
-    read::read,
-    tree::{ParseError, parse},
+use crate::{
+    source::{
+        read::read,
+        tree::{ParseError, parse},
+    },
+    translate::visibility::EntryVisibility,
 };
 
 /// What is read of it.
@@ -20,6 +23,8 @@ pub struct MeshConfig {
     pub root_namespace: Option<String>,
     /// `discoverySelectors`: ORed; none selects every namespace.
     pub discovery_selectors: Vec<LabelSelector>,
+    /// `serviceEntryVisibility`.
+    pub entry_visibility: Option<EntryVisibility>,
     /// Fields that are there and have no effect here, by name.
     pub without_effect: Vec<String>,
 }
@@ -44,6 +49,7 @@ struct Wire {
     trust_domain: Option<String>,
     root_namespace: Option<String>,
     discovery_selectors: Vec<LabelSelector>,
+    service_entry_visibility: Option<EntryVisibility>,
 }
 
 impl MeshConfig {
@@ -82,6 +88,7 @@ impl MeshConfig {
             trust_domain,
             root_namespace: given(wire.root_namespace),
             discovery_selectors: wire.discovery_selectors,
+            entry_visibility: wire.service_entry_visibility,
             without_effect: unknown.into_iter().map(|fault| fault.path).collect(),
         })
     }
@@ -101,12 +108,16 @@ defaultConfig: {discoveryAddress: istiod.mesh.svc:15012}
 discoverySelectors:
 - matchLabels: {mesh: 'yes'}
 - matchExpressions: [{key: team, operator: In, values: [a, b]}]
+serviceEntryVisibility:
+  defaultVisibility: NAMESPACE
+  policies: [{visibility: NONE, matchingRules: [{namespaceSelector: {matchLabels: {a: b}}}]}]
 ",
         )
         .unwrap();
         assert_eq!(config.trust_domain.unwrap().as_str(), "example.org");
         assert_eq!(config.root_namespace.as_deref(), Some("mesh"));
         assert_eq!(config.discovery_selectors.len(), 2);
+        assert_eq!(config.entry_visibility.unwrap().policies.len(), 1);
         assert_eq!(config.without_effect, ["accessLogFile", "defaultConfig"]);
     }
 
@@ -117,6 +128,7 @@ discoverySelectors:
             "trustDomain: Not_One",
             "discoverySelectors: {matchLabels: {a: b}}",
             "discoverySelectors: [{matchLables: {a: b}}]",
+            "serviceEntryVisibility: {defaultVisibility: SOME}",
             "a: [",
         ] {
             assert!(MeshConfig::parse(text).is_err(), "{text}");

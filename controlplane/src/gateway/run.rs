@@ -718,3 +718,6 @@ fn name_of(object: &DynamicObject) -> Name {
 fn now() -> String {
     Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
+
+#[cfg(test)]
+mod tests;

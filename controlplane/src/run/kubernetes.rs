@@ -116,9 +116,10 @@ async fn follow<F: Future<Output = bool>>(
             }
             _ => continue,
         };
-        if (&now.trust_domain, &now.root_namespace) != (&known.trust_domain, &known.root_namespace)
-        {
-            tracing::warn!("another trust domain or root namespace takes effect at the next start");
+        if at_start(&now) != at_start(&known) {
+            tracing::warn!(
+                "another trust domain, root namespace or visibility takes effect at the next start"
+            );
         }
         let is_other = now.discovery_selectors != known.discovery_selectors;
         known = now;
@@ -129,6 +130,15 @@ async fn follow<F: Future<Output = bool>>(
             }
         }
     }
+}
+
+/// What of it is read once.
+fn at_start(mesh: &MeshConfig) -> impl PartialEq + '_ {
+    (
+        &mesh.trust_domain,
+        &mesh.root_namespace,
+        &mesh.entry_visibility,
+    )
 }
 
 /// Starts everything that writes to the cluster. Called on every replica once the first world is whole; who writes is
