@@ -68,36 +68,61 @@ fn a_restart_of_the_agents_disturbs_no_connection_and_no_probe() -> Result<()> {
     joins(&scene, "client-after")
 }
 
+/// How long a tunnel that is told to end serves its open connections by default: the chart's 30 s, less its own end.
+const GRACE: Duration = Duration::from_secs(20);
+
 #[test]
 fn a_restart_of_the_node_tunnels_refuses_no_connection_and_cuts_none_in_their_grace() -> Result<()>
 {
     let (_turn, bed) = alone()?;
     let scene = Scene::start(bed, "tunnels", Start::InMesh)?;
     let load = Load::start(&scene)?;
+    let began = Instant::now();
     restart(bed, "daemonset/ztunnel")?;
-    load.came_through()?;
-    joins(&scene, "client-after")
+    joins(&scene, "client-after")?;
+    load.new.none_failed(u64::from(RATE))?;
+    let (total, first_cut) = load.held.lives()?;
+    ensure!(total == u64::from(HELD), "some were not held");
+    if let Some(life) = first_cut {
+        // The load began before the restart, and tells its own time.
+        ensure!(
+            life > GRACE,
+            "a connection was cut {life:?} after its start"
+        );
+    }
+    eprintln!(
+        "restarted in {:.1?}; first held connection cut after {first_cut:?}",
+        began.elapsed()
+    );
+    Ok(())
 }
 
 #[test]
-fn an_upgrade_of_every_part_refuses_no_connection_and_cuts_none() -> Result<()> {
+fn an_upgrade_of_every_part_with_a_long_grace_refuses_no_connection_and_cuts_none() -> Result<()> {
     let (_turn, bed) = alone()?;
+    let grace = "ztunnel.terminationGracePeriodSeconds=300";
+    let roll = |values: &[&str]| {
+        bed.helm(values)?;
+        let parts = [
+            "deployment/istiod",
+            "daemonset/istio-cni-node",
+            "daemonset/ztunnel",
+        ];
+        parts
+            .iter()
+            .try_for_each(|part| bed.kube().rolled_out(SYSTEM, part, 120))
+    };
+    roll(&[grace])?;
     let scene = Scene::start(bed, "upgrade", Start::InMesh)?;
     let load = Load::start(&scene)?;
     // Another annotation on every part's pods: each rolls, one by one.
-    let values =
+    let annotation =
         ["istiod", "cni", "ztunnel"].map(|part| format!("{part}.podAnnotations.upgraded=again"));
-    let values: Vec<&str> = values.iter().map(String::as_str).collect();
-    bed.helm(&values)?;
-    for part in [
-        "deployment/istiod",
-        "daemonset/istio-cni-node",
-        "daemonset/ztunnel",
-    ] {
-        bed.kube().rolled_out(SYSTEM, part, 120)?;
-    }
-    load.came_through()?;
+    let mut values: Vec<&str> = annotation.iter().map(String::as_str).collect();
+    values.push(grace);
+    roll(&values)?;
     joins(&scene, "client-after")?;
+    load.came_through()?;
     bed.install(&[])
 }
 

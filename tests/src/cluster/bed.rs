@@ -336,6 +336,19 @@ impl Traffic {
         Ok(made)
     }
 
+    /// Ends held connections: how many there were, and how long after the load's start the first was cut, if one was.
+    pub fn lives(self) -> Result<(u64, Option<Duration>)> {
+        let found = self.finish()?;
+        let count = |name: &str| found[name].as_u64().context("a number");
+        // "after 28.381 s: ..."
+        let errors = found["errors"].as_array().context("a list")?;
+        let times = errors.iter().filter_map(|error| {
+            let time = error.as_str()?.strip_prefix("after ")?.split(' ').next()?;
+            time.parse().ok().map(Duration::from_secs_f64)
+        });
+        Ok((count("live")? + count("cut")?, times.min()))
+    }
+
     /// Ends held connections: an error if one was cut.
     pub fn none_cut(self) -> Result<u64> {
         let found = self.finish()?;
