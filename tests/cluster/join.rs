@@ -1,13 +1,13 @@
 //! Joining and leaving by label, with traffic flowing, and what must not be taken in.
 
-use anyhow::{Result, ensure};
-use rig::cluster::bed::shared;
+use anyhow::{Context, Result, ensure};
+use rig::cluster::bed::{alone, shared};
 
 use crate::scene::{Scene, Start, job, pod};
 
 #[test]
 fn joining_and_leaving_refuses_no_connection_and_cuts_none() -> Result<()> {
-    let (_turn, bed) = shared()?;
+    let (_turn, bed) = alone()?;
     let scene = Scene::start(bed, "join", Start::Outside)?;
     let (client, server) = (scene.pod("client"), scene.at("server", 8080)?);
     let new = bed.new_connections(&client, &server, 100)?;
@@ -25,8 +25,16 @@ fn joining_and_leaving_refuses_no_connection_and_cuts_none() -> Result<()> {
     scene.left(&["client", "server"]);
 
     new.none_failed(100)?;
-    ensure!(held.none_cut()? == 50, "some were not held");
-    ensure!(through.none_cut()? == 50, "some were not held");
+    // All are ended before any is judged.
+    let (held, through) = (held.none_cut(), through.none_cut());
+    ensure!(
+        held.context("opened before the join")? == 50,
+        "some were not held"
+    );
+    ensure!(
+        through.context("opened in the mesh")? == 50,
+        "some were not held"
+    );
     Ok(())
 }
 
