@@ -221,3 +221,6 @@ impl Authenticator for Review {
         Box::pin(async move { Ok(self.check(token).await?) })
     }
 }
+
+#[cfg(test)]
+mod tests;
