@@ -670,7 +670,10 @@ impl Cluster {
             // They ended with it; this waits until that is seen.
             self.parts.kill(&format!("{node}-{part}"))?;
         }
-        Ok(())
+        // Power takes the pods' cgroups along. A kubelet that starts waits 3 s for each that it finds and no runtime knows.
+        let pods = self.cgroup(node, "pods")?;
+        machine::remove_cgroup(&pods)?;
+        machine::make_cgroup(&pods)
     }
 
     /// Boots a node that was killed, with what its disk held.
