@@ -244,16 +244,30 @@ impl Decider {
     /// (control-plane 6.2).
     pub fn policy(key: &PolicyKey, rule: Option<usize>) -> Self {
         let converted = key.name.strip_prefix("converted_peer_authentication_");
-        let (kind, name, rule) = match (converted, &*key.name) {
-            (Some(name), _) => ("PeerAuthentication", name.into(), None),
-            (None, "istio_converted_static_strict") => {
-                ("PeerAuthentication", "STRICT mode".into(), None)
-            }
-            (None, _) => ("AuthorizationPolicy", key.name.clone(), rule),
+        let (kind, namespace, name, rule) = match (converted, &*key.name) {
+            (Some(name), _) => (
+                "PeerAuthentication",
+                key.namespace.clone(),
+                name.into(),
+                None,
+            ),
+            // One for the mesh's, a namespace's and a workload's object alike: which of them it was, the wire does not say.
+            (None, "istio_converted_static_strict") => (
+                "PeerAuthentication",
+                Str::default(),
+                "in STRICT mode".into(),
+                None,
+            ),
+            (None, _) => (
+                "AuthorizationPolicy",
+                key.namespace.clone(),
+                key.name.clone(),
+                rule,
+            ),
         };
         Self {
             kind,
-            namespace: key.namespace.clone(),
+            namespace,
             name,
             rule,
         }

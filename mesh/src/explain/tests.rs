@@ -192,7 +192,7 @@ fn a_pod_outside_the_mesh_proves_no_identity() {
         }],
     );
     let it = explained(with(shop(), [strict.clone()]), "b/outsider", "web.a", 80);
-    let by = Some("PeerAuthentication istio-system/STRICT mode");
+    let by = Some("PeerAuthentication in STRICT mode");
     says(&it, Verdict::Deny, by, "plaintext is not accepted");
     let it = explained(with(shop(), [strict]), "a/client", "web.a", 80);
     says(&it, Verdict::Allow, None, "no ALLOW policy applies");
