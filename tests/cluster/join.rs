@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use rig::cluster::bed::{alone, shared};
 
-use crate::scene::{Scene, Start, job, pod};
+use crate::scene::{Scene, Start, job, strangers};
 
 #[test]
 fn joining_and_leaving_refuses_no_connection_and_cuts_none() -> Result<()> {
@@ -54,21 +54,7 @@ fn a_job_and_its_init_container_run_to_their_end_in_the_mesh() -> Result<()> {
 fn a_pod_that_says_none_and_a_pod_on_the_host_network_stay_outside() -> Result<()> {
     let (_turn, bed) = shared()?;
     let scene = Scene::start(bed, "outside", Start::InMesh)?;
-    let apart = pod(
-        "client-apart",
-        bed.node(0),
-        "[leyline, tool, echo, '9000']",
-        "",
-    )
-    .replace("labels: {", "labels: {istio.io/dataplane-mode: none, ");
-    let host = pod(
-        "client-host",
-        bed.node(0),
-        "[leyline, tool, echo, '9321']",
-        "",
-    )
-    .replace("spec:\n", "spec:\n  hostNetwork: true\n");
-    scene.apply(&(apart + &host))?;
+    scene.apply(&strangers(bed.node(0), bed.node(0), 9321))?;
     scene.ready(&["client-apart", "client-host"])?;
     for name in ["client-apart", "client-host"] {
         // Strangers are let in while no policy says otherwise.

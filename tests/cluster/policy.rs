@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use rig::cluster::bed::{Bed, shared};
 
-use crate::scene::{Scene, Start, pod};
+use crate::scene::{Scene, Start, pod, strangers};
 
 /// A policy, and who reaches which port of the server under it.
 struct Row {
@@ -131,22 +131,8 @@ fn under_strict_strangers_are_refused_and_probes_stay_green() -> Result<()> {
         "[load, serve, '[::]:8080']",
         PROBES,
     );
-    let apart = pod(
-        "client-apart",
-        bed.node(0),
-        "[leyline, tool, echo, '9000']",
-        "",
-    )
-    .replace("labels: {", "labels: {istio.io/dataplane-mode: none, ");
-    // On the server's own node, where also the kubelet is: not all of the host may pass for a probe.
-    let host = pod(
-        "client-host",
-        bed.node(1),
-        "[leyline, tool, echo, '9322']",
-        "",
-    )
-    .replace("spec:\n", "spec:\n  hostNetwork: true\n");
-    scene.apply(&(probed + &apart + &host))?;
+    // The one on the host is on the server's own node, where also the kubelet is: not all of it may pass for a probe.
+    scene.apply(&(probed + &strangers(bed.node(0), bed.node(1), 9322)))?;
     scene.ready(&["server-probed", "client-apart", "client-host"])?;
     scene.joined(&["server-probed"])?;
     let address = scene.at("server-probed", 8080)?;

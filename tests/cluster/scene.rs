@@ -198,6 +198,17 @@ spec:
     )
 }
 
+/// Two pods that are not taken into the mesh: `client-apart` on the node `apart`, by its label, and `client-host` on the
+/// host network of the node `host`, where it listens on `port`.
+pub(crate) fn strangers(apart: &str, host: &str, port: u16) -> String {
+    let echo = |port: u16| format!("[leyline, tool, echo, '{port}']");
+    let apart = pod("client-apart", apart, &echo(9000), "")
+        .replace("labels: {", "labels: {istio.io/dataplane-mode: none, ");
+    let host = pod("client-host", host, &echo(port), "")
+        .replace("spec:\n", "spec:\n  hostNetwork: true\n");
+    apart + &host
+}
+
 /// A Service over the pods with the label `app: NAME`.
 pub(crate) fn service(name: &str, port: u16, target: u16) -> String {
     format!(
