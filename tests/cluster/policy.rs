@@ -93,6 +93,12 @@ fn policy(name: &str, spec: &str) -> String {
 fn a_deny_comes_before_an_allow() -> Result<()> {
     let (_turn, bed) = shared()?;
     let scene = Scene::start(bed, "deny-first", Start::InMesh)?;
+    // Both reach the service first: a refusal that comes later is the policy's, and not a service's that no proxy knows yet.
+    for name in ["client", "intruder"] {
+        bed.eventually(&format!("{name} is served"), || {
+            bed.ping(&scene.pod(name), &scene.service())
+        });
+    }
     let allow = policy("allow-all", "{action: ALLOW, rules: [{}]}");
     let principals = "{principals: ['*/sa/intruder']}";
     let deny = policy(
