@@ -1,0 +1,16 @@
+//! What a waypoint knows and decides about requests: the L7 model and the pure functions on it.
+//!
+//! The model is one form for Gateway API and Istio API objects: `controlplane` translates into it, the wire carries
+//! it (`leyline.waypoint.v1`), the waypoint, `explain`, status and admission decide on it. One object of a user is one
+//! resource, so that a change is one small message.
+
+pub mod authorization;
+pub mod backend;
+pub mod config;
+pub mod name;
+pub mod pattern;
+pub mod request_authentication;
+pub mod route;
+pub mod served;
+pub mod telemetry;
+pub mod view;
