@@ -2,7 +2,7 @@
 
 use std::{env, fs, path::PathBuf};
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "workload.proto",
     "authorization.proto",
     "zds.proto",
@@ -10,6 +10,7 @@ const FILES: [&str; 7] = [
     "core.proto",
     "status.proto",
     "discovery.proto",
+    "waypoint.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

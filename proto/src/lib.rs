@@ -1,7 +1,8 @@
 //! The wire: generated types of the protocols that Leyline speaks, and nothing else.
 //!
 //! Names, packages and field numbers are Istio's and Envoy's, so that either side of each protocol can be
-//! theirs. Logic and defaults live in `mesh`; gRPC stubs are behind the feature `grpc`.
+//! theirs; only what a waypoint is told is Leyline's own. Logic and defaults live in `mesh`; gRPC stubs are behind the
+//! feature `grpc`.
 
 #![allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
 
@@ -70,8 +71,20 @@ pub mod google {
     }
 }
 
+/// Leyline's own packages.
+pub mod leyline {
+    /// `leyline.waypoint`.
+    pub mod waypoint {
+        /// `leyline.waypoint.v1`: what waypoints are told of requests.
+        pub mod v1 {
+            package!("leyline.waypoint.v1");
+        }
+    }
+}
+
 pub use envoy::{config::core::v3 as xds_core, service::discovery::v3 as xds};
 pub use istio::{security, v1::auth as ca, workload, workload::zds};
+pub use leyline::waypoint::v1 as waypoint;
 
 /// Type URL of [`workload::Address`] (workloads and services).
 pub const ADDRESS_TYPE_URL: &str = "type.googleapis.com/istio.workload.Address";
@@ -79,3 +92,5 @@ pub const ADDRESS_TYPE_URL: &str = "type.googleapis.com/istio.workload.Address";
 pub const WORKLOAD_TYPE_URL: &str = "type.googleapis.com/istio.workload.Workload";
 /// Type URL of [`security::Authorization`].
 pub const AUTHORIZATION_TYPE_URL: &str = "type.googleapis.com/istio.security.Authorization";
+/// Type URL of [`waypoint::Resource`].
+pub const WAYPOINT_TYPE_URL: &str = "type.googleapis.com/leyline.waypoint.v1.Resource";

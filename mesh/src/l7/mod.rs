@@ -9,6 +9,7 @@ pub mod backend;
 pub mod config;
 pub mod name;
 pub mod pattern;
+pub mod request;
 pub mod request_authentication;
 pub mod route;
 pub mod served;
