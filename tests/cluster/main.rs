@@ -7,6 +7,7 @@ mod burst;
 mod connect;
 mod join;
 mod lifecycle;
+mod operator;
 mod policy;
 mod scene;
 mod traffic;

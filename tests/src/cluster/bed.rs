@@ -2,6 +2,7 @@
 //! KUBECONFIG names one, the rig's that runs where LEYLINE_CLUSTER says so, and else one of its own, which ends with the run.
 
 use std::{
+    ffi::OsStr,
     fs,
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -140,34 +141,30 @@ impl Bed {
 
     // --- the mesh
 
-    /// Installs the chart, or upgrades to it, with more values (`name=value`), and waits until it is ready. On the rig, the
-    /// images are made from the `leyline` under test first; a user has loaded them (deploy/images/build).
+    /// `leyline install`, with more values (`name=value`), which waits until every part is ready. On the rig, the images are
+    /// made from the `leyline` under test first; a user has loaded them (deploy/images/build).
     pub fn install(&self, values: &[&str]) -> Result<()> {
         if let Some(rig) = &self.rig {
             rig.load(&mesh_images()?)?;
         }
-        self.helm(values)?;
-        for part in [
-            "deployment/istiod",
-            "daemonset/istio-cni-node",
-            "daemonset/ztunnel",
-        ] {
-            self.kube
-                .rolled_out(SYSTEM, part, 120)
-                .with_context(|| self.evidence())?;
+        let helm = self.helm.display().to_string();
+        let mut line = words(&["install", "--yes", "--readiness-timeout", "2m", "--helm"]);
+        line.push(helm);
+        for value in chart_values(values) {
+            line.extend(["--set".to_owned(), value]);
         }
-        Ok(())
+        self.leyline(&line)
+            .map(drop)
+            .with_context(|| self.evidence())
     }
 
     /// `helm upgrade --install`, without waiting.
     pub fn helm(&self, values: &[&str]) -> Result<()> {
         let mut helm = self.helm_command("upgrade");
         helm.args(["--install", "--create-namespace", "leyline"])
-            .arg(machine::repository().join("deploy/charts/leyline"))
-            .args(["--set", &format!("global.hub={HUB}")])
-            .args(["--set", "global.tag=dev"]);
-        for value in values {
-            helm.args(["--set", value]);
+            .arg(machine::repository().join("deploy/charts/leyline"));
+        for value in chart_values(values) {
+            helm.args(["--set", &value]);
         }
         run(&mut helm).map(drop)
     }
@@ -188,13 +185,27 @@ impl Bed {
     }
 
     /// Runs `leyline` against the cluster; what it prints.
-    pub fn leyline(&self, arguments: &[&str]) -> Result<String> {
+    pub fn leyline<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Result<String> {
+        run(&mut self.leyline_command(arguments))
+    }
+
+    /// The same, for a command whose exit status is an answer: its output, and whether it says that all is well.
+    pub fn ask_leyline<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Result<(bool, Value)> {
+        let mut leyline = self.leyline_command(arguments);
+        let output = leyline.args(["--output", "json"]).output()?;
+        let value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("{leyline:?}: {}", crate::stderr(&output)))?;
+        Ok((output.status.success(), value))
+    }
+
+    fn leyline_command<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Command {
         let mut leyline = Command::new(crate::leyline());
         leyline
             .args(arguments)
             .arg("--kubeconfig")
-            .arg(self.kube.kubeconfig());
-        run(&mut leyline)
+            .arg(self.kube.kubeconfig())
+            .stdin(Stdio::null());
+        leyline
     }
 
     /// The pod of a DaemonSet of the mesh (`ztunnel`, `istio-cni-node`) on a node: the newest.
@@ -400,6 +411,16 @@ fn is_name(word: &str) -> bool {
             .parse::<std::net::IpAddr>()
             .is_err()
     })
+}
+
+/// The chart's values (`name=value`) for this cluster's images, and more.
+fn chart_values(more: &[&str]) -> Vec<String> {
+    let images = [format!("global.hub={HUB}"), "global.tag=dev".to_owned()];
+    images.into_iter().chain(words(more)).collect()
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
 }
 
 fn text(value: &Value) -> String {

@@ -1,0 +1,125 @@
+//! What an operator asks of a live cluster: `leyline check`, `explain` and `analyze`. `leyline install` is how the bed came to be.
+
+use anyhow::{Context, Result, ensure};
+use rig::cluster::bed::{Bed, shared};
+use serde_json::Value;
+
+use crate::scene::{Scene, Start};
+
+#[test]
+fn a_check_of_the_installed_mesh_passes_every_check_of_its_parts() -> Result<()> {
+    let (_turn, bed) = shared()?;
+    let found = bed.eventually("no check fails", || {
+        let (well, found) = bed.ask_leyline(&["check"])?;
+        ensure!(well && found["result"] != "fail", "{found:#}");
+        Ok(found)
+    });
+    let checks = found["checks"].as_array().context("a list of checks")?;
+    // API server; control plane, node tunnels, what they were sent, versions: each was looked at, and is well.
+    for code in ["LEY-101", "LEY-201", "LEY-203", "LEY-204", "LEY-206"] {
+        let check = checks.iter().find(|check| check["code"] == code);
+        let check = check.with_context(|| format!("no {code} in {found:#}"))?;
+        ensure!(check["result"] == "pass", "{check}");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_explanation_names_the_policy_that_denies_and_says_what_traffic_meets() -> Result<()> {
+    let (_turn, bed) = shared()?;
+    let scene = Scene::start(bed, "explained", Start::InMesh)?;
+    allowed_by(&scene, "intruder", None);
+    bed.ping(&scene.pod("intruder"), &scene.service())?;
+
+    scene.apply(
+        "---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-intruder}
+spec: {action: DENY, rules: [{from: [{source: {principals: ['*/sa/intruder']}}]}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: clients}
+spec: {action: ALLOW, rules: [{from: [{source: {principals: ['*/sa/client']}}]}]}
+",
+    )?;
+    let denied = bed.eventually("the intruder is explained to be denied", || {
+        let found = explain(bed, &scene, "intruder")?;
+        ensure!(found["verdict"] == "DENY", "{found:#}");
+        Ok(found)
+    });
+    let decider = &denied["decidedBy"];
+    for (field, value) in [
+        ("kind", "AuthorizationPolicy"),
+        ("namespace", "explained"),
+        ("name", "no-intruder"),
+    ] {
+        ensure!(decider[field] == value, "{field}: {denied:#}");
+    }
+    ensure!(denied["source"] == "explained/intruder", "{denied:#}");
+    allowed_by(&scene, "client", Some("clients"));
+    // Traffic meets what was told.
+    bed.refused(&scene.pod("intruder"), &scene.service())?;
+    bed.ping(&scene.pod("client"), &scene.service())
+}
+
+/// Waits until the explanation of `pod` to the server is ALLOW, by a policy where one decides.
+#[track_caller]
+fn allowed_by(scene: &Scene<'_>, pod: &str, policy: Option<&str>) {
+    scene.bed.eventually(&format!("{pod} is allowed"), || {
+        let found = explain(scene.bed, scene, pod)?;
+        let name = found["decidedBy"]["name"].as_str();
+        ensure!(found["verdict"] == "ALLOW" && name == policy, "{found:#}");
+        Ok(())
+    });
+}
+
+fn explain(bed: &Bed, scene: &Scene<'_>, pod: &str) -> Result<Value> {
+    let (_, found) = bed.ask_leyline(&["explain", &scene.pod(pod), &scene.service()])?;
+    Ok(found)
+}
+
+#[test]
+fn an_analysis_finds_the_mistake_in_the_cluster_and_nothing_where_there_is_none() -> Result<()> {
+    let (_turn, bed) = shared()?;
+    let scene = Scene::empty(bed, "analyzed", Start::InMesh)?;
+    let analyze = || bed.ask_leyline(&["analyze", "--namespace", "analyzed"]);
+    bed.eventually("nothing is found", || {
+        let (well, found) = analyze()?;
+        ensure!(well && found == serde_json::json!([]), "{found:#}");
+        Ok(())
+    });
+    // No node tunnel can enforce a path, and this policy selects pods, so that no waypoint is asked to.
+    scene.apply(
+        "---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: by-path}
+spec: {selector: {matchLabels: {app: server}}, action: DENY, rules: [{to: [{operation: {paths: [/admin]}}]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: bound, labels: {istio.io/use-waypoint: nowhere}}
+spec: {ports: [{port: 80}]}
+",
+    )?;
+    for (code, origin) in [
+        ("LEY-A02", "AuthorizationPolicy by-path.analyzed"),
+        ("IST0101", "Service bound.analyzed"),
+    ] {
+        bed.eventually(&format!("{code} is found at {origin}"), || {
+            let (_, found) = analyze()?;
+            let all = found.as_array().context("a list of findings")?;
+            let hit = |it: &&Value| it["code"] == code && it["origin"] == origin;
+            all.iter().find(hit).with_context(|| format!("{found:#}"))?;
+            Ok(())
+        });
+    }
+    let (well, found) = analyze()?;
+    ensure!(
+        !well,
+        "an error was found, and the exit status says none: {found:#}"
+    );
+    Ok(())
+}
