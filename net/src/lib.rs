@@ -7,6 +7,7 @@ pub mod admin;
 pub mod ca;
 pub mod clock;
 pub mod copy;
+pub mod dns;
 pub mod drain;
 #[cfg(test)]
 mod fixture;
@@ -19,6 +20,7 @@ pub mod metrics;
 pub mod netns;
 pub mod ready;
 pub mod report;
+pub mod settings;
 pub mod socket;
 pub mod sysctl;
 #[cfg(any(test, feature = "testing"))]

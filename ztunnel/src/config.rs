@@ -5,12 +5,11 @@
 //! reads the environment.
 
 mod mesh_file;
-mod reader;
 
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -19,8 +18,8 @@ use serde::Serialize;
 use mesh::{names::Str, outcome::LocalWorkload};
 use mesh_file::MeshFile;
 use net::handover::Alone;
-pub use reader::{BadSetting, ConfigError, Lookup};
-use reader::{Reader, parse_cpus};
+pub use net::settings::{BadSetting, ConfigError, Lookup, Remote, RootCert, Token};
+use net::settings::{Reader, parse_cpus};
 
 /// Port of captured egress.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -34,8 +33,6 @@ const DEFAULT_MARK: u32 = 1337;
 const DEFAULT_SECRET_TTL: Duration = Duration::from_secs(24 * 3600);
 const DEFAULT_UNUSED_RELEASE: Duration = Duration::from_secs(300);
 const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(180);
-const ROOT_CERT: &str = "./var/run/secrets/istio/root-cert.pem";
-const TOKEN: &str = "./var/run/secrets/tokens/istio-token";
 const MESH_FILE: &str = "./etc/istio/config/mesh";
 
 /// Everything that can be set.
@@ -120,58 +117,6 @@ impl Node {
             namespace: self.pod_namespace.clone(),
             service_account: self.service_account.clone()?,
         })
-    }
-}
-
-/// A gRPC service of the control plane.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Remote {
-    /// `https://host:port`.
-    pub address: String,
-    /// What its certificate must chain to.
-    pub root: RootCert,
-    /// Extra DNS name accepted on its certificate.
-    pub alternative_hostname: Option<String>,
-    /// How we prove who we are.
-    pub token: Token,
-    /// Extra metadata.
-    #[serde(skip)]
-    pub headers: Vec<(String, String)>,
-}
-
-/// What the control plane's certificate must chain to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum RootCert {
-    /// A PEM file, re-read when it changes.
-    File(PathBuf),
-    /// The system's roots.
-    System,
-    /// PEM text.
-    Inline(String),
-}
-
-/// How we prove who we are to the control plane.
-#[derive(Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Token {
-    /// Not at all.
-    None,
-    /// A file, read for each request.
-    File(PathBuf),
-    /// The text itself.
-    #[serde(skip)]
-    Inline(String),
-}
-
-impl std::fmt::Debug for Token {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::None => f.write_str("None"),
-            Self::File(path) => write!(f, "File({})", path.display()),
-            Self::Inline(_) => f.write_str("Inline(..)"),
-        }
     }
 }
 
@@ -324,7 +269,7 @@ impl Config {
         let control_plane = Self::default_control_plane(&file, in_kubernetes);
         let config = Self {
             node: read_node(&mut read, &file),
-            xds: read_remote(&mut read, "XDS", &control_plane, in_kubernetes),
+            xds: Remote::read(&mut read, "XDS", &control_plane, in_kubernetes),
             xds_on_demand: read.flag("XDS_ON_DEMAND", false),
             local_state: read_local_state(&mut read),
             ca: read_ca(&mut read, &control_plane, in_kubernetes),
@@ -445,54 +390,6 @@ fn metadata_of(node: &Node, file: &MeshFile) -> BTreeMap<String, serde_json::Val
         .collect()
 }
 
-fn read_remote(
-    read: &mut Reader<'_>,
-    prefix: &str,
-    default_address: &str,
-    in_kubernetes: bool,
-) -> Option<Remote> {
-    let name = |suffix: &str| format!("{prefix}_{suffix}");
-    let address = read.text_or(&name("ADDRESS"), default_address);
-    if address.is_empty() {
-        return None;
-    }
-    let address = if address.contains("://") {
-        address
-    } else {
-        format!("https://{address}")
-    };
-    if !address.starts_with("https://") && !address.starts_with("http://") {
-        read.reject(&name("ADDRESS"), format!("{address:?}: https:// expected"));
-    }
-    let header_prefix = name("HEADER_");
-    Some(Remote {
-        address,
-        root: read_root(read, &name("ROOT_CA")),
-        alternative_hostname: read.some_text(&format!("ALT_{prefix}_HOSTNAME")),
-        token: read_token(read, in_kubernetes),
-        headers: read.family(&header_prefix),
-    })
-}
-
-fn read_root(read: &Reader<'_>, name: &str) -> RootCert {
-    match read.some_text(name) {
-        None => RootCert::File(ROOT_CERT.into()),
-        Some(text) if text == "SYSTEM" => RootCert::System,
-        Some(text) if text.contains("-----BEGIN") => RootCert::Inline(text),
-        Some(text) => RootCert::File(text.into()),
-    }
-}
-
-fn read_token(read: &Reader<'_>, in_kubernetes: bool) -> Token {
-    match read.some_text("AUTH_TOKEN") {
-        // In Kubernetes also where it is not there yet: to go on without would only be refused later.
-        None if in_kubernetes || Path::new(TOKEN).exists() => Token::File(TOKEN.into()),
-        None => Token::None,
-        Some(text) if Path::new(&text).exists() => Token::File(text.into()),
-        Some(text) => Token::Inline(text),
-    }
-}
-
 fn read_local_state(read: &mut Reader<'_>) -> Option<LocalState> {
     let path = read.some_text("LOCAL_XDS_PATH");
     let inline = read.some_text("LOCAL_XDS");
@@ -511,7 +408,7 @@ fn read_ca(read: &mut Reader<'_>, default_address: &str, in_kubernetes: bool) ->
     if read.flag("FAKE_CA", false) {
         return None;
     }
-    let remote = read_remote(read, "CA", default_address, in_kubernetes);
+    let remote = Remote::read(read, "CA", default_address, in_kubernetes);
     if remote.is_none() {
         read.reject("CA_ADDRESS", "empty: certificates have no source");
     }

@@ -10,6 +10,7 @@ use mesh::{
 };
 use net::{
     ca::{Certificates, FetchError, Priority},
+    dns::{ResolvConf, Resolver},
     drain, hbone,
     mesh_state::MeshState,
     netns::Netns,
@@ -24,7 +25,6 @@ use tokio::{
 use crate::{
     config::{Config, OriginalSource},
     connections::Registry,
-    dns::{ResolvConf, Resolver},
     flow::Live,
     handshakes::Handshakes,
     identities::{Held, Identities},

@@ -7,10 +7,12 @@ use net::{
     admin,
     ca::{CaClient, CaConfig, Certificates, CertificatesConfig, Impersonation, Issuer},
     clock::SystemClock,
+    dns::{ResolvConf, Resolver},
     drain, hbone, log,
     mesh_state::MeshState,
     metrics,
     ready::{self, Ready},
+    settings::RemoteError,
     socket::{self, Factory, SocketError},
     tls::{self, control_plane},
     xds,
@@ -25,8 +27,7 @@ use tokio::{
 };
 
 use crate::{
-    config::{Config, HBONE_PORT, LocalState, OriginalSource, Remote, RootCert, Token},
-    dns::{ResolvConf, Resolver},
+    config::{Config, HBONE_PORT, LocalState, OriginalSource, Remote},
     dump,
     identities::Identities,
     local_state::{self, LocalStateError},
@@ -65,7 +66,7 @@ pub enum RunError {
         /// The setting.
         setting: &'static str,
         /// Why.
-        source: http::uri::InvalidUri,
+        source: RemoteError,
     },
     /// The local mesh state cannot be used.
     #[error("local mesh state")]
@@ -204,8 +205,8 @@ impl Tunnel {
         let certificates =
             Certificates::new(issuer, Arc::new(SystemClock), CertificatesConfig::default());
         let node = make_node(config.clone(), self.state, certificates, metrics);
-        if let Some(path) = ca_root_file(&config) {
-            tasks.spawn(renew_with_roots(path, node.certificates.clone()));
+        if let Some(path) = config.ca.as_ref().and_then(Remote::root_file) {
+            tasks.spawn(renew_with_roots(path.to_owned(), node.certificates.clone()));
         }
         let own = own.map(|listener| serve_ourselves(&node, listener));
         let gate = ready.gate("workload proxy manager");
@@ -412,22 +413,13 @@ fn tls_policy(config: &Config) -> tls::Policy {
     tls::Policy::new(versions, key_exchange, Arc::new(SystemClock))
 }
 
-fn remote_config(
+fn control_plane_of(
     setting: &'static str,
     remote: &Remote,
     policy: &tls::Policy,
 ) -> Result<control_plane::Config, RunError> {
-    let address = remote.address.parse();
-    Ok(control_plane::Config {
-        address: address.map_err(|source| RunError::Address { setting, source })?,
-        roots: match &remote.root {
-            RootCert::File(path) => control_plane::RootSource::File(path.clone()),
-            RootCert::Inline(text) => control_plane::RootSource::Inline(text.clone()),
-            RootCert::System => control_plane::RootSource::System,
-        },
-        hostname: remote.alternative_hostname.clone(),
-        policy: policy.clone(),
-    })
+    let made = remote.control_plane(policy);
+    made.map_err(|source| RunError::Address { setting, source })
 }
 
 fn ca_client(
@@ -437,12 +429,8 @@ fn ca_client(
 ) -> Result<Arc<dyn Issuer>, RunError> {
     const SETTING: &str = "CA_ADDRESS";
     let client = CaClient::new(CaConfig {
-        control_plane: remote_config(SETTING, remote, policy)?,
-        token: match &remote.token {
-            Token::None => net::ca::Token::None,
-            Token::File(path) => net::ca::Token::File(path.clone()),
-            Token::Inline(text) => net::ca::Token::Text(text.clone()),
-        },
+        control_plane: control_plane_of(SETTING, remote, policy)?,
+        token: (&remote.token).into(),
         cluster_id: config.node.cluster_id.to_string(),
         headers: remote.headers.clone(),
         lifetime: config.secret_ttl,
@@ -463,7 +451,7 @@ fn xds_config(
     metrics: xds::Metrics,
 ) -> Result<xds::Config, RunError> {
     const SETTING: &str = "XDS_ADDRESS";
-    let control_plane = remote_config(SETTING, remote, &tls_policy(config))?;
+    let control_plane = control_plane_of(SETTING, remote, &tls_policy(config))?;
     // Once now, so that a bad address ends the start and not each connection.
     control_plane::channel(control_plane.clone()).map_err(|source| RunError::ControlPlane {
         setting: SETTING,
@@ -478,11 +466,7 @@ fn xds_config(
     metadata.extend(remote.headers.iter().cloned());
     Ok(xds::Config {
         connect: Arc::new(move || Ok(control_plane::channel(control_plane.clone())?)),
-        token: match &remote.token {
-            Token::None => None,
-            Token::File(path) => Some(xds::Token::File(path.clone())),
-            Token::Inline(text) => Some(xds::Token::Static(text.clone())),
-        },
+        token: remote.token.for_xds(),
         metadata,
         node: xds::Node {
             instance_ip: node.instance_ip.to_string(),
@@ -505,13 +489,6 @@ fn xds_config(
         ready: Some(gate),
         metrics,
     })
-}
-
-fn ca_root_file(config: &Config) -> Option<std::path::PathBuf> {
-    match &config.ca.as_ref()?.root {
-        RootCert::File(path) => Some(path.clone()),
-        RootCert::Inline(_) | RootCert::System => None,
-    }
 }
 
 /// New roots of the control plane mean new roots of the mesh: certificates carry the roots that peers are checked

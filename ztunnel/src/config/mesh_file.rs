@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Deserialize;
 
-use super::{MESH_FILE, reader::Reader};
+use net::settings::Reader;
+
+use super::MESH_FILE;
 use crate::yaml;
 
 /// What the file and its overlays say together.

@@ -9,8 +9,9 @@ use mesh::{
     workload::Workload,
 };
 
+use net::dns::Transport;
+
 use super::{
-    forward::Transport,
     message::Addresses,
     server::{Known, Names},
 };

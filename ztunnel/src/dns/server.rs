@@ -2,7 +2,14 @@
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
-use net::{accept, drain, handover::Port, report::Chain, socket::Factory};
+use net::{
+    accept,
+    dns::{ResolvConf, Transport, forward},
+    drain,
+    handover::Port,
+    report::Chain,
+    socket::Factory,
+};
 use tokio::{
     io,
     net::{TcpListener, TcpStream, UdpSocket},
@@ -11,11 +18,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{
-    forward::{self, Transport},
-    message::{self, AddressQuery, Addresses, RawCode, Received},
-    resolv_conf::ResolvConf,
-};
+use super::message::{self, AddressQuery, Addresses, RawCode, Received};
 
 /// Questions of one pod that are being answered at a time; over that, UDP ones are dropped, as a lossy network would.
 const CONCURRENT: usize = 1024;

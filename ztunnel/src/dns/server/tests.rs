@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use net::handover::Port;
 
 use super::*;
-use crate::dns::resolv_conf::Upstreams;
+use net::dns::Upstreams;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 

@@ -14,14 +14,12 @@ use hickory_proto::{
     rr::{Name, RData, RecordType},
 };
 use mesh::names::Str;
-use net::{report::Chain, socket::Factory};
+
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
-use super::{
-    forward::{self, Transport},
-    resolv_conf::ResolvConf,
-};
+use super::{ResolvConf, Transport, forward};
+use crate::{report::Chain, socket::Factory};
 
 const CACHED_NAMES: usize = 4096;
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -39,7 +37,7 @@ struct Resolved {
 type Slot = Arc<OnceCell<Resolved>>;
 
 /// Resolves through the name servers of the node's `resolv.conf`, from sockets in our own namespace.
-pub(crate) struct Resolver {
+pub struct Resolver {
     sockets: Factory,
     upstreams: Arc<ResolvConf>,
     ipv6: bool,
@@ -47,7 +45,8 @@ pub(crate) struct Resolver {
 }
 
 impl Resolver {
-    pub(crate) fn new(sockets: Factory, upstreams: Arc<ResolvConf>, ipv6: bool) -> Self {
+    /// Knows nothing yet.
+    pub fn new(sockets: Factory, upstreams: Arc<ResolvConf>, ipv6: bool) -> Self {
         Self {
             sockets,
             upstreams,
@@ -58,7 +57,7 @@ impl Resolver {
 
     /// The addresses of a host name, of both families, in the order of the answers; empty: none. Bounded by the
     /// patience of `resolv.conf`.
-    pub(crate) async fn resolve(&self, hostname: &Str) -> Arc<[IpAddr]> {
+    pub async fn resolve(&self, hostname: &Str) -> Arc<[IpAddr]> {
         let slot = self.slot(hostname);
         let resolved = slot.get_or_init(|| self.ask(hostname)).await;
         resolved.addresses.clone()

@@ -1,6 +1,10 @@
 //! Reads settings through an injected lookup and remembers every bad one, so that all are told at once.
 
+mod remote;
+
 use std::{fmt, path::Path, str::FromStr, time::Duration};
+
+pub use remote::{Remote, RemoteError, RootCert, Token};
 
 /// Where a setting's text comes from; the process environment in production, a map in tests.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -28,7 +32,8 @@ impl fmt::Display for ConfigError {
     }
 }
 
-pub(super) struct Reader<'a> {
+/// Reads settings one by one, and keeps what is wrong with them for the end.
+pub struct Reader<'a> {
     lookup: Lookup<'a>,
     names: &'a [String],
     bad: Vec<BadSetting>,
@@ -36,7 +41,7 @@ pub(super) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// `names`: every variable that is set, for the settings that are families of names.
-    pub(super) fn new(lookup: Lookup<'a>, names: &'a [String]) -> Self {
+    pub fn new(lookup: Lookup<'a>, names: &'a [String]) -> Self {
         Self {
             lookup,
             names,
@@ -45,12 +50,16 @@ impl<'a> Reader<'a> {
     }
 
     /// The family of variables that begin with `prefix`: what follows it, and the text.
-    pub(super) fn family(&self, prefix: &str) -> Vec<(String, String)> {
+    pub fn family(&self, prefix: &str) -> Vec<(String, String)> {
         let rest = |name: &String| Some((name.strip_prefix(prefix)?.to_owned(), self.text(name)?));
         self.names.iter().filter_map(rest).collect()
     }
 
-    pub(super) fn finish<T>(self, config: T) -> Result<T, ConfigError> {
+    /// What was read, unless something was wrong.
+    ///
+    /// # Errors
+    /// Every bad setting at once.
+    pub fn finish<T>(self, config: T) -> Result<T, ConfigError> {
         if self.bad.is_empty() {
             Ok(config)
         } else {
@@ -58,7 +67,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn reject(&mut self, name: &str, problem: impl Into<String>) {
+    /// Remembers that a setting cannot be used.
+    pub fn reject(&mut self, name: &str, problem: impl Into<String>) {
         self.bad.push(BadSetting {
             name: name.to_owned(),
             problem: problem.into(),
@@ -66,28 +76,32 @@ impl<'a> Reader<'a> {
     }
 
     /// The text, also where it is empty.
-    pub(super) fn text(&self, name: &str) -> Option<String> {
+    pub fn text(&self, name: &str) -> Option<String> {
         (self.lookup)(name)
     }
 
     /// The text, where it is not empty.
-    pub(super) fn some_text(&self, name: &str) -> Option<String> {
+    pub fn some_text(&self, name: &str) -> Option<String> {
         self.text(name).filter(|text| !text.is_empty())
     }
 
-    pub(super) fn text_or(&self, name: &str, default: &str) -> String {
+    /// The text, or `default` where the setting is absent.
+    pub fn text_or(&self, name: &str, default: &str) -> String {
         self.text(name).unwrap_or_else(|| default.to_owned())
     }
 
-    pub(super) fn parse<T: FromStr<Err: fmt::Display>>(&mut self, name: &str) -> Option<T> {
+    /// The value, where there is a text; one that does not parse is a bad setting.
+    pub fn parse<T: FromStr<Err: fmt::Display>>(&mut self, name: &str) -> Option<T> {
         self.parse_with(name, |text| text.parse().map_err(|e: T::Err| e.to_string()))
     }
 
-    pub(super) fn parse_or<T: FromStr<Err: fmt::Display>>(&mut self, name: &str, default: T) -> T {
+    /// The value, or `default` where there is none.
+    pub fn parse_or<T: FromStr<Err: fmt::Display>>(&mut self, name: &str, default: T) -> T {
         self.parse(name).unwrap_or(default)
     }
 
-    pub(super) fn parse_with<T>(
+    /// As [`Reader::parse`], by a parser of one's own.
+    pub fn parse_with<T>(
         &mut self,
         name: &str,
         parse: impl FnOnce(&str) -> Result<T, String>,
@@ -102,11 +116,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn flag(&mut self, name: &str, default: bool) -> bool {
+    /// `true` or `false`, or `default`.
+    pub fn flag(&mut self, name: &str, default: bool) -> bool {
         self.optional_flag(name).unwrap_or(default)
     }
 
-    pub(super) fn optional_flag(&mut self, name: &str) -> Option<bool> {
+    /// `true` or `false`, where it is set.
+    pub fn optional_flag(&mut self, name: &str) -> Option<bool> {
         self.parse_with(name, |text| match text {
             "true" => Ok(true),
             "false" => Ok(false),
@@ -114,16 +130,18 @@ impl<'a> Reader<'a> {
         })
     }
 
-    pub(super) fn duration(&mut self, name: &str) -> Option<Duration> {
+    /// A duration, where it is set.
+    pub fn duration(&mut self, name: &str) -> Option<Duration> {
         self.parse_with(name, parse_duration)
     }
 
-    pub(super) fn duration_or(&mut self, name: &str, default: Duration) -> Duration {
+    /// A duration, or `default`.
+    pub fn duration_or(&mut self, name: &str, default: Duration) -> Duration {
         self.duration(name).unwrap_or(default)
     }
 
     /// A file that may be absent; unreadable for another reason is a bad setting.
-    pub(super) fn optional_file(&mut self, path: &Path) -> Option<String> {
+    pub fn optional_file(&mut self, path: &Path) -> Option<String> {
         match std::fs::read_to_string(path) {
             Ok(text) => Some(text),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
@@ -136,7 +154,10 @@ impl<'a> Reader<'a> {
 }
 
 /// Durations as Go writes them: `5s`, `1h30m`, `1.5m`, `250ms`.
-pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+///
+/// # Errors
+/// What would be right.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     const FORM: &str = "a duration such as 5s, 3m or 1h30m expected";
     let mut rest = text;
     let mut total = Duration::ZERO;
@@ -169,7 +190,10 @@ pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
 }
 
 /// A quantity of processors as Kubernetes writes it (`2`, `1.5`, `500m`), rounded up.
-pub(super) fn parse_cpus(text: &str) -> Result<usize, String> {
+///
+/// # Errors
+/// What would be right.
+pub fn parse_cpus(text: &str) -> Result<usize, String> {
     const FORM: &str = "a number of processors such as 2, 1.5 or 500m expected";
     let (number, divisor) = match text.strip_suffix('m') {
         Some(number) => (number, 1000.0),

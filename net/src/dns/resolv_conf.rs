@@ -18,19 +18,19 @@ const RECHECK: Duration = Duration::from_secs(2);
 
 /// Whom to ask, and how patiently.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Upstreams {
+pub struct Upstreams {
     /// In order of preference; port 53.
-    pub(crate) servers: Vec<SocketAddr>,
+    pub servers: Vec<SocketAddr>,
     /// For one server, one attempt.
-    pub(crate) timeout: Duration,
+    pub timeout: Duration,
     /// Rounds over all servers.
-    pub(crate) attempts: u32,
+    pub attempts: u32,
 }
 
 impl Upstreams {
     /// Reads `resolv.conf` text. Search domains are the client's matter and not read; lines that make no sense are
     /// passed over, as glibc does. Source: resolv.conf(5).
-    pub(crate) fn parse(text: &str, ipv6: bool) -> Self {
+    pub fn parse(text: &str, ipv6: bool) -> Self {
         let mut upstreams = Self {
             servers: Vec::new(),
             timeout: DEFAULT_TIMEOUT,
@@ -72,7 +72,7 @@ impl Upstreams {
 }
 
 /// The servers of a `resolv.conf` that may change while we run.
-pub(crate) struct ResolvConf {
+pub struct ResolvConf {
     path: PathBuf,
     ipv6: bool,
     read: Mutex<Read>,
@@ -86,7 +86,7 @@ struct Read {
 
 impl ResolvConf {
     /// Reads the file; an unreadable one names no server, until it can be read.
-    pub(crate) fn new(path: PathBuf, ipv6: bool) -> Self {
+    pub fn new(path: PathBuf, ipv6: bool) -> Self {
         let modified = modified(&path);
         let read = Mutex::new(Read {
             upstreams: Arc::new(load(&path, ipv6)),
@@ -96,8 +96,9 @@ impl ResolvConf {
         Self { path, ipv6, read }
     }
 
-    #[cfg(test)]
-    pub(super) fn with_servers(path: PathBuf, servers: Option<SocketAddr>) -> Self {
+    /// The file's, with other servers.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn with_servers(path: PathBuf, servers: Option<SocketAddr>) -> Self {
         let this = Self::new(path, true);
         let mut upstreams = Upstreams::clone(&this.read.lock().upstreams);
         upstreams.servers = servers.into_iter().collect();
@@ -106,7 +107,7 @@ impl ResolvConf {
     }
 
     /// The servers of now: the file is looked at again every 2 s at most.
-    pub(crate) fn current(&self) -> Arc<Upstreams> {
+    pub fn current(&self) -> Arc<Upstreams> {
         let mut read = self.read.lock();
         if read.checked.elapsed() >= RECHECK {
             read.checked = Instant::now();

@@ -11,9 +11,12 @@ use tokio::{
     time::timeout,
 };
 
-use net::socket::{Factory, SocketError, SourceAddress};
+use crate::socket::{Factory, SocketError, SourceAddress};
 
-use super::{message::HEADER_LEN, resolv_conf::Upstreams};
+use super::resolv_conf::Upstreams;
+
+/// RFC 1035 4.1.1.
+const HEADER_LEN: usize = 12;
 
 /// Largest message over UDP that is carried: what fits in one datagram of EDNS's customary size and then some.
 const MAX_UDP_REPLY: usize = 16 << 10;
@@ -22,7 +25,7 @@ const OVERALL: Duration = Duration::from_secs(10);
 
 /// How the client asked, and so how the server is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Transport {
+pub enum Transport {
     /// One datagram each way.
     Udp,
     /// A message after its length (RFC 1035 4.2.2).
@@ -31,7 +34,7 @@ pub(crate) enum Transport {
 
 impl Transport {
     /// The value of the metric label `request_protocol`.
-    pub(crate) fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Udp => "udp",
             Self::Tcp => "tcp",
@@ -41,7 +44,7 @@ impl Transport {
 
 /// Why no answer came.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ForwardError {
+pub enum ForwardError {
     /// Nobody to ask.
     #[error("no name server is configured")]
     NoServer,
@@ -51,21 +54,26 @@ pub(crate) enum ForwardError {
     /// The last server that was asked could not be.
     #[error("ask name server {server}")]
     Io {
+        /// Which.
         server: SocketAddr,
-        #[source]
+        /// Why.
         source: io::Error,
     },
     /// The socket to the last server that was asked could not be made.
     #[error("reach name server {server}")]
     Socket {
+        /// Which.
         server: SocketAddr,
-        #[source]
+        /// Why.
         source: SocketError,
     },
 }
 
 /// Asks the servers in order, round by round, until one answers. The sockets are made by `sockets`, in its namespace.
-pub(super) async fn exchange(
+///
+/// # Errors
+/// Nobody answered, within 10 s at most.
+pub async fn exchange(
     sockets: &Factory,
     upstreams: &Upstreams,
     transport: Transport,
@@ -170,7 +178,7 @@ fn answers(request: &[u8], reply: &[u8]) -> bool {
 }
 
 /// Writes a message after its length. A longer one than 65535 bytes cannot be.
-pub(super) async fn write_message<W: tokio::io::AsyncWrite + Unpin>(
+pub async fn write_message<W: tokio::io::AsyncWrite + Unpin>(
     stream: &mut W,
     message: &[u8],
 ) -> io::Result<()> {
@@ -182,9 +190,7 @@ pub(super) async fn write_message<W: tokio::io::AsyncWrite + Unpin>(
 }
 
 /// Reads a message after its length.
-pub(super) async fn read_message<R: tokio::io::AsyncRead + Unpin>(
-    stream: &mut R,
-) -> io::Result<Vec<u8>> {
+pub async fn read_message<R: tokio::io::AsyncRead + Unpin>(stream: &mut R) -> io::Result<Vec<u8>> {
     let length = stream.read_u16().await?;
     let mut message = vec![0; length.into()];
     stream.read_exact(&mut message).await?;
