@@ -129,9 +129,30 @@ impl fmt::Debug for Token {
     }
 }
 
+/// What kind of proxy asks; the first part of a node's id.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NodeKind {
+    /// A node tunnel.
+    #[default]
+    Ztunnel,
+    /// A waypoint: the control plane scopes what it is told to what it serves.
+    Waypoint,
+}
+
+impl fmt::Display for NodeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ztunnel => "ztunnel",
+            Self::Waypoint => "waypoint",
+        })
+    }
+}
+
 /// Who asks, as the control plane wants it (node-tunnel.md 3.1).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Node {
+    /// What it is.
+    pub kind: NodeKind,
     /// Our address.
     pub instance_ip: String,
     /// Our pod.
@@ -145,17 +166,16 @@ pub struct Node {
 }
 
 impl Node {
-    /// `ztunnel~<ip>~<pod>.<namespace>~<namespace>.svc.cluster.local`; the suffix is literal.
+    /// `<kind>~<ip>~<pod>.<namespace>~<namespace>.svc.cluster.local`; the suffix is literal.
     pub fn id(&self) -> String {
         let Self {
+            kind,
             instance_ip,
             pod_name,
             pod_namespace,
             ..
         } = self;
-        format!(
-            "ztunnel~{instance_ip}~{pod_name}.{pod_namespace}~{pod_namespace}.svc.cluster.local"
-        )
+        format!("{kind}~{instance_ip}~{pod_name}.{pod_namespace}~{pod_namespace}.svc.cluster.local")
     }
 
     fn to_wire(&self) -> xds_core::Node {

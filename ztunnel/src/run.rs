@@ -469,6 +469,8 @@ fn xds_config(
         token: remote.token.for_xds(),
         metadata,
         node: xds::Node {
+            kind: xds::NodeKind::Ztunnel,
+            kind: xds::NodeKind::Ztunnel,
             instance_ip: node.instance_ip.to_string(),
             pod_name: node.pod_name.to_string(),
             pod_namespace: node.pod_namespace.to_string(),

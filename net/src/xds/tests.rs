@@ -186,6 +186,7 @@ impl Rig {
 
 fn node() -> Node {
     Node {
+        kind: NodeKind::Ztunnel,
         instance_ip: "10.0.0.9".to_owned(),
         pod_name: "ztunnel-x".to_owned(),
         pod_namespace: "istio-system".to_owned(),
