@@ -1,7 +1,9 @@
 //! One tunnelled connection: two half-streams, each of which ends on its own.
 
 use std::{
-    fmt, io,
+    fmt,
+    future::poll_fn,
+    io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -153,6 +155,14 @@ impl Stream {
         (self.send, self.recv)
     }
 
+    /// Waits until more than `seen` bytes have arrived, or the peer has ended its half, and shows all that have: they stay
+    /// to be read. Their credit is the peer's only then, so that it bounds what can be peeked at. Cancel-safe.
+    pub async fn peek(&mut self, seen: usize) -> Result<&[u8], StreamError> {
+        let recv = &mut self.recv;
+        poll_fn(|cx| recv.poll_peek(cx, seen)).await?;
+        Ok(&recv.chunk)
+    }
+
     /// Bytes that have arrived and not been taken.
     #[cfg(test)]
     pub(super) fn recv_used(&mut self) -> usize {
@@ -237,6 +247,25 @@ impl RecvHalf {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, StreamError>>> {
+        if self.chunk.is_empty() {
+            return self.poll_arrived(cx);
+        }
+        Poll::Ready(Some(Ok(std::mem::take(&mut self.chunk))))
+    }
+
+    fn poll_peek(&mut self, cx: &mut Context<'_>, seen: usize) -> Poll<Result<(), StreamError>> {
+        while self.chunk.len() <= seen {
+            match ready!(self.poll_arrived(cx)) {
+                Some(Ok(data)) if self.chunk.is_empty() => self.chunk = data,
+                Some(Ok(data)) => self.chunk = [&self.chunk[..], &data].concat().into(),
+                Some(Err(error)) => return Poll::Ready(Err(error)),
+                None => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_arrived(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, StreamError>>> {
         loop {
             match ready!(self.inner.poll_data(cx)) {
                 Some(Ok(data)) if data.is_empty() && !self.inner.is_end_stream() => {}

@@ -864,3 +864,33 @@ fn futures_of_a_stream_are_small() {
     let size = size_of::<Stream>();
     assert!(size <= 160, "Stream: {size}");
 }
+
+#[tokio::test]
+async fn what_was_peeked_at_is_read_again_whole() {
+    let mesh = Mesh::new();
+    let handler = |request: ConnectRequest| async {
+        let mut stream = request.accept(HeaderMap::new()).unwrap();
+        assert_eq!(stream.peek(0).await.unwrap(), b"GET");
+        stream.write_all(b"1").await.unwrap();
+        assert_eq!(stream.peek(3).await.unwrap(), b"GET /");
+        stream.write_all(b"2").await.unwrap();
+        // Its end ends the wait for more.
+        assert_eq!(stream.peek(5).await.unwrap(), b"GET /");
+        let (mut send, mut recv) = stream.into_halves();
+        tokio::io::copy(&mut recv, &mut send).await.unwrap();
+        send.shutdown().await.unwrap();
+    };
+    let server = serve_on_loopback(&mesh.server, Config::default(), handler).await;
+    let pool = pool(PoolConfig::default());
+    let target = mesh.target(server.address);
+    let connect = pool.connect(&target, head());
+    let mut stream = soon(connect).await.unwrap().stream;
+    stream.write_all(b"GET").await.unwrap();
+    assert_eq!(soon(stream.read_u8()).await.unwrap(), b'1');
+    stream.write_all(b" /").await.unwrap();
+    assert_eq!(soon(stream.read_u8()).await.unwrap(), b'2');
+    stream.shutdown().await.unwrap();
+    let mut back = Vec::new();
+    soon(stream.read_to_end(&mut back)).await.unwrap();
+    assert_eq!(back, b"GET /");
+}
