@@ -7,11 +7,16 @@
 pub mod authorization;
 pub mod backend;
 pub mod config;
+pub mod expression;
+pub mod log_format;
 pub mod name;
 pub mod pattern;
+pub mod record;
 pub mod request;
 pub mod request_authentication;
+pub mod response_flags;
 pub mod route;
 pub mod served;
 pub mod telemetry;
+pub mod trace;
 pub mod view;
