@@ -74,11 +74,72 @@ fn outcome(text: &str) -> Value {
         let resource = resource.as_ref()?;
         Some((key.name.to_string(), render(resource)))
     });
+    let mut waypoints: Map<String, Value> = Map::new();
+    for ((waypoint, name), resource) in wiring.waypoints.take() {
+        let Some(resource) = resource else { continue };
+        let of_waypoint = waypoints
+            .entry(waypoint.to_string())
+            .or_insert_with(|| json!({}));
+        of_waypoint[name.to_string()] = json!(lines(&resource));
+    }
     let statuses = reports.into_values().chain(files.reports());
-    json!({
+    Value::Object(sparse_top(json!({
         "resources": rendered.collect::<Map<_, _>>(),
         "status": statuses.filter_map(told).collect::<Map<_, _>>(),
-    })
+        "waypoints": waypoints,
+    })))
+}
+
+/// Without the part of waypoints where there is nothing of it.
+fn sparse_top(fields: Value) -> Map<String, Value> {
+    let Value::Object(mut fields) = fields else {
+        unreachable!("made of fields");
+    };
+    fields.retain(|key, value| key != "waypoints" || *value != json!({}));
+    fields
+}
+
+/// A resource of a waypoint: what Rust prints of it, without fields that say nothing, and short parts on one line.
+fn lines(resource: &impl std::fmt::Debug) -> Vec<String> {
+    let text = format!("{resource:#?}");
+    let mut lines = text.lines().peekable();
+    parts(&mut lines)
+}
+
+/// The parts up to the end of the one around them.
+fn parts<'t>(lines: &mut std::iter::Peekable<impl Iterator<Item = &'t str>>) -> Vec<String> {
+    const EMPTY: [&str; 6] = [": None,", ": [],", ": {},", ": false,", ": \"\",", ": 0ns,"];
+    const SHORT: usize = 120;
+    let mut found = Vec::new();
+    while let Some(line) = lines.next_if(|line| !line.trim_start().starts_with([')', ']', '}'])) {
+        if !line.ends_with(['(', '[', '{']) {
+            let says = EMPTY.iter().all(|end| !line.ends_with(end));
+            found.extend(says.then(|| line.to_owned()));
+            continue;
+        }
+        let inner = parts(lines);
+        let close = lines.next().unwrap_or_default();
+        let is_field = line.contains(": ") && close.trim() != ")," && close.trim() != "],";
+        if inner.is_empty() && is_field {
+            continue;
+        }
+        let inline: Vec<&str> = inner.iter().map(|line| line.trim()).collect();
+        let inline = format!("{line} {} {}", inline.join(" "), close.trim());
+        if inline.len() <= SHORT {
+            found.push(
+                inline
+                    .replace("( ", "(")
+                    .replace(", )", ")")
+                    .replace(", }", " }")
+                    .replace(", ]", " ]"),
+            );
+        } else {
+            found.push(line.to_owned());
+            found.extend(inner);
+            found.push(close.to_owned());
+        }
+    }
+    found
 }
 
 /// What is told of every object without a mistake is left out.

@@ -5,6 +5,10 @@
 use std::{collections::BTreeMap, collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use mesh::names::Str;
+
+mod istio;
+
+use istio::{Istio, Targets};
 use proto::{
     security::{self, Authorization},
     workload as wire,
@@ -18,7 +22,7 @@ use crate::{
     },
     output::{Condition, Resource, ResourceKey, Truth},
     translate::{
-        Settings, allocate, condition,
+        Settings, allocate, condition, l7,
         network::{self, NetworkGateway},
         peer, policy, policy_resource,
         service::{self, Claim, ClaimKey},
@@ -42,6 +46,8 @@ pub struct Wiring {
     revisions: BTreeSet<Str>,
     /// Changed resources.
     pub resources: Tap<ResourceKey, Resource>,
+    /// Changed resources of waypoints.
+    pub waypoints: Tap<l7::Key, Arc<mesh::l7::view::Resource>>,
     /// Changed conditions.
     pub conditions: Tap<ObjectRef, Conditions>,
     /// Changed pods.
@@ -182,10 +188,15 @@ impl Wiring {
         let joins = joins(&mut graph, &inputs, &facts, &winners, &mut runs);
         let made = made(&mut graph, &inputs, &joins, &mut runs);
         let resources = resources(&mut graph, &joins, &made, &inputs);
-        let conditions = conditions(&mut graph, &inputs, &joins, &offers, &made, &allocated);
+        let targets = Targets::new(&inputs, &joins, &offers);
+        let istio = istio::istio(&mut graph, &inputs, &targets);
+        let conditions = conditions(
+            &mut graph, &inputs, &joins, &offers, &made, &allocated, &istio,
+        );
         let all_conditions = graph.join(&[&conditions, &apart]);
         Self {
             resources: resources.tap(),
+            waypoints: istio.resources.tap(),
             conditions: all_conditions.tap(),
             pods: inputs.pods.tap(),
             allocated: allocated.tap(),
@@ -949,6 +960,7 @@ fn conditions(
     offers: &Collection<ObjectRef, Offer>,
     made: &Collection<ObjectRef, Made>,
     allocated: &Allocated,
+    istio: &Istio,
 ) -> Collection<ObjectRef, Conditions> {
     let (services, _) = graph.derive(offers, |_, object, offer| {
         let of_service = object.kind == Kind::Service;
@@ -959,7 +971,6 @@ fn conditions(
             .filter(|_| of_service);
         told(object.clone(), said.cloned().collect::<Vec<_>>())
     });
-    let offers_known = offers.clone();
     let (winners, given, offers) = (joins.winners.clone(), allocated.clone(), offers.clone());
     let (entries, _) = graph.derive(&inputs.entries, move |cx, name, entry| {
         let object = reference(Kind::ServiceEntry, name);
@@ -980,40 +991,12 @@ fn conditions(
     let (made, _) = graph.derive(made, |_, object, made| {
         told(object.clone(), made.conditions.clone())
     });
-    let (services_known, entries_known) = (inputs.services.clone(), inputs.entries.clone());
-    let (gateways, classes, raw) = (
-        inputs.gateways.clone(),
-        inputs.classes.clone(),
-        inputs.policies.clone(),
-    );
     let policies = joins.policies_of_namespace.collection();
+    let at_waypoints = istio.policies.clone();
     let (policies, _) = graph.derive(policies, move |cx, name, outcome| {
         let mut said = outcome.conditions.clone();
-        if let Some(raw) = cx.get(&raw, name) {
-            let bound = |kind, target: &Name| {
-                let offer = cx.get(&offers_known, &reference(kind, target));
-                offer.is_some_and(|offer| !offer.bound.names.is_empty())
-            };
-            said.extend(policy::targets(&raw.object, |kind, target| {
-                let (found, bound) = match kind {
-                    Kind::Service => (
-                        cx.get(&services_known, target).is_some(),
-                        bound(kind, target),
-                    ),
-                    Kind::ServiceEntry => (
-                        cx.get(&entries_known, target).is_some(),
-                        bound(kind, target),
-                    ),
-                    Kind::Gateway => (cx.get(&gateways, target).is_some(), true),
-                    _ => (cx.get(&classes, &target.name).is_some(), true),
-                };
-                match (found, bound) {
-                    (false, _) => policy::Target::Absent,
-                    (true, false) => policy::Target::NotBound,
-                    (true, true) => policy::Target::Bound,
-                }
-            }));
-        }
+        let at_waypoints = cx.get(&at_waypoints, name);
+        said.extend(at_waypoints.and_then(|outcome| outcome.condition.clone()));
         told(reference(Kind::AuthorizationPolicy, name), said)
     });
     let peers = joins.peers_of_namespace.collection();

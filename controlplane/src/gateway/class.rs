@@ -92,6 +92,14 @@ pub fn role(settings: &Deployed, controller: &str) -> Option<Role> {
     }
 }
 
+/// Whether Gateways of a class are waypoints, of ours or of istiod. `controller`: the class's, where the class is known.
+pub fn is_waypoint(class: &str, controller: Option<&str>) -> bool {
+    match controller {
+        Some(controller) => [WAYPOINT_CONTROLLER, ISTIO_WAYPOINT_CONTROLLER].contains(&controller),
+        None => matches!(class, "leyline-waypoint" | "istio-waypoint"),
+    }
+}
+
 impl Role {
     /// Label `gateway.istio.io/managed`: upstream's values, by which its tools and proxies know waypoints.
     pub fn managed_by(self) -> &'static str {

@@ -13,6 +13,7 @@ use proto::{security::Authorization, workload as wire};
 use crate::output::{Condition, Resource, Truth};
 
 pub mod allocate;
+pub mod l7;
 pub mod network;
 pub mod peer;
 pub mod policy;

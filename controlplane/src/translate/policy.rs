@@ -17,7 +17,7 @@ use proto::security::{
 use super::{FailurePolicy, Settings, bytes_of, condition};
 use crate::{
     crd::{AuthorizationAction, AuthorizationRule, Operation, PeerSource, TargetRef, Texts, When},
-    object::{Kind, Labels, Meta, Name, Policy, Sourced},
+    object::{Kind, Labels, Meta, Policy, Sourced},
     output::{Condition, Truth},
 };
 
@@ -162,7 +162,8 @@ fn refuse_all(
     }
 }
 
-fn is_dry_run(meta: &Meta) -> bool {
+/// Annotation `istio.io/dry-run`.
+pub fn is_dry_run(meta: &Meta) -> bool {
     let truth = |text: &str| matches!(text, "1" | "t" | "T" | "true" | "TRUE" | "True");
     meta.annotation("istio.io/dry-run")
         .is_some_and(|text| truth(text))
@@ -526,7 +527,7 @@ impl Lost {
         let attributes: Vec<&str> = self.attributes.iter().map(String::as_str).collect();
         if !attributes.is_empty() {
             said.push(format!(
-                "node tunnels cannot judge {}",
+                "node tunnels cannot judge {}, and waypoints enforce policies with targetRefs only",
                 attributes.join(", ")
             ));
         }
@@ -595,60 +596,6 @@ pub fn for_waypoint(
             clauses: vec![Clause { matches }],
         }],
         ..Authorization::default()
-    }
-}
-
-/// What a target of a policy is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// There is no such object.
-    Absent,
-    /// A service whose traffic goes through no waypoint.
-    NotBound,
-    /// A waypoint, or a service behind one.
-    Bound,
-}
-
-/// What becomes of the targets of a policy for waypoints. `look`: what there is of that kind and name.
-pub fn targets(policy: &Policy, look: impl Fn(Kind, &Name) -> Target) -> Option<Condition> {
-    let targets = policy
-        .spec
-        .target_refs
-        .iter()
-        .chain(&policy.spec.target_ref);
-    let mut absent = Vec::new();
-    let mut unbound = Vec::new();
-    let mut count = 0;
-    for target in targets {
-        count += 1;
-        let name = Name::new(policy.meta.name.namespace.clone(), target.name.as_str());
-        let found = target_kind(target).map_or(Target::Absent, |kind| look(kind, &name));
-        match found {
-            Target::Absent => absent.push(told_target(target, &name)),
-            Target::NotBound => unbound.push(told_target(target, &name)),
-            Target::Bound => {}
-        }
-    }
-    let told = |reason, message| Some(condition("WaypointAccepted", Truth::False, reason, message));
-    match (count, absent.is_empty(), unbound.is_empty()) {
-        (0, ..) => None,
-        (_, false, _) => told("TargetNotFound", format!("not found: {}; nothing is enforced", absent.join(", "))),
-        (_, true, false) => told(
-            "AncestorNotBound",
-            format!("its traffic goes through no waypoint: {}; nothing is enforced", unbound.join(", ")),
-        ),
-        (_, true, true) => told(
-            "NotServed",
-            "policies with targets are for waypoints, which this control plane does not serve; nothing is enforced".to_owned(),
-        ),
-    }
-}
-
-/// `Kind.group:namespace/name`, as upstream has it.
-fn told_target(target: &TargetRef, name: &Name) -> String {
-    match target.group.as_str() {
-        "" | "core" => format!("{}:{name}", target.kind),
-        group => format!("{}.{group}:{name}", target.kind),
     }
 }
 

@@ -1,0 +1,3 @@
+//! The Istio API at L7.
+
+pub mod authorization;
