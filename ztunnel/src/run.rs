@@ -470,7 +470,6 @@ fn xds_config(
         metadata,
         node: xds::Node {
             kind: xds::NodeKind::Ztunnel,
-            kind: xds::NodeKind::Ztunnel,
             instance_ip: node.instance_ip.to_string(),
             pod_name: node.pod_name.to_string(),
             pod_namespace: node.pod_namespace.to_string(),
