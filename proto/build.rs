@@ -21,6 +21,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     config.bytes([".google.protobuf.Any"]);
     // A stable order makes equal resources equal bytes, on which versions rest.
     config.btree_map(["."]);
+    // It holds a private key.
+    config.skip_debug([".leyline.waypoint.v1.ClientCertificate"]);
     if env::var_os("CARGO_FEATURE_GRPC").is_some() {
         tonic_prost_build::configure().compile_fds_with_config(descriptors, config)?;
     } else {

@@ -78,6 +78,12 @@ pub mod leyline {
         /// `leyline.waypoint.v1`: what waypoints are told of requests.
         pub mod v1 {
             package!("leyline.waypoint.v1");
+
+            impl std::fmt::Debug for ClientCertificate {
+                fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                    f.debug_struct("ClientCertificate").finish_non_exhaustive()
+                }
+            }
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Names of L7 resources.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::names::{NamespacedHostname, Str};
+use crate::names::{NamespacedHostname, ParseKeyError, Str};
 
 /// The user's object that a resource came from; also the resource's name on the wire: `kind/namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -20,6 +20,30 @@ pub struct ObjectRef {
 impl fmt::Display for ObjectRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}", self.kind, self.namespace, self.name)
+    }
+}
+
+impl FromStr for ObjectRef {
+    type Err = ParseKeyError;
+
+    fn from_str(text: &str) -> Result<Self, ParseKeyError> {
+        let mut pieces = text.split('/');
+        let whole = [pieces.next(), pieces.next(), pieces.next(), pieces.next()];
+        match whole {
+            [Some(kind), Some(namespace), Some(name), None]
+                if !kind.is_empty() && !name.is_empty() =>
+            {
+                Ok(Self {
+                    kind: kind.into(),
+                    namespace: namespace.into(),
+                    name: name.into(),
+                })
+            }
+            _ => Err(ParseKeyError {
+                text: text.to_owned(),
+                form: "kind/namespace/name",
+            }),
+        }
     }
 }
 

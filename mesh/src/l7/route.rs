@@ -100,6 +100,28 @@ pub struct HttpRule {
     pub action: Action,
 }
 
+impl HttpRule {
+    /// A rule that does nothing but its action.
+    pub fn new(matches: Vec<HttpMatch>, action: Action) -> Self {
+        Self {
+            name: None,
+            matches,
+            request_headers: HeaderEdit::default(),
+            response_headers: HeaderEdit::default(),
+            rewrite: None,
+            mirrors: Vec::new(),
+            cors: None,
+            fault: None,
+            rate_limit: None,
+            external_authorizer: None,
+            timeouts: Timeouts::default(),
+            retry: None,
+            session: None,
+            action,
+        }
+    }
+}
+
 /// What becomes of a request that a rule matched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -247,6 +269,21 @@ pub struct WeightedBackend {
     pub redirect: Option<Redirect>,
     /// Beside the rule's.
     pub mirrors: Vec<Mirror>,
+}
+
+impl WeightedBackend {
+    /// A backend that is forwarded to as it is.
+    pub fn new(weight: u32, backend: Backend) -> Self {
+        Self {
+            weight,
+            backend,
+            request_headers: HeaderEdit::default(),
+            response_headers: HeaderEdit::default(),
+            rewrite: None,
+            redirect: None,
+            mirrors: Vec::new(),
+        }
+    }
 }
 
 /// A route's target.

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+mod l7;
 mod policy;
 mod service;
 #[cfg(test)]
@@ -51,6 +52,24 @@ pub enum Problem {
     /// A number that this version does not know, in a field without which the resource has no meaning.
     #[error("unknown value {0}")]
     Unknown(i32),
+    /// Not an expression that is accepted.
+    #[error(transparent)]
+    Pattern(#[from] crate::l7::pattern::InvalidPattern),
+    /// Not a header's name.
+    #[error("{0:?} is not a header's name")]
+    HeaderName(String),
+    /// Not a header's value.
+    #[error("not a header's value")]
+    HeaderValue,
+    /// Not an HTTP status.
+    #[error("{0} is not an HTTP status")]
+    Status(u32),
+    /// Not a range of addresses.
+    #[error("{0:?} is not a range of addresses")]
+    Range(String),
+    /// Negative or too long.
+    #[error("a time that cannot be")]
+    Duration,
 }
 
 impl InvalidResource {
