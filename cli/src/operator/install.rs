@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     access::Access,
     cluster::{Cluster, PodName, problem},
-    duration,
+    definitions, duration,
     helm::{self, Helm},
     output,
 };
@@ -112,6 +112,15 @@ pub(crate) async fn install(command: Install, before: &Access) -> Result<ExitCod
         bail!("nothing was changed");
     }
     println!("{what}");
+    // A chart that was given is applied as it is.
+    if command.manifests.is_none() {
+        for name in definitions::leave_to_others(&cluster, &chart).await? {
+            println!(
+                "{} {name}: the cluster has its own, which stays",
+                mark(true)
+            );
+        }
+    }
     helm.run(&arguments).context("apply the chart")?;
     println!("{} applied", mark(true));
     let revision = command.revision.as_deref();

@@ -5,6 +5,7 @@ pub(crate) mod access;
 mod analyze;
 mod check;
 pub(crate) mod cluster;
+mod definitions;
 mod duration;
 pub(crate) mod explain;
 mod helm;
