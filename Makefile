@@ -1,6 +1,6 @@
 # make demo: build, then a whole mesh on this machine. make test: everything that must pass before a change lands.
 
-.PHONY: demo test perf build
+.PHONY: demo test perf conformance build
 
 demo: build
 	$${CARGO_TARGET_DIR:-target}/release/leyline local demo
@@ -18,3 +18,10 @@ perf: build
 	./tests/prepare test
 	cargo build --release --locked -p leyline-tests --bins
 	$${CARGO_TARGET_DIR:-target}/release/perf
+
+# The Gateway API's conformance suite on a real cluster; the report goes to docs/conformance.
+conformance: build
+	./tests/prepare test
+	./tests/cluster/build
+	cargo build --locked -p leyline-tests --bins
+	LEYLINE_BIN=$${CARGO_TARGET_DIR:-target}/release/leyline $${CARGO_TARGET_DIR:-target}/debug/conformance

@@ -73,6 +73,7 @@ impl Bed {
             .collect();
         bed.nodes.sort();
         eprintln!("cluster: up after {:.1} s", began.elapsed().as_secs_f64());
+        bed.define_gateway_api()?;
         bed.install(&[])?;
         eprintln!("cluster: mesh after {:.1} s", began.elapsed().as_secs_f64());
         Ok(bed)
@@ -139,13 +140,35 @@ impl Bed {
         &self.nodes[index % self.nodes.len()]
     }
 
+    /// Image archives, onto every node of the rig; a user has loaded them.
+    pub fn load(&self, archives: &[PathBuf]) -> Result<()> {
+        match &self.rig {
+            Some(rig) => rig.load(archives),
+            None => Ok(()),
+        }
+    }
+
     // --- the mesh
+
+    /// The Gateway API's own definitions of its kinds, which clusters have before a mesh; a user's cluster has its own.
+    fn define_gateway_api(&self) -> Result<()> {
+        if self.rig.is_none() {
+            return Ok(());
+        }
+        let folder = machine::built("crds")?.display().to_string();
+        self.kube
+            .run(&["apply", "--server-side", "--force-conflicts", "-f", &folder])?;
+        let established = "--for=condition=Established";
+        self.kube
+            .run(&["wait", "crd", "--all", established, "--timeout=30s"])
+            .map(drop)
+    }
 
     /// `leyline install`, with more values (`name=value`), which waits until every part is ready. On the rig, the images are
     /// made from the `leyline` under test first; a user has loaded them (deploy/images/build).
     pub fn install(&self, values: &[&str]) -> Result<()> {
-        if let Some(rig) = &self.rig {
-            rig.load(&mesh_images()?)?;
+        if self.rig.is_some() {
+            self.load(&mesh_images()?)?;
         }
         let helm = self.helm.display().to_string();
         let mut line = words(&["install", "--yes", "--readiness-timeout", "2m", "--helm"]);

@@ -287,7 +287,19 @@ pub fn beside(name: &str) -> Result<PathBuf> {
     found.with_context(|| format!("{name} is not built: cargo build -p leyline-tests --bins"))
 }
 
-fn pack(out: &Path, name: &str, user: &str, files: &[&Path]) -> Result<()> {
+/// What a part of `tests/cluster/build` has made, below cargo's folder; an error that names the part where it has not.
+pub fn built(part: &str) -> Result<PathBuf> {
+    let folder = target()?.join("cluster").join(part);
+    ensure!(
+        folder.is_dir(),
+        "no {}: run tests/cluster/build {part}",
+        folder.display()
+    );
+    Ok(folder.canonicalize()?)
+}
+
+/// Makes the image `name` from files of this machine (`FILE[:DESTINATION]`, the first its program), unless it is newer than all.
+pub fn pack(out: &Path, name: &str, user: &str, files: &[&Path]) -> Result<()> {
     if is_newer(&out.join(format!("{name}.tar")), files) {
         return Ok(());
     }

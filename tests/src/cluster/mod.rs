@@ -6,6 +6,7 @@
 //! network is not touched: the API server is reached over a listener on its loopback ([`forward`]).
 
 pub mod bed;
+pub mod conformance;
 pub mod files;
 pub mod forward;
 pub mod kubectl;
