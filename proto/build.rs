@@ -2,7 +2,7 @@
 
 use std::{env, fs, path::PathBuf};
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 15] = [
     "workload.proto",
     "authorization.proto",
     "zds.proto",
@@ -10,6 +10,13 @@ const FILES: [&str; 8] = [
     "core.proto",
     "status.proto",
     "discovery.proto",
+    "external_auth.proto",
+    "otlp_common.proto",
+    "otlp_resource.proto",
+    "otlp_trace.proto",
+    "otlp_logs.proto",
+    "otlp_collector_trace.proto",
+    "otlp_collector_logs.proto",
     "waypoint.proto",
 ];
 

@@ -53,6 +53,14 @@ pub mod envoy {
 
     /// `envoy.service`.
     pub mod service {
+        /// `envoy.service.auth`.
+        pub mod auth {
+            /// `envoy.service.auth.v3`: external authorizers.
+            pub mod v3 {
+                package!("envoy.service.auth.v3");
+            }
+        }
+
         /// `envoy.service.discovery`.
         pub mod discovery {
             /// `envoy.service.discovery.v3`: delta xDS.
@@ -82,6 +90,63 @@ pub mod leyline {
             impl std::fmt::Debug for ClientCertificate {
                 fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                     f.debug_struct("ClientCertificate").finish_non_exhaustive()
+                }
+            }
+        }
+    }
+}
+
+/// OpenTelemetry's packages.
+pub mod opentelemetry {
+    /// `opentelemetry.proto`.
+    pub mod proto {
+        /// `opentelemetry.proto.common`.
+        pub mod common {
+            /// `opentelemetry.proto.common.v1`: attributes.
+            pub mod v1 {
+                package!("opentelemetry.proto.common.v1");
+            }
+        }
+
+        /// `opentelemetry.proto.resource`.
+        pub mod resource {
+            /// `opentelemetry.proto.resource.v1`: who tells.
+            pub mod v1 {
+                package!("opentelemetry.proto.resource.v1");
+            }
+        }
+
+        /// `opentelemetry.proto.trace`.
+        pub mod trace {
+            /// `opentelemetry.proto.trace.v1`: spans.
+            pub mod v1 {
+                package!("opentelemetry.proto.trace.v1");
+            }
+        }
+
+        /// `opentelemetry.proto.logs`.
+        pub mod logs {
+            /// `opentelemetry.proto.logs.v1`: log records.
+            pub mod v1 {
+                package!("opentelemetry.proto.logs.v1");
+            }
+        }
+
+        /// `opentelemetry.proto.collector`.
+        pub mod collector {
+            /// `opentelemetry.proto.collector.trace`.
+            pub mod trace {
+                /// `opentelemetry.proto.collector.trace.v1`.
+                pub mod v1 {
+                    package!("opentelemetry.proto.collector.trace.v1");
+                }
+            }
+
+            /// `opentelemetry.proto.collector.logs`.
+            pub mod logs {
+                /// `opentelemetry.proto.collector.logs.v1`.
+                pub mod v1 {
+                    package!("opentelemetry.proto.collector.logs.v1");
                 }
             }
         }
