@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, env, fs, path::Path};
 
-use mesh::view::Resource as Checked;
+use mesh::{l7::view::Resource as Told, view::Resource as Checked};
 use prost::Message;
 use proto::{
     security::{Authorization, Clause, Match, Rule, StringMatch, string_match::MatchType},
@@ -14,10 +14,10 @@ use proto::{
 use serde_json::{Map, Value, json};
 
 use crate::{
-    object::ObjectRef,
+    object::{Gateway, ObjectRef},
     output::{Condition, ObjectStatus, Resource},
     source::files::{Content, FileId, Files},
-    translate::{FailurePolicy, Settings},
+    translate::{FailurePolicy, Settings, l7::config},
     wiring::Wiring,
 };
 
@@ -70,17 +70,29 @@ fn outcome(text: &str) -> Value {
             .extend(conditions.iter().flat_map(|list| list.iter().cloned()));
     }
     let resources = wiring.resources.take();
+    let (of_waypoints, resources): (Vec<_>, Vec<_>) = resources
+        .into_iter()
+        .partition(|(key, _)| key.scope.is_some());
     let rendered = resources.iter().filter_map(|(key, resource)| {
         let resource = resource.as_ref()?;
         Some((key.name.to_string(), render(resource)))
     });
     let mut waypoints: Map<String, Value> = Map::new();
-    for ((waypoint, name), resource) in wiring.waypoints.take() {
-        let Some(resource) = resource else { continue };
+    let usual = config::config(&settings(text), &Gateway::default());
+    for (key, resource) in of_waypoints {
+        let (Some(waypoint), Some(resource)) = (key.scope, resource) else {
+            continue;
+        };
+        let message = proto::waypoint::Resource::decode(&*resource.body).unwrap();
+        let told = Told::try_from(message).expect("waypoints take what is sent");
+        assert_eq!(told.name(), *key.name);
+        if told == Told::Config(usual.clone()) {
+            continue;
+        }
         let of_waypoint = waypoints
             .entry(waypoint.to_string())
             .or_insert_with(|| json!({}));
-        of_waypoint[name.to_string()] = json!(lines(&resource));
+        of_waypoint[key.name.to_string()] = json!(lines(&told));
     }
     let statuses = reports.into_values().chain(files.reports());
     Value::Object(sparse_top(json!({

@@ -23,7 +23,7 @@ use prometheus_client::{
     },
     registry::Registry,
 };
-use proto::{ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL, WORKLOAD_TYPE_URL};
+use proto::{ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL, WAYPOINT_TYPE_URL, WORKLOAD_TYPE_URL};
 
 /// Seconds.
 const TIMES: [f64; 10] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 3.0, 10.0];
@@ -415,6 +415,7 @@ fn kind(type_url: &str) -> Kind {
         ADDRESS_TYPE_URL => "wds",
         WORKLOAD_TYPE_URL => "workload",
         AUTHORIZATION_TYPE_URL => "wads",
+        WAYPOINT_TYPE_URL => "waypoint",
         _ => "other",
     };
     Kind { r#type }

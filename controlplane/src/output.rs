@@ -13,13 +13,15 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::Notify;
 
-use crate::object::{Kind, ObjectRef};
+use crate::object::{Kind, Name, ObjectRef};
 
 /// One xDS resource, encoded once and shared by every subscriber.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {
-    /// [`proto::ADDRESS_TYPE_URL`] or [`proto::AUTHORIZATION_TYPE_URL`].
+    /// [`proto::ADDRESS_TYPE_URL`], [`proto::AUTHORIZATION_TYPE_URL`] or [`proto::WAYPOINT_TYPE_URL`].
     pub type_url: &'static str,
+    /// The Gateway whose waypoint alone gets it; `None`: whoever may read the mesh.
+    pub scope: Option<Arc<Name>>,
     /// The primary name: a workload's uid, a service's `namespace/hostname`, a policy's `namespace/name`.
     pub name: Str,
     /// Other names it is found by on demand: `network/ip`, `network/ip/length`.
@@ -39,6 +41,8 @@ pub struct Resource {
 pub struct ResourceKey {
     /// Its type.
     pub type_url: &'static str,
+    /// Whose it is; `None`: everyone's.
+    pub scope: Option<Arc<Name>>,
     /// Its primary name.
     pub name: Str,
 }
@@ -257,6 +261,7 @@ impl Resource {
     pub fn key(&self) -> ResourceKey {
         ResourceKey {
             type_url: self.type_url,
+            scope: self.scope.clone(),
             name: self.name.clone(),
         }
     }

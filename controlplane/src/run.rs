@@ -22,7 +22,7 @@ use std::{
 use axum::Router;
 use net::{accept, drain};
 use proto::{
-    ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL,
+    ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL, WAYPOINT_TYPE_URL,
     ca::istio_certificate_service_server::IstioCertificateServiceServer,
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
@@ -427,8 +427,8 @@ impl Parts {
             tokens: plane.tokens.clone(),
         };
         let world = self.world.clone();
-        let access = Access::new(&config.trusted_node_accounts, move |account| {
-            world.is_waypoint(&account.namespace, &account.name)
+        let access = Access::new(&config.trusted_node_accounts, move |account, pod| {
+            world.gateway_of(&account.namespace, &account.name, pod)
         });
         let discovery = DiscoveryService::new(
             self.store.clone(),
@@ -491,7 +491,7 @@ async fn follow(mut changes: Subscription, store: Arc<Store>, metrics: Arc<Metri
 fn take(store: &Store, metrics: &Metrics, batch: &Changes) {
     store.apply(batch);
     let services = store.services();
-    for type_url in [ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL] {
+    for type_url in [ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL, WAYPOINT_TYPE_URL] {
         let upserts = batch.upserts.iter().filter(|it| it.type_url == type_url);
         let removals = batch.removals.iter().filter(|it| it.type_url == type_url);
         metrics.changed(type_url, upserts.count() + removals.count(), services);

@@ -46,6 +46,7 @@ use crate::{
     ca::{self, CertificateService, Current, impersonate::Pods, serving::ServingCertificate},
     config::ServiceAccount,
     metrics::Metrics,
+    object::Name,
     output::{Changes, PodFacts, Resource, ResourceKey},
     serve::{DiscoveryService, access::Access, registry::Registry, store::Store},
     tls::{self, Services},
@@ -189,8 +190,11 @@ impl Plane {
             tokens: Some(Arc::new(jwks)),
         };
         let node: ServiceAccount = "istio-system/ztunnel".parse().unwrap();
-        let waypoint = |account: &ServiceAccount| account.to_string() == "shop/waypoint";
-        let access = Access::new(&[node], waypoint);
+        let gateway = |account: &ServiceAccount, _: Option<&str>| {
+            let is_waypoint = account.to_string() == "shop/waypoint";
+            is_waypoint.then(|| Name::new("shop", "waypoint"))
+        };
+        let access = Access::new(&[node], gateway);
         let (trigger, watch) = drain::channel();
         let discovery = DiscoveryService::new(
             store.clone(),
@@ -481,6 +485,7 @@ pub(crate) fn changes(upserts: &[Arc<Resource>], removals: &[&Arc<Resource>]) ->
             .iter()
             .map(|it| ResourceKey {
                 type_url: it.type_url,
+                scope: it.scope.clone(),
                 name: it.name.clone(),
             })
             .collect(),
@@ -491,6 +496,7 @@ fn resource(type_url: &'static str, name: &str, body: Vec<u8>) -> Resource {
     let hash = twox_hash::XxHash64::oneshot(0, &body);
     Resource {
         type_url,
+        scope: None,
         name: name.into(),
         aliases: Vec::new(),
         version: format!("{hash:x}").into(),

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, collections::BTreeSet, net::IpAddr, sync::Arc};
 use mesh::names::Str;
 
 mod istio;
+mod waypoints;
 
 use istio::{Istio, Targets};
 use proto::{
@@ -22,7 +23,7 @@ use crate::{
     },
     output::{Condition, Resource, ResourceKey, Truth},
     translate::{
-        Settings, allocate, condition, l7,
+        Settings, allocate, condition,
         network::{self, NetworkGateway},
         peer, policy, policy_resource,
         service::{self, Claim, ClaimKey},
@@ -46,8 +47,6 @@ pub struct Wiring {
     revisions: BTreeSet<Str>,
     /// Changed resources.
     pub resources: Tap<ResourceKey, Resource>,
-    /// Changed resources of waypoints.
-    pub waypoints: Tap<l7::Key, Arc<mesh::l7::view::Resource>>,
     /// Changed conditions.
     pub conditions: Tap<ObjectRef, Conditions>,
     /// Changed pods.
@@ -88,6 +87,8 @@ struct Offer {
 #[derive(Clone, Debug, PartialEq)]
 struct Made {
     resources: Vec<Resource>,
+    /// The waypoints that its traffic goes through.
+    served_by: Vec<Name>,
     conditions: Conditions,
 }
 
@@ -190,13 +191,16 @@ impl Wiring {
         let resources = resources(&mut graph, &joins, &made, &inputs);
         let targets = Targets::new(&inputs, &joins, &offers);
         let istio = istio::istio(&mut graph, &inputs, &targets);
+        let configs = waypoints::configs(&mut graph, &inputs, &facts);
+        let specified = graph.join(&[&configs, &istio.resources]);
+        let of_waypoints = waypoints::resources(&mut graph, &joins, &made, &specified, &mut runs);
+        let resources = graph.join(&[&resources, &of_waypoints]);
         let conditions = conditions(
             &mut graph, &inputs, &joins, &offers, &made, &allocated, &istio,
         );
         let all_conditions = graph.join(&[&conditions, &apart]);
         Self {
             resources: resources.tap(),
-            waypoints: istio.resources.tap(),
             conditions: all_conditions.tap(),
             pods: inputs.pods.tap(),
             allocated: allocated.tap(),
@@ -708,6 +712,7 @@ fn network_gateways(graph: &mut Graph, joins: &Joins) -> Collection<ObjectRef, M
             .first()
             .and_then(|gateway| gateway.workload(&settings, uid));
         let made = Made {
+            served_by: Vec::new(),
             resources: workload.iter().map(workload_resource).collect(),
             conditions: Conditions::default(),
         };
@@ -763,7 +768,7 @@ fn pods(graph: &mut Graph, inputs: &Inputs, joins: &Joins) -> (Collection<Object
         let node = cx.get(&nodes, &pod.node);
         let tunnel = gateway.and_then(|gateway| gateway.binding);
         let outcome = workload::of_pod(pod, node.as_deref(), tunnel, around);
-        vec![(reference(Kind::Pod, name), Made::from(outcome))]
+        vec![(reference(Kind::Pod, name), Made::of(outcome, bound))]
     })
 }
 
@@ -786,9 +791,10 @@ fn encoded(workloads: &[wire::Workload]) -> Vec<Resource> {
     workloads.iter().map(workload_resource).collect()
 }
 
-impl From<workload::Outcome> for Made {
-    fn from(outcome: workload::Outcome) -> Self {
+impl Made {
+    fn of(outcome: workload::Outcome, bound: Bound) -> Self {
         Self {
+            served_by: bound.served_by,
             resources: outcome.workload.iter().map(workload_resource).collect(),
             conditions: Arc::new(outcome.conditions),
         }
@@ -818,7 +824,10 @@ fn workload_entries(
         if let Some(workload) = &mut outcome.workload {
             facts.through_gateway(cx, workload);
         }
-        vec![(reference(Kind::WorkloadEntry, name), Made::from(outcome))]
+        vec![(
+            reference(Kind::WorkloadEntry, name),
+            Made::of(outcome, bound),
+        )]
     });
     made
 }
@@ -854,6 +863,7 @@ fn inline_endpoints(
             facts.through_gateway(cx, workload);
         }
         let made = Made {
+            served_by: bound.served_by,
             resources: encoded(&workloads),
             conditions: Conditions::default(),
         };
@@ -889,6 +899,7 @@ fn bare_endpoints(
         let of_claim =
             |claim: Arc<Claim>| workload::of_slice(slice, &claim, &facts.settings, &network);
         let made = Made {
+            served_by: Vec::new(),
             resources: encoded(&claim.map(of_claim).unwrap_or_default()),
             conditions: Conditions::default(),
         };

@@ -27,7 +27,7 @@ use crate::{
         files::Files,
         watch::{Change, Watcher},
     },
-    translate::allocate,
+    translate::{allocate, waypoint},
     wiring::Wiring,
 };
 
@@ -118,6 +118,8 @@ struct Pods {
     by_name: HashMap<Name, PodFacts>,
     by_uid: HashMap<Str, Name>,
     by_node: HashMap<Str, BTreeSet<Name>>,
+    /// The Gateways that pods are instances of.
+    instances: HashMap<Name, Name>,
 }
 
 impl World {
@@ -252,12 +254,29 @@ impl World {
         self.shared.pods_changed.subscribe()
     }
 
-    /// Whether this account is that of a managed waypoint's pod.
-    pub fn is_waypoint(&self, namespace: &str, service_account: &str) -> bool {
+    /// The Gateway of whose managed waypoint's pods this account is. Where it is of several Gateways', the pod of that
+    /// name decides, else the first by name.
+    pub fn gateway_of(
+        &self,
+        namespace: &str,
+        service_account: &str,
+        pod: Option<&str>,
+    ) -> Option<Name> {
         let state = self.shared.state.read();
-        let mut gateways = state.waypoints.iter();
-        gateways.any(|(gateway, accounts)| {
-            &*gateway.namespace == namespace && accounts.contains(service_account)
+        let of_account = |gateway: &Name| {
+            let accounts = state.waypoints.get(gateway);
+            &*gateway.namespace == namespace
+                && accounts.is_some_and(|accounts| accounts.contains(service_account))
+        };
+        let of_pod = pod.and_then(|pod| {
+            let pod = Name::new(namespace, pod);
+            let is_its = &*state.pods.by_name.get(&pod)?.service_account == service_account;
+            let gateway = state.pods.instances.get(&pod)?;
+            (is_its && of_account(gateway)).then(|| gateway.clone())
+        });
+        of_pod.or_else(|| {
+            let all = state.waypoints.keys().filter(|gateway| of_account(gateway));
+            all.min().cloned()
         })
     }
 
@@ -327,6 +346,7 @@ impl State {
 
 impl Pods {
     fn set(&mut self, name: &Name, pod: Option<&Pod>) {
+        self.instances.remove(name);
         if let Some(old) = self.by_name.remove(name) {
             self.by_uid.remove(&old.uid);
             if let Some(names) = self.by_node.get_mut(&old.node) {
@@ -346,6 +366,9 @@ impl Pods {
             service_account: pod.service_account.clone(),
             node: pod.node.clone(),
         };
+        if let Some(gateway) = waypoint::managed_instance_of(&pod.meta) {
+            self.instances.insert(name.clone(), gateway);
+        }
         if !facts.uid.is_empty() {
             self.by_uid.insert(facts.uid.clone(), name.clone());
         }

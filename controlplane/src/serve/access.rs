@@ -7,14 +7,17 @@ use proto::xds_core::Node;
 use tonic::Status;
 
 use super::registry::Peer;
-use crate::{auth::Caller, config::ServiceAccount};
+use crate::{auth::Caller, config::ServiceAccount, object::Name};
 
 /// The rule, as data.
 #[derive(Clone)]
 pub struct Access {
     nodes: Arc<[ServiceAccount]>,
-    is_waypoint: Arc<dyn Fn(&ServiceAccount) -> bool + Send + Sync>,
+    gateway_of: Arc<GatewayOf>,
 }
+
+/// The Gateway whose waypoint an account is, by the account and by the name of the pod that says to be one of it.
+type GatewayOf = dyn Fn(&ServiceAccount, Option<&str>) -> Option<Name> + Send + Sync;
 
 impl fmt::Debug for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -25,14 +28,15 @@ impl fmt::Debug for Access {
 }
 
 impl Access {
-    /// Accounts of node tunnels, and how to tell a waypoint's.
+    /// Accounts of node tunnels, and how to tell whose Gateway's waypoint an account is. Where one account is several
+    /// Gateways', the pod decides; it must be one of that account.
     pub fn new(
         nodes: &[ServiceAccount],
-        is_waypoint: impl Fn(&ServiceAccount) -> bool + Send + Sync + 'static,
+        gateway_of: impl Fn(&ServiceAccount, Option<&str>) -> Option<Name> + Send + Sync + 'static,
     ) -> Self {
         Self {
             nodes: nodes.into(),
-            is_waypoint: Arc::new(is_waypoint),
+            gateway_of: Arc::new(gateway_of),
         }
     }
 
@@ -42,7 +46,14 @@ impl Access {
     }
 
     pub(super) fn may_read(&self, account: &ServiceAccount) -> bool {
-        self.is_node(account) || (self.is_waypoint)(account)
+        self.is_node(account) || (self.gateway_of)(account, None).is_some()
+    }
+
+    /// The Gateway whose waypoint this caller is. A pod that the proof names counts more than one that it says.
+    pub(super) fn gateway(&self, caller: &Caller, proxy: &str) -> Option<Name> {
+        let proven = caller.pod.as_ref().map(|pod| pod.name.as_str());
+        let said = proxy.rsplit_once('.').map(|(pod, _)| pod);
+        (self.gateway_of)(&caller.account, proven.or(said))
     }
 }
 

@@ -240,6 +240,7 @@ mod tests {
     fn resource(name: &str, body: usize) -> Resource {
         Resource {
             type_url: proto::ADDRESS_TYPE_URL,
+            scope: None,
             name: name.into(),
             aliases: vec!["net/10.0.0.1".into()],
             version: "00ff".into(),
@@ -261,7 +262,7 @@ mod tests {
     fn a_response_put_together_is_what_the_generated_type_reads() {
         let sizes = [0, 1, 300, LARGE_BODY - 1, LARGE_BODY, 3 * PIECE, 40, 20_000];
         for aliases in [Aliases::Send, Aliases::Omit] {
-            let view = View::of(proto::ADDRESS_TYPE_URL);
+            let view = View::of(proto::ADDRESS_TYPE_URL, None);
             let mut builder = PayloadBuilder::new(view, aliases);
             for size in sizes {
                 builder.upsert(&resource(&format!("uid-{size}"), size));
@@ -291,7 +292,7 @@ mod tests {
 
     #[test]
     fn an_answer_with_nothing_is_still_a_message() {
-        let builder = PayloadBuilder::new(View::of("x"), Aliases::Omit);
+        let builder = PayloadBuilder::new(View::of("x", None), Aliases::Omit);
         let response = Response {
             type_url: "x".into(),
             nonce: "1".to_owned(),

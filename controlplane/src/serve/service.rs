@@ -235,7 +235,9 @@ impl Stream {
                 peer.address = self.info.address;
                 tracing::info!(proxy = peer.proxy, node = peer.node, "proxy connected");
                 let node = peer.node.as_str().into();
-                none.insert(Subscriber::new(self.shared.registry.connect(peer), node))
+                let waypoint = self.shared.access.gateway(&self.caller, &peer.proxy);
+                let connection = self.shared.registry.connect(peer);
+                none.insert(Subscriber::new(connection, node, waypoint))
             }
         };
         subscriber.request(request, Instant::now())

@@ -19,10 +19,15 @@ use super::{
     encode::{Aliases, Payload, PayloadBuilder},
     view::{Sequence, View, is_service},
 };
-use crate::output::{Changes, Resource};
+use crate::{
+    object::Name,
+    output::{Changes, Resource, ResourceKey},
+};
 
 /// Tombstones kept at least, however small the world is.
 const MIN_TOMBSTONES: usize = 16 * 1024;
+/// Gateways without resources that are remembered, so that their waypoints learn what was removed.
+const MAX_EMPTY_SCOPES: usize = 256;
 /// How old a full world may be and still be given to a newcomer, who then catches up from its place.
 const FULL_MAX_AGE: Duration = Duration::from_secs(1);
 /// Larger payloads are shared only as long as someone sends them.
@@ -32,7 +37,7 @@ const KEPT_PAYLOAD_BYTES: usize = 4 << 20;
 #[derive(Debug)]
 pub struct Store {
     state: RwLock<State>,
-    payloads: Mutex<HashMap<(String, Reader), Cached>>,
+    payloads: Mutex<HashMap<CacheKey, Cached>>,
     head: watch::Sender<Sequence>,
 }
 
@@ -40,10 +45,19 @@ pub struct Store {
 #[derive(Debug, Default)]
 pub(super) struct State {
     head: Sequence,
-    logs: HashMap<&'static str, Log>,
+    logs: Logs,
+    /// What only one waypoint gets, by its Gateway.
+    scoped: HashMap<Name, Logs>,
+    /// The newest place at which a Gateway without resources was forgotten.
+    forgotten: Sequence,
     index: Index,
     services: usize,
 }
+
+type Logs = HashMap<&'static str, Log>;
+
+/// Type, whose resources, and for whom.
+type CacheKey = (String, Option<Name>, Reader);
 
 #[derive(Debug, Default)]
 struct Log {
@@ -109,11 +123,9 @@ impl Store {
                 state.upsert(resource);
             }
             for key in &changes.removals {
-                state.remove(key.type_url, &key.name);
+                state.remove(key);
             }
-            for log in state.logs.values_mut() {
-                log.compact(MIN_TOMBSTONES);
-            }
+            state.compact();
             state.head
         };
         self.head.send_if_modified(|known| {
@@ -131,8 +143,10 @@ impl Store {
     /// How many resources of a type there are.
     pub fn count(&self, type_url: &str) -> usize {
         let state = self.read();
-        let log = state.logs.get(type_url);
-        log.map_or(0, |log| log.entries.len() - log.tombstones.len())
+        let logs = std::iter::once(&state.logs).chain(state.scoped.values());
+        logs.filter_map(|logs| logs.get(type_url))
+            .map(Log::live)
+            .sum()
     }
 
     /// How many services there are.
@@ -140,10 +154,10 @@ impl Store {
         self.read().services
     }
 
-    /// All resources of a type, in the order of their last change.
+    /// All resources of a type that are everyone's, in the order of their last change.
     pub fn resources(&self, type_url: &str) -> Vec<Arc<Resource>> {
         let state = self.read();
-        state.live(View::of(type_url)).cloned().collect()
+        state.live(View::of(type_url, None)).cloned().collect()
     }
 
     pub(super) fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -158,7 +172,7 @@ impl Store {
         view: View<'_>,
         reader: Reader,
     ) -> Result<Arc<Payload>, Lagged> {
-        let key = (view.type_url().to_owned(), reader);
+        let key = (view.type_url().to_owned(), view.scope().cloned(), reader);
         let usable = |cached: &Cached| {
             let payload = cached.payload.upgrade()?;
             let recent = reader == Reader::Newcomer
@@ -173,8 +187,9 @@ impl Store {
         let payload = Arc::new(state.build(view, reader)?);
         payloads.retain(|known, cached| {
             let payload = cached.payload.upgrade();
-            let useful = |it: Arc<Payload>| known.1 == Reader::Newcomer || it.to == state.head;
-            known.0 != key.0 || payload.is_some_and(useful)
+            let useful = |it: Arc<Payload>| known.2 == Reader::Newcomer || it.to == state.head;
+            let other = (&known.0, &known.1) != (&key.0, &key.1);
+            other && state.is_known(known.1.as_ref()) || payload.is_some_and(useful)
         });
         let kept = (payload.bytes() <= KEPT_PAYLOAD_BYTES).then(|| payload.clone());
         let cached = Cached {
@@ -193,25 +208,60 @@ impl State {
         self.head
     }
 
+    fn log(&self, view: View<'_>) -> Option<&Log> {
+        let logs = match view.scope() {
+            None => &self.logs,
+            Some(scope) => self.scoped.get(scope)?,
+        };
+        logs.get(view.log())
+    }
+
+    fn log_of(&mut self, type_url: &'static str, scope: Option<&Name>) -> &mut Log {
+        let logs = match scope {
+            None => &mut self.logs,
+            Some(scope) => self.scoped.entry(scope.clone()).or_default(),
+        };
+        // A Gateway that was forgotten and is there again: what its readers have of earlier is unknown.
+        let floor = if scope.is_some() { self.forgotten } else { 0 };
+        logs.entry(type_url).or_insert_with(|| Log {
+            floor,
+            ..Log::default()
+        })
+    }
+
+    fn is_known(&self, scope: Option<&Name>) -> bool {
+        scope.is_none_or(|scope| self.scoped.contains_key(scope))
+    }
+
+    fn compact(&mut self) {
+        let scoped = self.scoped.values_mut().flat_map(HashMap::values_mut);
+        for log in self.logs.values_mut().chain(scoped) {
+            log.compact(MIN_TOMBSTONES);
+        }
+        let is_empty = |logs: &Logs| logs.values().all(|log| log.live() == 0);
+        let empty = self.scoped.iter().filter(|(_, logs)| is_empty(logs));
+        let empty: Vec<Name> = empty.map(|(scope, _)| scope.clone()).collect();
+        if empty.len() > MAX_EMPTY_SCOPES {
+            self.forgotten = self.head;
+            for scope in empty {
+                self.scoped.remove(&scope);
+            }
+        }
+    }
+
     fn floor(&self, view: View<'_>) -> Sequence {
-        self.logs.get(view.log()).map_or(0, |log| log.floor)
+        self.log(view).map_or(0, |log| log.floor)
     }
 
     /// The resource of exactly this name.
     pub(super) fn get(&self, view: View<'_>, name: &str) -> Option<&Arc<Resource>> {
-        let resource = self
-            .logs
-            .get(view.log())?
-            .entries
-            .get(name)?
-            .resource
-            .as_ref()?;
+        let resource = self.log(view)?.entries.get(name)?.resource.as_ref()?;
         view.shows(resource).then_some(resource)
     }
 
     /// All there is, in the order of the last change.
     pub(super) fn live<'a>(&'a self, view: View<'a>) -> impl Iterator<Item = &'a Arc<Resource>> {
-        let log = self.logs.get(view.log());
+        let log = self.log(view);
         log.into_iter().flat_map(move |log| {
             let entries = log.order.values().filter_map(|name| log.entries.get(name));
             let resources = entries.filter_map(|entry| entry.resource.as_ref());
@@ -225,7 +275,7 @@ impl State {
         view: View<'a>,
         cursor: Sequence,
     ) -> Result<impl Iterator<Item = (&'a Str, Option<&'a Arc<Resource>>)>, Lagged> {
-        let log = self.logs.get(view.log());
+        let log = self.log(view);
         if log.is_some_and(|log| cursor < log.floor) {
             return Err(Lagged);
         }
@@ -265,7 +315,8 @@ impl State {
     }
 
     fn upsert(&mut self, resource: &Arc<Resource>) {
-        let log = self.logs.entry(resource.type_url).or_default();
+        let head = self.head + 1;
+        let log = self.log_of(resource.type_url, resource.scope.as_deref());
         let old = log.entries.get(&resource.name);
         let old = old.and_then(|entry| entry.resource.clone());
         if old
@@ -274,8 +325,8 @@ impl State {
         {
             return;
         }
-        self.head += 1;
-        log.put(self.head, &resource.name, Some(resource.clone()));
+        log.put(head, &resource.name, Some(resource.clone()));
+        self.head = head;
         if resource.type_url == ADDRESS_TYPE_URL {
             if let Some(old) = old {
                 self.index.forget(&old);
@@ -286,16 +337,15 @@ impl State {
         }
     }
 
-    fn remove(&mut self, type_url: &'static str, name: &Str) {
-        let Some(log) = self.logs.get_mut(type_url) else {
-            return;
-        };
+    fn remove(&mut self, key: &ResourceKey) {
+        let (type_url, name, head) = (key.type_url, &key.name, self.head + 1);
+        let log = self.log_of(type_url, key.scope.as_deref());
         let entry = log.entries.get(name);
         let Some(old) = entry.and_then(|entry| entry.resource.clone()) else {
             return;
         };
-        self.head += 1;
-        log.put(self.head, name, None);
+        log.put(head, name, None);
+        self.head = head;
         if type_url == ADDRESS_TYPE_URL {
             self.index.forget(&old);
             self.services -= usize::from(is_service(&old));
@@ -333,8 +383,12 @@ impl Log {
         }
     }
 
+    fn live(&self) -> usize {
+        self.entries.len() - self.tombstones.len()
+    }
+
     fn compact(&mut self, least: usize) {
-        let live = self.entries.len() - self.tombstones.len();
+        let live = self.live();
         while self.tombstones.len() > live.max(least)
             && let Some(sequence) = self.tombstones.pop_first()
         {

@@ -18,7 +18,7 @@ use super::{
     store::{Lagged, Reader, State, Store},
     view::{Sequence, View},
 };
-use crate::output::Resource;
+use crate::{object::Name, output::Resource};
 
 /// Changes within this time of the last push are merged into the next (design: at most 10 ms).
 pub(super) const WINDOW: Duration = Duration::from_millis(10);
@@ -36,6 +36,8 @@ pub(super) struct Subscriber {
     connection: Arc<Connection>,
     /// The proxy's node: its workloads are sent unasked to readers on demand.
     node: Str,
+    /// The Gateway whose waypoint it is.
+    waypoint: Option<Name>,
     types: BTreeMap<Str, TypeState>,
     nonces: u64,
     opened: Option<Instant>,
@@ -77,10 +79,11 @@ struct Outstanding {
 }
 
 impl Subscriber {
-    pub(super) fn new(connection: Arc<Connection>, node: Str) -> Self {
+    pub(super) fn new(connection: Arc<Connection>, node: Str, waypoint: Option<Name>) -> Self {
         Self {
             connection,
             node,
+            waypoint,
             types: BTreeMap::new(),
             nonces: 0,
             opened: None,
@@ -149,7 +152,8 @@ impl Subscriber {
         let world = store.read();
         for (type_url, state) in &mut self.types {
             let answer = state.ask.is_some();
-            let payloads = state.advance(store, &world, View::of(type_url), &self.node)?;
+            let view = View::of(type_url, self.waypoint.as_ref());
+            let payloads = state.advance(store, &world, view, &self.node)?;
             let before = policies.len() + others.len() + policies_gone.len();
             for payload in payloads {
                 let (upserts, removals) = (
@@ -171,7 +175,7 @@ impl Subscriber {
                 }
             }
             if answer && before == policies.len() + others.len() + policies_gone.len() {
-                let nothing = PayloadBuilder::new(View::of(type_url), Aliases::Omit);
+                let nothing = PayloadBuilder::new(view, Aliases::Omit);
                 let nothing = Arc::new(nothing.build(state.cursor));
                 others.push((type_url.clone(), nothing, Content::Nothing));
             }

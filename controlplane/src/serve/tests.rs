@@ -5,8 +5,8 @@ mod wire;
 use std::sync::Arc;
 
 use proto::{
-    ADDRESS_TYPE_URL as ADDRESS, AUTHORIZATION_TYPE_URL as POLICY, WORKLOAD_TYPE_URL as WORKLOAD,
-    xds::DeltaDiscoveryRequest,
+    ADDRESS_TYPE_URL as ADDRESS, AUTHORIZATION_TYPE_URL as POLICY, WAYPOINT_TYPE_URL as WAYPOINT,
+    WORKLOAD_TYPE_URL as WORKLOAD, xds::DeltaDiscoveryRequest,
 };
 use tokio::time::Instant;
 
@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     metrics::Metrics,
+    object::Name,
     output::Resource,
     testing::{changes, owned, pod, policy, service},
 };
@@ -101,7 +102,11 @@ impl Bench {
 }
 
 fn subscriber(registry: &Arc<Registry>) -> Subscriber {
-    let peer = Peer {
+    Subscriber::new(registry.connect(peer()), "node-1".into(), None)
+}
+
+fn peer() -> Peer {
+    Peer {
         node_id: "ztunnel~1.2.3.4~ztunnel-1.istio-system~x".to_owned(),
         proxy: "ztunnel-1.istio-system".to_owned(),
         proxy_type: "ztunnel".to_owned(),
@@ -110,8 +115,7 @@ fn subscriber(registry: &Arc<Registry>) -> Subscriber {
         version: String::new(),
         account: "istio-system/ztunnel".to_owned(),
         address: None,
-    };
-    Subscriber::new(registry.connect(peer), "node-1".into())
+    }
 }
 
 /// Responses in short: type, upserts (sorted), removals (sorted).
@@ -178,7 +182,7 @@ fn a_star_is_a_wildcard_and_workloads_are_pods_only() {
     bench.subscribe(WORKLOAD, &["*"], &[]);
     let responses = bench.exchange();
     assert_told(&responses, &[("Workload", &[POD_1], &[])]);
-    let body = super::view::View::of(WORKLOAD).body(&world[0]);
+    let body = super::view::View::of(WORKLOAD, None).body(&world[0]);
     let workload = <proto::workload::Workload as prost::Message>::decode(body).unwrap();
     assert_eq!(workload.uid, POD_1);
 }
@@ -527,6 +531,73 @@ fn a_reader_before_the_oldest_removal_must_start_over() {
     assert_eq!(behind.flush(&bench.store, bench.now).err(), Some(Lagged));
     let told = on_demand.flush(&bench.store, bench.now).unwrap();
     assert_told(&told, &[("Address", &[], &[POD_1])]);
+}
+
+fn route(gateway: &str, name: &str, version: &str) -> Arc<Resource> {
+    Arc::new(Resource {
+        type_url: WAYPOINT,
+        scope: Some(Arc::new(Name::new("shop", gateway))),
+        name: name.into(),
+        aliases: Vec::new(),
+        version: version.into(),
+        body: version.as_bytes().to_vec().into(),
+        node: None,
+        services: Vec::new(),
+    })
+}
+
+fn waypoint(bench: &Bench, gateway: &str) -> Subscriber {
+    let gateway = Some(Name::new("shop", gateway));
+    Subscriber::new(bench.registry.connect(peer()), "".into(), gateway)
+}
+
+#[test]
+fn a_waypoint_gets_what_is_its_gateways_and_nobody_else_does() {
+    let (mine, other) = (
+        route("mine", "route/a", "1"),
+        route("other", "route/a", "2"),
+    );
+    let mut bench = Bench::new(&[mine.clone(), other]);
+    bench.subscribe(WAYPOINT, &["*", "route/a"], &[]);
+    assert_told(&bench.exchange(), &[("Resource", &[], &["route/a"])]);
+    bench.subscriber = waypoint(&bench, "mine");
+    bench.subscribe(WAYPOINT, &[], &[]);
+    assert_told(&bench.exchange(), &[("Resource", &["route/a"], &[])]);
+    bench.apply(&[route("other", "route/b", "1")], &[]);
+    bench.now = bench.due().unwrap().max(bench.now);
+    let told = bench.subscriber.flush(&bench.store, bench.now).unwrap();
+    assert!(told.is_empty(), "another waypoint's route is no news");
+    bench.apply(&[route("mine", "route/b", "1")], &[&mine]);
+    assert_told(
+        &bench.exchange(),
+        &[("Resource", &["route/b"], &["route/a"])],
+    );
+    assert_eq!(bench.store.count(WAYPOINT), 3);
+}
+
+#[test]
+fn a_waypoint_whose_gateway_was_forgotten_says_what_it_has() {
+    let old = route("mine", "route/a", "1");
+    let mut bench = Bench::new(std::slice::from_ref(&old));
+    bench.subscriber = waypoint(&bench, "mine");
+    bench.subscribe(WAYPOINT, &[], &[]);
+    bench.exchange();
+    bench.apply(&[], &[&old]);
+    for n in 0..300 {
+        let other = route(&format!("other-{n}"), "route/a", "1");
+        bench.apply(std::slice::from_ref(&other), &[]);
+        bench.apply(&[], &[&other]);
+    }
+    bench.apply(&[route("mine", "route/b", "1")], &[]);
+    bench.now = bench.due().unwrap();
+    let lagged = bench.subscriber.flush(&bench.store, bench.now).err();
+    assert_eq!(lagged, Some(Lagged));
+    bench.subscriber = waypoint(&bench, "mine");
+    bench.come_back(WAYPOINT, &[("route/a", "1")]);
+    assert_told(
+        &bench.exchange(),
+        &[("Resource", &["route/b"], &["route/a"])],
+    );
 }
 
 fn numbered(n: u32) -> Arc<Resource> {

@@ -1,9 +1,9 @@
 //! What a place in the log is, and how a type on the wire is had from it.
 
 use bytes::Bytes;
-use proto::{ADDRESS_TYPE_URL, WORKLOAD_TYPE_URL};
+use proto::{ADDRESS_TYPE_URL, WAYPOINT_TYPE_URL, WORKLOAD_TYPE_URL};
 
-use crate::output::Resource;
+use crate::{object::Name, output::Resource};
 
 /// A place in the log. 0 stands before everything.
 pub(super) type Sequence = u64;
@@ -12,12 +12,27 @@ pub(super) type Sequence = u64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct View<'a> {
     type_url: &'a str,
+    /// The Gateway whose waypoint reads, for types of which each waypoint has its own.
+    scope: Option<&'a Name>,
+}
+
+/// Whether each waypoint has its own resources of this type. They are nobody else's.
+pub(super) fn is_scoped(type_url: &str) -> bool {
+    type_url == WAYPOINT_TYPE_URL
 }
 
 impl<'a> View<'a> {
-    /// How the type is had from the log.
-    pub(super) fn of(type_url: &'a str) -> Self {
-        Self { type_url }
+    /// How the type is had from the log by a reader that is the waypoint of this Gateway, or none.
+    pub(super) fn of(type_url: &'a str, reader: Option<&'a Name>) -> Self {
+        Self {
+            type_url,
+            scope: reader.filter(|_| is_scoped(type_url)),
+        }
+    }
+
+    /// Whose resources it shows; `None`: everyone's.
+    pub(super) fn scope(self) -> Option<&'a Name> {
+        self.scope
     }
 
     /// The type on the wire.

@@ -169,6 +169,7 @@ fn encoded(type_url: &'static str, name: &str, message: &impl Message) -> Resour
     let version = format!("{:x}", twox_hash::XxHash64::oneshot(0, &body));
     Resource {
         type_url,
+        scope: None,
         name: name.into(),
         aliases: Vec::new(),
         version: version.into(),

@@ -18,6 +18,8 @@ pub struct PortSpec {
     pub target: TargetPort,
     /// What it speaks.
     pub protocol: AppProtocol,
+    /// Of gRPC: the variant for browsers, which the wire of node tunnels does not know.
+    pub grpc_web: bool,
 }
 
 impl PortSpec {
@@ -71,6 +73,12 @@ pub fn protocol_of(app_protocol: Option<&str>, name: &str) -> AppProtocol {
         web if web == "grpc-web" || web.starts_with("grpc-web-") => AppProtocol::Grpc,
         other => protocol(other.split('-').next().unwrap_or_default()),
     }
+}
+
+/// Whether a port speaks gRPC-Web.
+pub fn is_grpc_web(app_protocol: Option<&str>, name: &str) -> bool {
+    let text = app_protocol.unwrap_or(name).to_ascii_lowercase();
+    text == "grpc-web" || (app_protocol.is_none() && text.starts_with("grpc-web-"))
 }
 
 /// A protocol by its name, in any case.

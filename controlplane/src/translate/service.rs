@@ -3,17 +3,17 @@
 use std::{cmp::Ordering, collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
-use mesh::names::Str;
+use mesh::{l7::served as l7, names::Str};
 use proto::workload::{self as wire, IpFamilies, LoadBalancing, load_balancing};
 
 use super::{
     Settings, bytes_of, condition, network_address,
-    port::{PortSpec, protocol, protocol_of},
+    port::{PortSpec, is_grpc_web, protocol, protocol_of},
     visibility::Visibility,
     waypoint::Bound,
 };
 use crate::{
-    crd::{Resolution, ServiceEntryPort},
+    crd::{Location, Resolution, ServiceEntryPort},
     object::{Kind, Labels, Meta, Name, Service, ServiceEntry, ServicePort, TargetPort},
     output::{Condition, Truth},
 };
@@ -36,8 +36,14 @@ pub struct Claim {
     pub selector: Option<Labels>,
     /// Its ports, to join endpoints with.
     pub ports: Vec<PortSpec>,
+    /// How a waypoint finds its endpoints.
+    pub resolution: l7::Resolution,
+    /// Whether its endpoints are outside the mesh.
+    pub external: bool,
     /// The waypoints its traffic goes through.
     pub waypoints: Vec<Name>,
+    /// The waypoints that have to know of it: those, and one that is not ready yet.
+    pub served_by: Vec<Name>,
 }
 
 /// Names a claim.
@@ -136,7 +142,10 @@ pub fn of_service(
         service: wire,
         selector: (!service.selector.is_empty()).then(|| service.selector.clone()),
         ports,
+        resolution: l7::Resolution::Static,
+        external: false,
         waypoints: bound.names.clone(),
+        served_by: bound.served_by.clone(),
     })
 }
 
@@ -178,10 +187,23 @@ pub fn of_service_entry(
             service: wire,
             selector: selector.clone(),
             ports: ports.clone(),
+            resolution: resolution(spec.resolution),
+            external: spec.location == Location::MeshExternal,
             waypoints: bound.names.clone(),
+            served_by: bound.served_by.clone(),
         }
     };
     spec.hosts.iter().filter(usable).map(claim).collect()
+}
+
+fn resolution(written: Resolution) -> l7::Resolution {
+    match written {
+        Resolution::None => l7::Resolution::None,
+        Resolution::Static => l7::Resolution::Static,
+        Resolution::Dns => l7::Resolution::Dns,
+        Resolution::DnsRoundRobin => l7::Resolution::DnsRoundRobin,
+        Resolution::DynamicDns => l7::Resolution::DynamicDns,
+    }
 }
 
 fn bound_to(bound: &Bound) -> wire::Service {
@@ -200,6 +222,7 @@ impl From<&ServicePort> for PortSpec {
             port: port.port,
             target: port.target.clone(),
             protocol: protocol_of(port.app_protocol.as_deref(), &port.name),
+            grpc_web: is_grpc_web(port.app_protocol.as_deref(), &port.name),
         }
     }
 }
@@ -211,6 +234,7 @@ fn entry_port(port: &ServiceEntryPort) -> Option<PortSpec> {
         port: number(port.number)?,
         target: number(port.target_port).map_or(TargetPort::Same, TargetPort::Number),
         protocol: protocol(&port.protocol),
+        grpc_web: is_grpc_web(Some(&port.protocol), ""),
     })
 }
 

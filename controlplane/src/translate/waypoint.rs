@@ -37,8 +37,8 @@ const MANAGED: &str = "gateway.istio.io/managed";
 pub struct Waypoint {
     /// The Gateway.
     pub name: Name,
-    /// Where it is.
-    pub address: GatewayAddress,
+    /// Where it is; `None` until one of its pods is ready, which needs what it will serve.
+    pub address: Option<GatewayAddress>,
     /// How its pods want connections handed over.
     pub binding: Option<ApplicationTunnel>,
     serves: Serves,
@@ -96,6 +96,8 @@ pub struct Bound {
     pub ingress: bool,
     /// The waypoints behind the addresses, for status and for policies.
     pub names: Vec<Name>,
+    /// The waypoints that have to know of it: those of `names`, and one that has no address yet.
+    pub served_by: Vec<Name>,
     /// `WaypointBound`; `None` when none was asked for.
     pub condition: Option<Condition>,
 }
@@ -107,16 +109,24 @@ struct Wish<'a> {
     by_object: bool,
 }
 
+/// A waypoint that traffic can be sent to.
+struct Usable {
+    name: Name,
+    address: GatewayAddress,
+}
+
 /// Why it cannot be had.
 struct Refused {
     reason: &'static str,
     message: String,
+    /// May be used as soon as it has an address.
+    pending: bool,
     /// Asked for by the namespace, of a waypoint that is not meant for this kind of traffic: not a wish of this object.
     moot: bool,
 }
 
 impl Waypoint {
-    /// The waypoint that a Gateway is; `None` while it has no address.
+    /// The waypoint that a Gateway is; `None` if it has neither an address nor a listener for the mesh.
     pub fn new(network: &str, gateway: &Gateway, class: Option<&GatewayClass>) -> Option<Self> {
         let of_class = |key: &str| class.and_then(|class| class.meta.label(key));
         let serves = gateway.meta.label(FOR).or_else(|| of_class(FOR));
@@ -125,12 +135,16 @@ impl Waypoint {
             .annotation(BINDING)
             .or_else(|| class.and_then(|class| class.meta.annotation(BINDING)))
             .and_then(|text| binding(text));
-        Some(Self {
+        let (address, listener) = (
+            address(network, gateway),
+            listener(gateway, binding.as_ref()),
+        );
+        (address.is_some() || listener.is_some()).then(|| Self {
             name: gateway.meta.name.clone(),
-            address: address(network, gateway)?,
+            address,
             binding,
             serves: Serves::parse(serves.map(|text| &**text)),
-            allows: Allows::new(listener(gateway, binding.as_ref())),
+            allows: Allows::new(listener),
         })
     }
 
@@ -346,17 +360,23 @@ fn usable(
     user: &User<'_>,
     name: &Name,
     find: impl Fn(&Name) -> Option<Arc<Waypoint>>,
-) -> Result<Arc<Waypoint>, Refused> {
+) -> Result<Usable, Refused> {
     let refused = |reason, moot, message: String| {
         Err(Refused {
             reason,
             message,
+            pending: false,
             moot,
         })
     };
+    let not_ready = |pending| Refused {
+        reason: "WaypointIsNotReady",
+        message: format!("there is no waypoint {name}, or it has no address yet"),
+        pending,
+        moot: false,
+    };
     let Some(waypoint) = find(name) else {
-        let message = format!("there is no waypoint {name}, or it has no address yet");
-        return refused("WaypointIsNotReady", false, message);
+        return Err(not_ready(false));
     };
     if user.private && name.namespace != user.object.name.namespace {
         let message =
@@ -374,13 +394,19 @@ fn usable(
         let message = format!("waypoint {name} is for {}", waypoint.serves.as_str());
         return refused("UnsupportedTrafficType", true, message);
     }
-    Ok(waypoint)
+    match waypoint.address.clone() {
+        Some(address) => Ok(Usable {
+            name: waypoint.name.clone(),
+            address,
+        }),
+        None => Err(not_ready(true)),
+    }
 }
 
 fn accepted(
     user: &User<'_>,
     wish: &Wish<'_>,
-    waypoint: &Waypoint,
+    waypoint: &Usable,
     ingress: bool,
     find: impl Fn(&Name) -> Option<Arc<Waypoint>>,
 ) -> Bound {
@@ -408,12 +434,13 @@ fn accepted(
         waypoint: Some(waypoint.address.clone()),
         weighted,
         ingress,
+        served_by: names.clone(),
         names,
         condition: Some(bound(Truth::True, "WaypointAccepted", message)),
     }
 }
 
-type Canary = Result<(Arc<Waypoint>, u32), String>;
+type Canary = Result<(Usable, u32), String>;
 
 /// The second waypoint, asked for at the level that asks for the first.
 fn canary(
@@ -467,13 +494,17 @@ fn closed(settings: &Settings, wish: &Wish<'_>, refused: &Refused, ingress: bool
             format!("{}; {outcome}", refused.message),
         )
     };
+    let served_by = refused.pending.then(|| wish.name.clone());
+    let served_by = served_by.into_iter().collect();
     match settings.failure {
         FailurePolicy::AsIstio => Bound {
+            served_by,
             condition: Some(condition("traffic goes on without it")),
             ..Bound::default()
         },
         FailurePolicy::Closed => Bound {
             waypoint: Some(reference(settings, &wish.name, refused)),
+            served_by,
             ingress,
             condition: Some(condition("traffic refused")),
             ..Bound::default()

@@ -111,7 +111,10 @@ impl Targets {
                 });
             }
         }
-        Found::Services(services.into_iter().collect(), offer.bound.names.clone())
+        Found::Services(
+            services.into_iter().collect(),
+            offer.bound.served_by.clone(),
+        )
     }
 }
 

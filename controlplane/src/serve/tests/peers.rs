@@ -79,6 +79,7 @@ fn config(plane: &Plane, addresses: Mode) -> Config {
         token: Some(Token::Static(plane.node_token())),
         metadata: vec![("clusterid".to_owned(), "Kubernetes".to_owned())],
         node: Node {
+            kind: net::xds::NodeKind::default(),
             instance_ip: "10.0.0.9".to_owned(),
             pod_name: "ztunnel-1".to_owned(),
             pod_namespace: "istio-system".to_owned(),
