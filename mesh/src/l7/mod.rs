@@ -7,13 +7,17 @@
 mod attached;
 pub mod authorization;
 pub mod backend;
+pub mod choose;
 pub mod condition;
 pub mod config;
+pub mod cors;
+pub mod edit;
 pub mod expression;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod log_format;
 pub mod name;
+pub mod path;
 pub mod pattern;
 pub mod record;
 pub mod request;
