@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use super::*;
 
 type Labels = BTreeMap<&'static str, &'static str>;
@@ -157,4 +159,61 @@ fn a_removed_input_takes_its_outputs_along_and_its_slot_is_used_again() {
     }
     let gone = small.tap.take();
     assert_eq!(gone, [("p".to_owned(), None)]);
+}
+
+#[test]
+fn a_place_that_another_takes_over_before_the_graph_settles_leaves_nothing_behind() {
+    let mut small = small();
+    small.pods.set(&"p".into(), Some(labels("a", "web")));
+    small.graph.settle();
+    small.tap.take();
+    small.pods.set(&"p".into(), None);
+    small.pods.set(&"q".into(), Some(labels("a", "db")));
+    small.graph.settle();
+    let known: Vec<String> = small.workloads.snapshot().into_keys().collect();
+    assert_eq!(known, ["q"]);
+    let changed: Vec<_> = small.tap.take().into_iter().map(|(key, _)| key).collect();
+    assert_eq!(changed, ["p", "q"]);
+}
+
+#[test]
+fn of_two_that_make_the_same_key_the_one_that_goes_does_not_take_others_along() {
+    let mut graph = Graph::new();
+    let inputs: Source<u32, &'static str> = graph.source();
+    let (made, _) = graph.derive(&inputs, |_, _, name| vec![(**name, ())]);
+    inputs.set(&1, Some("same"));
+    inputs.set(&2, Some("same"));
+    graph.settle();
+    inputs.set(&1, Some("other"));
+    graph.settle();
+    let known: Vec<&str> = made.snapshot().into_keys().collect();
+    assert_eq!(known, ["other", "same"], "the last one made it");
+    inputs.set(&2, None);
+    inputs.set(&3, Some("third"));
+    inputs.set(&1, None);
+    graph.settle();
+    let known: Vec<&str> = made.snapshot().into_keys().collect();
+    assert_eq!(known, ["third"]);
+}
+
+#[test]
+fn what_one_computation_reads_twice_with_filters_concerns_it_where_either_passes() {
+    let mut graph = Graph::new();
+    let inputs: Source<u32, ()> = graph.source();
+    let numbers: Source<u32, u32> = graph.source();
+    let all = numbers.index(|_, _| vec![()]);
+    let (_, runs) = graph.derive(&inputs, move |cx, key, _| {
+        let even = cx.find_where(&all, &(), |n| n % 2 == 0);
+        let large = cx.find_where(&all, &(), |n| *n > 10);
+        vec![(*key, even.len() + large.len())]
+    });
+    for input in 0..3 {
+        inputs.set(&input, Some(()));
+    }
+    graph.settle();
+    for (number, expected) in [(1, 3), (2, 6), (13, 9), (3, 9)] {
+        numbers.set(&number, Some(number));
+        graph.settle();
+        assert_eq!(runs.count(), expected, "{number}");
+    }
 }
