@@ -18,7 +18,7 @@ use crate::{
     output::{Condition, ObjectStatus, Resource},
     source::files::{Content, FileId, Files},
     translate::{FailurePolicy, Settings, l7::config},
-    wiring::Wiring,
+    wiring::{OfPods, Wiring},
 };
 
 fn settings(text: &str) -> Settings {
@@ -51,7 +51,7 @@ fn settings(text: &str) -> Settings {
 
 fn outcome(text: &str) -> Value {
     let mut files = Files::default();
-    let mut wiring = Wiring::new(settings(text));
+    let mut wiring = Wiring::new(settings(text), OfPods::Speak);
     let file = FileId {
         folder: 0,
         path: "in.yaml".into(),

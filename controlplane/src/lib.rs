@@ -15,6 +15,7 @@ pub mod config;
 pub mod crd;
 pub mod gateway;
 pub mod graph;
+mod intern;
 pub mod metrics;
 pub mod object;
 pub mod output;

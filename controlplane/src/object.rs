@@ -15,7 +15,7 @@ use mesh::names::Str;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    crd,
+    crd, intern,
     source::{
         read::{Fault, read},
         tree::Node,
@@ -62,6 +62,9 @@ pub struct ObjectRef {
 /// Labels or annotations.
 pub type Labels = BTreeMap<Str, Str>;
 
+/// TCP ports by name.
+pub type Ports = BTreeMap<Str, u16>;
+
 /// An object, and the mistakes in it, with which it came into force for want of an earlier good state: policies then
 /// refuse what they select, and other kinds are left out.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,7 +85,7 @@ pub struct Meta {
     /// All labels.
     pub labels: Arc<Labels>,
     /// The annotations of the mesh (`istio.io` and `leyline.dev` and below them); others are nobody's business here.
-    pub annotations: Labels,
+    pub annotations: Arc<Labels>,
     /// Seconds since 1970; objects without it count as the newest.
     pub created: Option<i64>,
     /// Being deleted.
@@ -126,7 +129,7 @@ pub struct Pod {
     /// `status.podIPs`, or the single `podIP`, as written.
     pub addresses: Vec<Str>,
     /// TCP ports with a name, of containers and of restartable init containers.
-    pub named_ports: BTreeMap<Str, u16>,
+    pub named_ports: Arc<Ports>,
     /// The controlling owner: kind and name.
     pub owner: Option<(Str, Str)>,
 }
@@ -186,7 +189,7 @@ pub struct EndpointSlice {
     /// Label `kubernetes.io/service-name`.
     pub service: Option<Str>,
     /// TCP ports by name.
-    pub ports: BTreeMap<Str, u16>,
+    pub ports: Ports,
     /// Its endpoints.
     pub endpoints: Vec<SliceEndpoint>,
 }
@@ -437,10 +440,13 @@ impl Meta {
             None => "default",
         };
         Self {
-            name: Name::new(namespace, wire.name.as_deref().unwrap_or_default()),
-            uid: wire.uid.as_deref().map(Str::from),
-            labels: Arc::new(labels(wire.labels.as_ref(), |_| true)),
-            annotations: labels(wire.annotations.as_ref(), of_the_mesh),
+            name: Name {
+                namespace: intern::text(namespace),
+                name: intern::text(wire.name.as_deref().unwrap_or_default()),
+            },
+            uid: wire.uid.as_deref().map(intern::text),
+            labels: intern::labels(labels(wire.labels.as_ref(), |_| true)),
+            annotations: intern::labels(labels(wire.annotations.as_ref(), of_the_mesh)),
             created: wire
                 .creation_timestamp
                 .as_ref()
@@ -478,7 +484,7 @@ fn of_the_mesh(key: &str) -> bool {
 fn labels(wire: Option<&BTreeMap<String, String>>, keep: impl Fn(&str) -> bool) -> Labels {
     let pairs = wire.into_iter().flatten().filter(|(key, _)| keep(key));
     pairs
-        .map(|(key, value)| (key.as_str().into(), value.as_str().into()))
+        .map(|(key, value)| (intern::text(key), intern::text(value)))
         .collect()
 }
 
@@ -505,19 +511,17 @@ impl Pod {
         let conditions = status.conditions.iter().flatten();
         Self {
             meta: Meta::new(&wire.metadata, Kind::Pod),
-            node: spec.node_name.as_deref().unwrap_or_default().into(),
-            service_account: spec
-                .service_account_name
-                .as_deref()
-                .unwrap_or("default")
-                .into(),
+            node: intern::text(spec.node_name.as_deref().unwrap_or_default()),
+            service_account: intern::text(
+                spec.service_account_name.as_deref().unwrap_or("default"),
+            ),
             host_network: spec.host_network.unwrap_or_default(),
             ended: matches!(phase, "Succeeded" | "Failed"),
             ready: conditions
                 .into_iter()
                 .any(|condition| condition.type_ == "Ready" && condition.status == "True"),
             addresses: pod_addresses(status),
-            named_ports: named_ports(spec),
+            named_ports: intern::ports(named_ports(spec)),
             owner: owner(&wire.metadata),
         }
     }
@@ -537,11 +541,11 @@ fn pod_addresses(status: &core::PodStatus) -> Vec<Str> {
 }
 
 /// Where two containers share a port name, the first wins, as in Kubernetes' own endpoints.
-fn named_ports(spec: &core::PodSpec) -> BTreeMap<Str, u16> {
+fn named_ports(spec: &core::PodSpec) -> Ports {
     let restartable =
         |container: &&core::Container| container.restart_policy.as_deref() == Some("Always");
     let sidecars = spec.init_containers.iter().flatten().filter(restartable);
-    let mut ports = BTreeMap::new();
+    let mut ports = Ports::new();
     for declared in spec
         .containers
         .iter()
@@ -555,7 +559,7 @@ fn named_ports(spec: &core::PodSpec) -> BTreeMap<Str, u16> {
         if let (Some(name), Some(number), true) =
             (&declared.name, port(declared.container_port), tcp)
         {
-            ports.entry(name.as_str().into()).or_insert(number);
+            ports.entry(intern::text(name)).or_insert(number);
         }
     }
     ports
@@ -565,8 +569,8 @@ fn owner(wire: &ObjectMeta) -> Option<(Str, Str)> {
     let mut owners = wire.owner_references.iter().flatten();
     let controller = owners.find(|owner| owner.controller == Some(true))?;
     Some((
-        controller.kind.as_str().into(),
-        controller.name.as_str().into(),
+        intern::text(&controller.kind),
+        intern::text(&controller.name),
     ))
 }
 
@@ -591,10 +595,10 @@ impl Service {
                 .flatten()
                 .filter_map(ServicePort::new)
                 .collect(),
-            ip_families: families.map(|family| family.as_str().into()).collect(),
+            ip_families: families.map(|family| intern::text(family)).collect(),
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
             local_only: spec.internal_traffic_policy.as_deref() == Some("Local"),
-            traffic_distribution: spec.traffic_distribution.as_deref().map(Str::from),
+            traffic_distribution: spec.traffic_distribution.as_deref().map(intern::text),
         }
     }
 }
@@ -615,15 +619,15 @@ impl ServicePort {
             Some(IntOrString::String(text)) => match text.parse() {
                 Ok(0) => TargetPort::Same,
                 Ok(number) => TargetPort::Number(number),
-                Err(_) => TargetPort::Name(text.as_str().into()),
+                Err(_) => TargetPort::Name(intern::text(text)),
             },
             None => TargetPort::Same,
         };
         Some(Self {
-            name: wire.name.as_deref().unwrap_or_default().into(),
+            name: intern::text(wire.name.as_deref().unwrap_or_default()),
             port: port(wire.port)?,
             target,
-            app_protocol: wire.app_protocol.as_deref().map(Str::from),
+            app_protocol: wire.app_protocol.as_deref().map(intern::text),
         })
     }
 }
@@ -636,7 +640,7 @@ impl EndpointSlice {
             |port: &&discovery::EndpointPort| port.protocol.as_deref().is_none_or(|p| p == "TCP");
         let number = |declared: &discovery::EndpointPort| {
             let name = declared.name.as_deref().unwrap_or_default();
-            Some((name.into(), port(declared.port?)?))
+            Some((intern::text(name), port(declared.port?)?))
         };
         let endpoints = match wire.address_type.as_str() {
             "FQDN" => Vec::new(),
@@ -678,9 +682,9 @@ impl SliceEndpoint {
                 .unwrap_or(true),
             pod: pod.map(|pod| {
                 let name = pod.name.as_deref().unwrap_or_default();
-                (name.into(), pod.uid.as_deref().map(Str::from))
+                (intern::text(name), pod.uid.as_deref().map(intern::text))
             }),
-            node: wire.node_name.as_deref().unwrap_or_default().into(),
+            node: intern::text(wire.node_name.as_deref().unwrap_or_default()),
         }
     }
 }

@@ -2,12 +2,14 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
+    hash::{BuildHasher as _, RandomState},
     net::IpAddr,
     sync::Arc,
 };
 
 use bytes::Bytes;
+use hashbrown::{HashTable, hash_table::Entry};
 use mesh::names::Str;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -45,6 +47,14 @@ pub struct ResourceKey {
     pub scope: Option<Arc<Name>>,
     /// Its primary name.
     pub name: Str,
+}
+
+/// Resources by type and name, which they carry themselves: there are as many as pods, and a key beside each would cost
+/// four times the place in the table.
+#[derive(Debug, Default)]
+pub(crate) struct Resources {
+    table: HashTable<Arc<Resource>>,
+    hasher: RandomState,
 }
 
 /// A batch of changes. Each resource occurs once. Shape: apply `upserts` in order (policies stand before the addresses
@@ -155,13 +165,10 @@ pub(crate) struct Pending {
 }
 
 impl Subscription {
-    pub(crate) fn new(state: &HashMap<ResourceKey, Arc<Resource>>) -> (Self, Arc<Pending>) {
+    pub(crate) fn new(state: &Resources) -> (Self, Arc<Pending>) {
         let shared = Arc::new(Pending::default());
-        shared.merge(
-            state
-                .iter()
-                .map(|(key, resource)| (key.clone(), Some(resource.clone()))),
-        );
+        let all = state.table.iter();
+        shared.merge(all.map(|resource| (resource.key(), Some(resource.clone()))));
         let subscription = Self {
             shared: shared.clone(),
         };
@@ -237,6 +244,22 @@ impl Pending {
     ) {
         self.changes.lock().extend(changes);
         self.ready.notify_one();
+    }
+}
+
+impl Resources {
+    /// Sets or removes one.
+    pub(crate) fn set(&mut self, key: &ResourceKey, resource: Option<Arc<Resource>>) {
+        let hash = self.hasher.hash_one((key.type_url, &key.name));
+        let is_it =
+            |known: &Arc<Resource>| known.name == key.name && known.type_url == key.type_url;
+        let rehash = |known: &Arc<Resource>| self.hasher.hash_one((known.type_url, &known.name));
+        match (self.table.entry(hash, is_it, rehash), resource) {
+            (Entry::Occupied(mut known), Some(resource)) => *known.get_mut() = resource,
+            (Entry::Occupied(known), None) => drop(known.remove()),
+            (Entry::Vacant(place), Some(resource)) => drop(place.insert(resource)),
+            (Entry::Vacant(_), None) => {}
+        }
     }
 }
 

@@ -86,7 +86,7 @@ struct Offer {
 /// What an object that makes workloads comes to.
 #[derive(Clone, Debug, PartialEq)]
 struct Made {
-    resources: Vec<Resource>,
+    resources: Vec<Arc<Resource>>,
     /// The waypoints that its traffic goes through.
     served_by: Vec<Name>,
     conditions: Conditions,
@@ -95,10 +95,20 @@ struct Made {
 /// What there is to say of an object; shared, for there are as many as pods.
 type Conditions = Arc<Vec<Condition>>;
 
+/// Whether something is said of each pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OfPods {
+    /// Yes: whoever reads a folder asks.
+    Speak,
+    /// No: nobody writes it into a hundred thousand statuses, and nobody asks.
+    KeepSilent,
+}
+
 /// The common facts and the collections that most computations read. Cheap to clone: handles.
 #[derive(Clone)]
 struct Facts {
     settings: Arc<Settings>,
+    of_pods: OfPods,
     namespaces: Collection<Str, Meta>,
     network: Collection<(), Str>,
     waypoints: Collection<Name, Waypoint>,
@@ -176,13 +186,13 @@ impl Facts {
 
 impl Wiring {
     /// A mesh without objects.
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: Settings, of_pods: OfPods) -> Self {
         let settings = Arc::new(settings);
         let mut graph = Graph::new();
         let inputs = Inputs::new(&graph);
         let apart = graph.source();
         let mut runs = BTreeMap::new();
-        let facts = facts(&mut graph, &settings, &inputs);
+        let facts = facts(&mut graph, &settings, &inputs, of_pods);
         let allocated = allocations(&mut graph, &inputs);
         let offers = offers(&mut graph, &inputs, &facts, &allocated, &mut runs);
         let winners = winners(&mut graph, &offers);
@@ -342,7 +352,7 @@ fn copy<K: Key, V: Data + Clone>(
     source.peek(key).map(|value| of((*value).clone()))
 }
 
-fn facts(graph: &mut Graph, settings: &Arc<Settings>, inputs: &Inputs) -> Facts {
+fn facts(graph: &mut Graph, settings: &Arc<Settings>, inputs: &Inputs, of_pods: OfPods) -> Facts {
     let root = settings.root_namespace.clone();
     let configured = !settings.network.is_empty();
     let (network, _) = graph.derive(&inputs.namespaces, move |_, name, meta| {
@@ -378,6 +388,7 @@ fn facts(graph: &mut Graph, settings: &Arc<Settings>, inputs: &Inputs) -> Facts 
     });
     Facts {
         settings: settings.clone(),
+        of_pods,
         namespaces: inputs.namespaces.clone(),
         network,
         waypoints,
@@ -713,7 +724,7 @@ fn network_gateways(graph: &mut Graph, joins: &Joins) -> Collection<ObjectRef, M
             .and_then(|gateway| gateway.workload(&settings, uid));
         let made = Made {
             served_by: Vec::new(),
-            resources: workload.iter().map(workload_resource).collect(),
+            resources: workload.iter().map(shared_resource).collect(),
             conditions: Conditions::default(),
         };
         vec![(reference(Kind::Gateway, &Name::new("", uid.clone())), made)]
@@ -733,6 +744,7 @@ fn pods(graph: &mut Graph, inputs: &Inputs, joins: &Joins) -> (Collection<Object
         names.into_iter().collect()
     });
     let (joins, nodes) = (joins.clone(), inputs.nodes.clone());
+    let silence = Conditions::default();
     graph.derive(&inputs.pods, move |cx, name, pod| {
         let facts = &joins.facts;
         let (namespace, labels) = (&name.namespace, &pod.meta.labels);
@@ -767,8 +779,16 @@ fn pods(graph: &mut Graph, inputs: &Inputs, joins: &Joins) -> (Collection<Object
         };
         let node = cx.get(&nodes, &pod.node);
         let tunnel = gateway.and_then(|gateway| gateway.binding);
-        let outcome = workload::of_pod(pod, node.as_deref(), tunnel, around);
-        vec![(reference(Kind::Pod, name), Made::of(outcome, bound))]
+        let mut outcome = workload::of_pod(pod, node.as_deref(), tunnel, around);
+        let conditions = match facts.of_pods {
+            OfPods::Speak => Conditions::new(std::mem::take(&mut outcome.conditions)),
+            OfPods::KeepSilent => silence.clone(),
+        };
+        let made = Made {
+            conditions,
+            ..Made::of(outcome, bound)
+        };
+        vec![(reference(Kind::Pod, name), made)]
     })
 }
 
@@ -787,15 +807,19 @@ fn service_of(cx: &Context<'_>, joins: &Joins, slice: &EndpointSlice) -> Option<
     Some((*winner).clone()).filter(|claim| claim.kind == Kind::Service)
 }
 
-fn encoded(workloads: &[wire::Workload]) -> Vec<Resource> {
-    workloads.iter().map(workload_resource).collect()
+fn encoded(workloads: &[wire::Workload]) -> Vec<Arc<Resource>> {
+    workloads.iter().map(shared_resource).collect()
+}
+
+fn shared_resource(workload: &wire::Workload) -> Arc<Resource> {
+    Arc::new(workload_resource(workload))
 }
 
 impl Made {
     fn of(outcome: workload::Outcome, bound: Bound) -> Self {
         Self {
             served_by: bound.served_by,
-            resources: outcome.workload.iter().map(workload_resource).collect(),
+            resources: outcome.workload.iter().map(shared_resource).collect(),
             conditions: Arc::new(outcome.conditions),
         }
     }
@@ -915,9 +939,10 @@ fn resources(
     inputs: &Inputs,
 ) -> Collection<ResourceKey, Resource> {
     let keyed = |resource: Resource| (resource.key(), resource);
-    let (workloads, _) = graph.derive(made, move |_, _, made| {
-        let resources = made.resources.iter().cloned().map(keyed);
-        resources.collect::<BTreeMap<_, _>>().into_iter().collect()
+    let (workloads, _) = graph.derive_shared(made, move |_, _, made| {
+        let resources = made.resources.iter();
+        let keyed = resources.map(|resource| (resource.key(), resource.clone()));
+        keyed.collect::<BTreeMap<_, _>>().into_iter().collect()
     });
     let by_host = joins.winners.index(|_, claim| vec![claim.hostname.clone()]);
     let (services, _) = graph.derive(&joins.winners, move |cx, _, claim| {

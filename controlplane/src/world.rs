@@ -19,8 +19,8 @@ use crate::{
     graph::Runs,
     object::{Kind, Name, ObjectRef, Pod},
     output::{
-        Condition, ObjectStatus, ObjectVersion, Pending, PendingStatuses, PodFacts, Resource,
-        ResourceKey, StatusChange, Subscription,
+        Condition, ObjectStatus, ObjectVersion, Pending, PendingStatuses, PodFacts, Resources,
+        StatusChange, Subscription,
     },
     source::{
         cluster::Feed,
@@ -28,7 +28,7 @@ use crate::{
         watch::{Change, Watcher},
     },
     translate::{allocate, waypoint},
-    wiring::Wiring,
+    wiring::{OfPods, Wiring},
 };
 
 mod cluster;
@@ -95,7 +95,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    resources: HashMap<ResourceKey, Arc<Resource>>,
+    resources: Resources,
     subscribers: Vec<Weak<Pending>>,
     status_subscribers: Vec<Weak<PendingStatuses>>,
     /// What the source says, and what translation says.
@@ -115,11 +115,9 @@ struct State {
 /// Pods that have not ended, with the ways in which the certificate authority looks for them.
 #[derive(Debug, Default)]
 struct Pods {
-    by_name: HashMap<Name, PodFacts>,
-    by_uid: HashMap<Str, Name>,
-    by_node: HashMap<Str, BTreeSet<Name>>,
-    /// The Gateways that pods are instances of.
-    instances: HashMap<Name, Name>,
+    by_name: HashMap<Name, Arc<Pod>>,
+    by_uid: HashMap<Str, Arc<Pod>>,
+    by_node: HashMap<Str, Vec<Arc<Pod>>>,
 }
 
 impl World {
@@ -228,25 +226,24 @@ impl World {
     /// The pods on a node that have not ended (phase neither `Succeeded` nor `Failed`).
     pub fn pods_on_node(&self, node: &str) -> Vec<PodFacts> {
         let pods = &self.shared.state.read().pods;
-        let names = pods.by_node.get(node).into_iter().flatten();
-        names
-            .filter_map(|name| pods.by_name.get(name).cloned())
-            .collect()
+        let mut found: Vec<_> = pods.by_node.get(node).into_iter().flatten().collect();
+        found.sort_by(|a, b| a.meta.name.cmp(&b.meta.name));
+        found.into_iter().map(|pod| facts(pod)).collect()
     }
 
     /// The pod with Kubernetes' uid `uid`, if it has not ended.
     pub fn pod_by_uid(&self, uid: &str) -> Option<PodFacts> {
         let pods = &self.shared.state.read().pods;
-        pods.by_name.get(pods.by_uid.get(uid)?).cloned()
+        pods.by_uid.get(uid).map(|pod| facts(pod))
     }
 
     /// Whether a pod of this service account that has not ended runs on the node (the check behind impersonation).
     pub fn runs_on_node(&self, node: &str, namespace: &str, service_account: &str) -> bool {
         let pods = &self.shared.state.read().pods;
-        let names = pods.by_node.get(node).into_iter().flatten();
-        names
-            .filter_map(|name| pods.by_name.get(name))
-            .any(|pod| &*pod.namespace == namespace && &*pod.service_account == service_account)
+        let mut found = pods.by_node.get(node).into_iter().flatten();
+        found.any(|pod| {
+            &*pod.meta.name.namespace == namespace && &*pod.service_account == service_account
+        })
     }
 
     /// Changes whenever pods have come, gone or moved.
@@ -270,9 +267,10 @@ impl World {
         };
         let of_pod = pod.and_then(|pod| {
             let pod = Name::new(namespace, pod);
-            let is_its = &*state.pods.by_name.get(&pod)?.service_account == service_account;
-            let gateway = state.pods.instances.get(&pod)?;
-            (is_its && of_account(gateway)).then(|| gateway.clone())
+            let pod = state.pods.by_name.get(&pod)?;
+            let is_its = &*pod.service_account == service_account;
+            let gateway = waypoint::managed_instance_of(&pod.meta)?;
+            (is_its && of_account(&gateway)).then_some(gateway)
         });
         of_pod.or_else(|| {
             let all = state.waypoints.keys().filter(|gateway| of_account(gateway));
@@ -345,13 +343,14 @@ impl State {
 }
 
 impl Pods {
-    fn set(&mut self, name: &Name, pod: Option<&Pod>) {
-        self.instances.remove(name);
+    fn set(&mut self, name: &Name, pod: Option<Arc<Pod>>) {
         if let Some(old) = self.by_name.remove(name) {
-            self.by_uid.remove(&old.uid);
-            if let Some(names) = self.by_node.get_mut(&old.node) {
-                names.remove(name);
-                if names.is_empty() {
+            if let Some(uid) = &old.meta.uid {
+                self.by_uid.remove(uid);
+            }
+            if let Some(pods) = self.by_node.get_mut(&old.node) {
+                pods.retain(|known| !Arc::ptr_eq(known, &old));
+                if pods.is_empty() {
                     self.by_node.remove(&old.node);
                 }
             }
@@ -359,26 +358,24 @@ impl Pods {
         let Some(pod) = pod.filter(|pod| !pod.ended) else {
             return;
         };
-        let facts = PodFacts {
-            uid: pod.meta.uid.clone().unwrap_or_default(),
-            namespace: name.namespace.clone(),
-            name: name.name.clone(),
-            service_account: pod.service_account.clone(),
-            node: pod.node.clone(),
-        };
-        if let Some(gateway) = waypoint::managed_instance_of(&pod.meta) {
-            self.instances.insert(name.clone(), gateway);
+        if let Some(uid) = pod.meta.uid.as_ref().filter(|uid| !uid.is_empty()) {
+            self.by_uid.insert(uid.clone(), pod.clone());
         }
-        if !facts.uid.is_empty() {
-            self.by_uid.insert(facts.uid.clone(), name.clone());
+        if !pod.node.is_empty() {
+            let of_node = self.by_node.entry(pod.node.clone()).or_default();
+            of_node.push(pod.clone());
         }
-        if !facts.node.is_empty() {
-            self.by_node
-                .entry(facts.node.clone())
-                .or_default()
-                .insert(name.clone());
-        }
-        self.by_name.insert(name.clone(), facts);
+        self.by_name.insert(pod.meta.name.clone(), pod);
+    }
+}
+
+fn facts(pod: &Pod) -> PodFacts {
+    PodFacts {
+        uid: pod.meta.uid.clone().unwrap_or_default(),
+        namespace: pod.meta.name.namespace.clone(),
+        name: pod.meta.name.name.clone(),
+        service_account: pod.service_account.clone(),
+        node: pod.node.clone(),
     }
 }
 
@@ -417,7 +414,7 @@ impl Keeper {
             watcher: Watcher::new(folders)?,
             files: Files::default(),
             publisher: Publisher {
-                wiring: Wiring::new(settings),
+                wiring: Wiring::new(settings, OfPods::Speak),
                 shared,
             },
         };
@@ -499,7 +496,7 @@ impl Publisher {
         }
         let pods_changed = !pods.is_empty();
         for (name, pod) in pods {
-            state.pods.set(&name, pod.as_deref());
+            state.pods.set(&name, pod);
         }
         for (gateway, accounts) in self.wiring.waypoint_accounts.take() {
             match accounts {
@@ -508,10 +505,7 @@ impl Publisher {
             };
         }
         for (key, resource) in &resources {
-            match resource {
-                Some(resource) => state.resources.insert(key.clone(), resource.clone()),
-                None => state.resources.remove(key),
-            };
+            state.resources.set(key, resource.clone());
         }
         if let Some(file_reports) = file_reports {
             state.file_reports = file_reports;

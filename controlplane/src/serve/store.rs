@@ -5,7 +5,7 @@
 //! reader that stood before them must start over (it knows what it has, and sends the versions).
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -81,7 +81,14 @@ struct Index {
     nodes: Names,
 }
 
-type Names = HashMap<Str, BTreeSet<Str>>;
+type Names = HashMap<Str, Members>;
+
+/// Names under one key. Nearly every address is one workload's or one service's.
+#[derive(Debug)]
+enum Members {
+    One(Str),
+    Many(BTreeSet<Str>),
+}
 
 #[derive(Debug)]
 struct Cached {
@@ -310,7 +317,8 @@ impl State {
         view: View<'a>,
         node: &str,
     ) -> impl Iterator<Item = &'a Arc<Resource>> {
-        let names = self.index.nodes.get(node).into_iter().flatten();
+        let names = self.index.nodes.get(node);
+        let names = names.into_iter().flat_map(Members::iter);
         names.filter_map(move |name| self.get(view, name))
     }
 
@@ -400,11 +408,41 @@ impl Log {
     }
 }
 
+impl Members {
+    fn iter(&self) -> impl Iterator<Item = &Str> {
+        let (one, many) = match self {
+            Self::One(name) => (Some(name), None),
+            Self::Many(names) => (None, Some(names)),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
+
+    fn add(&mut self, name: &Str) {
+        match self {
+            Self::One(known) if known == name => {}
+            Self::One(known) => *self = Self::Many([known.clone(), name.clone()].into()),
+            Self::Many(names) => drop(names.insert(name.clone())),
+        }
+    }
+
+    /// True when none is left.
+    fn remove(&mut self, name: &Str) -> bool {
+        match self {
+            Self::One(known) => known == name,
+            Self::Many(names) => {
+                names.remove(name);
+                names.is_empty()
+            }
+        }
+    }
+}
+
 impl Index {
     fn learn(&mut self, resource: &Resource) {
         let name = &resource.name;
-        let add = |map: &mut Names, key: &Str| {
-            map.entry(key.clone()).or_default().insert(name.clone());
+        let add = |map: &mut Names, key: &Str| match map.entry(key.clone()) {
+            hash_map::Entry::Occupied(mut known) => known.get_mut().add(name),
+            hash_map::Entry::Vacant(place) => drop(place.insert(Members::One(name.clone()))),
         };
         resource
             .aliases
@@ -422,11 +460,11 @@ impl Index {
 
     fn forget(&mut self, resource: &Resource) {
         let remove = |map: &mut Names, key: &Str| {
-            if let Some(names) = map.get_mut(key) {
-                names.remove(&resource.name);
-                if names.is_empty() {
-                    map.remove(key);
-                }
+            if map
+                .get_mut(key)
+                .is_some_and(|names| names.remove(&resource.name))
+            {
+                map.remove(key);
             }
         };
         resource

@@ -10,7 +10,10 @@ use mesh::{identity::TrustDomain, names::Str};
 use prost::Message;
 use proto::{security::Authorization, workload as wire};
 
-use crate::output::{Condition, Resource, Truth};
+use crate::{
+    intern,
+    output::{Condition, Resource, Truth},
+};
 
 pub mod allocate;
 pub mod l7;
@@ -129,11 +132,11 @@ pub fn workload_resource(workload: &wire::Workload) -> Resource {
     };
     Resource {
         aliases: addresses.filter_map(alias).collect(),
-        node: (!workload.node.is_empty()).then(|| workload.node.as_str().into()),
+        node: (!workload.node.is_empty()).then(|| intern::text(&workload.node)),
         services: workload
             .services
             .keys()
-            .map(|key| key.as_str().into())
+            .map(|key| intern::text(key))
             .collect(),
         ..encoded(proto::ADDRESS_TYPE_URL, &workload.uid, &message)
     }

@@ -22,7 +22,7 @@ impl Mesh {
     /// Ten thousand pods in a hundred namespaces, one in ten of them a `web`.
     fn large() -> Self {
         let mesh = Self {
-            wiring: Wiring::new(Settings::default()),
+            wiring: Wiring::new(Settings::default(), OfPods::Speak),
         };
         for number in 0..PODS {
             mesh.set(&pod(number, ""));
@@ -246,7 +246,7 @@ fn every_combination_of_peer_authentications_is_enforced_as_the_nearest_mode_say
             .flat_map(|workload| MODES.map(|port| (*workload, port)))
         {
             let mut wiring = Mesh {
-                wiring: Wiring::new(Settings::default()),
+                wiring: Wiring::new(Settings::default(), OfPods::Speak),
             };
             wiring.set(&pod(0, ""));
             // A level without a mode has no object; but for the workload's, which may have a port alone.
@@ -368,7 +368,7 @@ fn what_http_would_decide_is_refused_and_nothing_else() {
         rules += 1;
         for action in ["ALLOW", "DENY"] {
             let mut mesh = Mesh {
-                wiring: Wiring::new(Settings::default()),
+                wiring: Wiring::new(Settings::default(), OfPods::Speak),
             };
             mesh.set(&pod(0, ""));
             let rule = rule_text(&from, &to);

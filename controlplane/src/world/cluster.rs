@@ -22,7 +22,7 @@ use crate::{
         Event, Feed,
         decode::{Report, Told},
     },
-    wiring::Wiring,
+    wiring::{OfPods, Wiring},
 };
 
 /// Events that wait for the thread; informers wait for room.
@@ -67,7 +67,7 @@ pub(super) fn spawn(
                 is_tagged: false,
                 view: View::new(selectors, settings.root_namespace.clone()),
                 publisher: Publisher {
-                    wiring: Wiring::new(settings),
+                    wiring: Wiring::new(settings, OfPods::KeepSilent),
                     shared,
                 },
                 known: BTreeMap::new(),

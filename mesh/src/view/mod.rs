@@ -21,7 +21,7 @@ use crate::{
 };
 
 mod endpoints;
-pub(crate) mod shard;
+mod shard;
 #[cfg(test)]
 mod tests;
 
