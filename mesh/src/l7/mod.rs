@@ -4,12 +4,20 @@
 //! it (`leyline.waypoint.v1`), the waypoint, `explain`, status and admission decide on it. One object of a user is one
 //! resource, so that a change is one small message.
 
+mod attached;
 pub mod authorization;
 pub mod backend;
+pub mod choose;
+pub mod condition;
 pub mod config;
+pub mod cors;
+pub mod edit;
 pub mod expression;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub mod log_format;
 pub mod name;
+pub mod path;
 pub mod pattern;
 pub mod record;
 pub mod request;
@@ -17,6 +25,7 @@ pub mod request_authentication;
 pub mod response_flags;
 pub mod route;
 pub mod served;
+pub mod table;
 pub mod telemetry;
 pub mod trace;
 pub mod view;

@@ -1,8 +1,8 @@
 //! Regular expressions with bounded cost: RE2's syntax and linear time, whole-text match.
 
-use std::fmt;
+use std::{borrow::Cow, fmt, sync::OnceLock};
 
-use regex::{Regex, RegexBuilder};
+use regex::{Captures, Regex, RegexBuilder};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// The longest expression that is accepted, in bytes.
@@ -15,6 +15,8 @@ const MAX_COMPILED: usize = 256 * 1024;
 pub struct Pattern {
     source: Box<str>,
     regex: Regex,
+    /// The same without anchors, for rewrites: made when it is first asked for.
+    within: OnceLock<Option<Regex>>,
 }
 
 /// Why an expression is refused.
@@ -37,14 +39,12 @@ impl Pattern {
         if source.len() > MAX_LENGTH {
             return Err(InvalidPattern::TooLong(source.len()));
         }
-        let regex = RegexBuilder::new(&format!("^(?:{source})$"))
-            .size_limit(MAX_COMPILED)
-            .dfa_size_limit(MAX_COMPILED)
-            .build()
-            .map_err(|error| InvalidPattern::Syntax(error.to_string()))?;
+        // Alone first: `a)|(b` is an expression only inside of the parentheses that anchor it.
+        compile(source)?;
         Ok(Self {
             source: source.into(),
-            regex,
+            regex: compile(&format!("^(?:{source})$"))?,
+            within: OnceLock::new(),
         })
     }
 
@@ -53,10 +53,31 @@ impl Pattern {
         self.regex.is_match(text)
     }
 
+    /// Replaces every match within a text.
+    pub(super) fn replace_all<'a>(
+        &self,
+        text: &'a str,
+        replacement: impl Fn(&Captures<'_>) -> String,
+    ) -> Cow<'a, str> {
+        let within = self.within.get_or_init(|| compile(&self.source).ok());
+        match within {
+            Some(regex) => regex.replace_all(text, replacement),
+            None => text.into(),
+        }
+    }
+
     /// The expression as written.
     pub fn source(&self) -> &str {
         &self.source
     }
+}
+
+fn compile(source: &str) -> Result<Regex, InvalidPattern> {
+    RegexBuilder::new(source)
+        .size_limit(MAX_COMPILED)
+        .dfa_size_limit(MAX_COMPILED)
+        .build()
+        .map_err(|error| InvalidPattern::Syntax(error.to_string()))
 }
 
 impl PartialEq for Pattern {
@@ -83,5 +104,39 @@ impl<'de> Deserialize<'de> for Pattern {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let source = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
         Self::new(&source).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expression_matches_the_whole_text_and_nothing_less() {
+        let pattern = Pattern::new("a|b+").unwrap();
+        for (text, expected) in [("a", true), ("bb", true), ("ab", false), ("a\n", false)] {
+            assert_eq!(pattern.matches(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_expression_cannot_leave_its_anchors() {
+        for source in ["a)|(b", "(?x)a #", "(a", "[", r"(a)\1", "(?=a)"] {
+            let found = Pattern::new(source);
+            assert!(matches!(found, Err(InvalidPattern::Syntax(_))), "{source}");
+        }
+    }
+
+    #[test]
+    fn an_expression_that_costs_too_much_is_refused() {
+        let long = "a".repeat(MAX_LENGTH + 1);
+        assert_eq!(
+            Pattern::new(&long),
+            Err(InvalidPattern::TooLong(MAX_LENGTH + 1))
+        );
+        assert!(matches!(
+            Pattern::new(r"(\w{500}){500}"),
+            Err(InvalidPattern::Syntax(_))
+        ));
     }
 }

@@ -33,7 +33,7 @@ pub struct Attachment {
 }
 
 /// Whose requests a route applies to (GAMMA, producer and consumer routes).
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Callers {
     /// Everyone's: the route's namespace is the service's.
     All,

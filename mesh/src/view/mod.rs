@@ -21,7 +21,7 @@ use crate::{
 };
 
 mod endpoints;
-mod shard;
+pub(crate) mod shard;
 #[cfg(test)]
 mod tests;
 

@@ -248,11 +248,11 @@ pub fn images(programs: &Path) -> Result<Vec<PathBuf>> {
         feed(&mut cc, "")?;
     }
     let coredns = programs.join("coredns");
-    let load = beside("load")?;
+    let (load, web) = (beside("load")?, beside("web")?);
     let leyline = crate::leyline();
     pack(&out, "pause", "65535", &[&pause])?;
     pack(&out, "coredns", "0", &[&coredns])?;
-    pack(&out, "tests", "1000", &[&load, &leyline])?;
+    pack(&out, "tests", "1000", &[&load, &web, &leyline])?;
     Ok(["pause", "coredns", "tests"]
         .map(|name| out.join(format!("{name}.tar")))
         .to_vec())
