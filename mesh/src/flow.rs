@@ -191,6 +191,8 @@ pub enum EndReason {
     SourceReset,
     /// The destination reset it.
     DestinationReset,
+    /// Nothing was sent for too long.
+    Idle,
     /// The tunnel was draining, and the deadline came.
     Drained,
     /// The pod was removed.
@@ -206,6 +208,7 @@ impl EndReason {
             Self::Complete
             | Self::SourceReset
             | Self::DestinationReset
+            | Self::Idle
             | Self::Drained
             | Self::PodRemoved => ResponseFlag::None,
             Self::Refused(reason) => refusal_flag(reason),
@@ -230,7 +233,7 @@ impl EndReason {
     /// Whose doing it is.
     pub fn blame(self) -> Blame {
         match self {
-            Self::Complete => Blame::Nobody,
+            Self::Complete | Self::Idle => Blame::Nobody,
             Self::Refused(reason) => refusal_blame(reason),
             Self::PolicyChanged => Blame::Policy,
             Self::BadRequest | Self::SourceReset => Blame::Source,
@@ -271,6 +274,9 @@ fn refusal_flag(reason: Reason) -> ResponseFlag {
         | Reason::DestinationUntold
         | Reason::ProtocolUnsupported
         | Reason::AddressMismatch
+        | Reason::NotServed
+        | Reason::UnknownPort
+        | Reason::NoRoute
         | Reason::UnknownHostname => ResponseFlag::Connect,
     }
 }
@@ -278,7 +284,11 @@ fn refusal_flag(reason: Reason) -> ResponseFlag {
 fn refusal_blame(reason: Reason) -> Blame {
     match reason {
         Reason::PolicyDenied | Reason::PolicyNotAllowed => Blame::Policy,
-        Reason::Recursion | Reason::AddressMismatch | Reason::UnknownHostname => Blame::Source,
+        Reason::Recursion
+        | Reason::AddressMismatch
+        | Reason::NotServed
+        | Reason::UnknownPort
+        | Reason::UnknownHostname => Blame::Source,
         Reason::NoHealthyUpstream => Blame::Destination,
         Reason::UnknownSource
         | Reason::WaypointMissing
@@ -286,6 +296,7 @@ fn refusal_blame(reason: Reason) -> Blame {
         | Reason::NoAddress
         | Reason::DestinationUntold
         | Reason::ProtocolUnsupported
+        | Reason::NoRoute
         | Reason::PolicyUnknown => Blame::Configuration,
     }
 }
@@ -314,6 +325,7 @@ impl fmt::Display for EndReason {
             Self::CertificateRevoked => "certificate revoked",
             Self::SourceReset => "reset by source",
             Self::DestinationReset => "reset by destination",
+            Self::Idle => "idle for too long",
             Self::Drained => "connection closed by drain",
             Self::PodRemoved => "pod removed",
             Self::Internal => "internal error",

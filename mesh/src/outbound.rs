@@ -154,6 +154,34 @@ pub fn next_hop(view: &MeshView, facts: &OutboundFacts, draw: Draw) -> Outcome<N
     }
 }
 
+/// The next hop to an endpoint that has been chosen already, for its port `port`: of `service`, or a workload on its own.
+/// Never a waypoint. `facts` are those of the connection that is passed on: its destination is what the client addressed.
+pub fn to_endpoint(
+    view: &MeshView,
+    facts: &OutboundFacts,
+    service: Option<&Arc<Service>>,
+    endpoint: (&Arc<Workload>, u16),
+    draw: Draw,
+) -> Outcome<NextHop> {
+    let asked = Asked {
+        view,
+        facts,
+        destination: canonical(facts.original_dst),
+    };
+    let (workload, port) = endpoint;
+    let hop = match workload.network == facts.source.network {
+        true => asked.direct(workload, service, port),
+        false => {
+            let inner = service.map_or_else(Vec::new, |it| it.subject_alt_names.clone());
+            asked.through_gateway(workload, service, inner, draw)
+        }
+    };
+    match hop {
+        Ok(hop) => Outcome::Go(hop),
+        Err(refusal) => refusal.into(),
+    }
+}
+
 /// Whether the address is the pod itself. Its loopback is the usual case; its own address is dialled by whoever reaches
 /// the outbound port from outside, while the rules are not in place.
 fn is_our_own(facts: &OutboundFacts, ip: IpAddr) -> bool {

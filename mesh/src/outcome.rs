@@ -82,6 +82,12 @@ pub enum Reason {
     AddressMismatch,
     /// The CONNECT authority names a host that is no service of the pod, or a port that it does not map.
     UnknownHostname,
+    /// The waypoint does not serve what was asked for: it is unknown, or bound to another one or none.
+    NotServed,
+    /// The service has no such port.
+    UnknownPort,
+    /// The service has routes, and none matches; or the one that does leads nowhere.
+    NoRoute,
     /// A DENY policy matched.
     PolicyDenied,
     /// ALLOW policies apply, and none matched.
@@ -101,6 +107,8 @@ pub enum Need {
     Dns(Str),
     /// An address resource (on-demand xDS), by its resource name.
     Resource(Str),
+    /// A service or workload that this waypoint serves, by host name or `network/address`.
+    Served(Str),
 }
 
 /// How a pod is bound to its record: never by address.
@@ -139,6 +147,7 @@ impl Need {
             Self::LocalWorkload(_) => Refusal::new(Reason::UnknownSource),
             Self::Policy(key) => Refusal::by(Reason::PolicyUnknown, Object::Policy(key.clone())),
             Self::Dns(_) | Self::Resource(_) => Refusal::new(Reason::NoAddress),
+            Self::Served(_) => Refusal::new(Reason::NotServed),
         }
     }
 }
@@ -170,10 +179,22 @@ impl<T> From<Refusal> for Outcome<T> {
 }
 
 impl Reason {
+    /// The status with which a waypoint answers a refused CONNECT: 403 where a node tunnel answers 401 (waypoint.md 1.2).
+    pub fn waypoint_status(self) -> u16 {
+        match self {
+            Self::Recursion => 403,
+            other => match other.connect_status() {
+                401 => 403,
+                status => status,
+            },
+        }
+    }
+
     /// The status that answers a refused CONNECT; a waypoint answers 403 where a node tunnel answers 401
     /// (node-tunnel 2.5).
     pub fn connect_status(self) -> u16 {
         match self {
+            Self::NotServed | Self::UnknownPort => 404,
             Self::AddressMismatch => 400,
             Self::PolicyDenied | Self::PolicyNotAllowed | Self::PolicyUnknown => 401,
             Self::Recursion
@@ -184,6 +205,7 @@ impl Reason {
             | Self::NoAddress
             | Self::DestinationUntold
             | Self::ProtocolUnsupported
+            | Self::NoRoute
             | Self::UnknownHostname => 503,
         }
     }
@@ -202,6 +224,9 @@ impl fmt::Display for Reason {
             Self::ProtocolUnsupported => "destination asks for an unsupported protocol",
             Self::AddressMismatch => "ip mismatch",
             Self::UnknownHostname => "no such service or port here",
+            Self::NotServed => "not served by this waypoint",
+            Self::UnknownPort => "the service has no such port",
+            Self::NoRoute => "no route leads anywhere",
             Self::PolicyDenied => "explicitly denied",
             Self::PolicyNotAllowed => "allow policies exist, but none allowed",
             Self::PolicyUnknown => "policy not known",

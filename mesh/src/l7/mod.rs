@@ -11,6 +11,7 @@ pub mod choose;
 pub mod condition;
 pub mod config;
 pub mod cors;
+pub mod dispatch;
 pub mod edit;
 pub mod expression;
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub mod request_authentication;
 pub mod response_flags;
 pub mod route;
 pub mod served;
+pub mod sniff;
 pub mod table;
 pub mod telemetry;
 pub mod trace;

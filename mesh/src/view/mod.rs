@@ -179,6 +179,12 @@ impl MeshView {
             .or_else(|| self.service_of_range(address, client))
     }
 
+    /// Every service at exactly this address, first seen first, whoever may see it.
+    pub fn services_at(&self, address: &NetworkAddress) -> impl Iterator<Item = &Arc<Service>> {
+        let keys = self.by_vip.get(address).into_iter().flatten();
+        keys.filter_map(|key| self.services.get(key))
+    }
+
     fn service_of_range(&self, address: &NetworkAddress, client: &str) -> Option<&Arc<Service>> {
         let v6 = address.address.is_ipv6();
         let lengths = self.cidr_lengths.range((v6, 0)..=(v6, u8::MAX)).rev();
