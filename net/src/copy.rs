@@ -5,6 +5,7 @@
 //! is. Nothing waits for more bytes to come: whatever has arrived is passed on at once.
 
 mod pump;
+mod through;
 
 use std::{
     future::{Future, poll_fn},
@@ -17,6 +18,8 @@ use std::{
 use tokio::{io::Interest, net::TcpStream};
 
 use crate::hbone::{RecvHalf, ResetCode, SendHalf, Stream, StreamError};
+
+pub use through::through;
 
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@
 //!
 //! Each binary registers its families in one file of its own. Names and labels are Istio's (node-tunnel.md 1.7).
 
+mod parties;
 mod process;
 mod tcp;
 
@@ -20,6 +21,7 @@ use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use tokio::net::TcpListener;
 
 use crate::{drain, http1};
+pub use parties::Parties;
 pub use process::register as register_process;
 pub use tcp::{Flow, Labels, MAX_SERIES, SocketGuard, Tcp};
 
@@ -84,6 +86,29 @@ pub fn register_build(registry: &mut Registry, component: &'static str, tag: &st
     };
     family.get_or_create(&label).set(1);
     registry.register("istio_build", "The component and its version", family);
+}
+
+/// Has `what` done at each scrape, before the families that are registered after it are read.
+pub fn before_scrape(registry: &mut Registry, what: Arc<dyn Fn() + Send + Sync>) {
+    registry.register_collector(Box::new(BeforeScrape(what)));
+}
+
+struct BeforeScrape(Arc<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for BeforeScrape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BeforeScrape")
+    }
+}
+
+impl prometheus_client::collector::Collector for BeforeScrape {
+    fn encode(
+        &self,
+        _: prometheus_client::encoding::DescriptorEncoder<'_>,
+    ) -> Result<(), std::fmt::Error> {
+        (self.0)();
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -6,13 +6,10 @@ use std::{
 };
 
 use mesh::{flow::EndReason, identity::Identity, inbound::InboundTarget};
-use net::socket::SocketError;
+use net::{proxy_protocol, socket::SocketError};
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
-use crate::{
-    pod::{CONNECT_DEADLINE, Pod},
-    proxy_protocol,
-};
+use crate::pod::{CONNECT_DEADLINE, Pod};
 
 /// What is to be dialled, and for whom.
 pub(crate) struct Dial<'a> {

@@ -200,7 +200,7 @@ fn recheck(pod: &Pod, view: &MeshView, workload: &Workload, late: bool) -> bool 
             Decision::Allow { .. } => {}
             Decision::Need(_) => needs = true,
             Decision::Deny { refusal, by } => {
-                pod.inbound.cut(id, Denied::new(refusal, by));
+                pod.inbound.cut(id, Box::new(Denied::new(refusal, by)));
             }
         }
     }

@@ -12,17 +12,16 @@ use net::{
     ca::{CertificateState, Certificates},
     log,
     tls::PemCertificate,
+    version::Version,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::{
-    connections::Registry,
-    flow::Live,
+    flow::{Live, Registry},
     pod::{Node, Pod},
     pods::Published,
-    version::Version,
 };
 
 /// All of it. `static_config`: the local file, as it was at the start.
@@ -204,7 +203,7 @@ fn pods_dump(published: &Published) -> Value {
     value(up.chain(pending).collect::<BTreeMap<_, _>>())
 }
 
-fn each<T>(registry: &Registry<Live>, dump: fn(&Live) -> T) -> Vec<T> {
+fn each<T>(registry: &Registry, dump: fn(&Live) -> T) -> Vec<T> {
     let mut open = registry.open();
     open.sort_by_key(|(id, _)| *id);
     open.iter().map(|(_, live)| dump(live)).collect()

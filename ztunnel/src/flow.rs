@@ -14,6 +14,7 @@ use mesh::{
     outcome::{Object, Refusal},
 };
 use net::{
+    connections,
     copy::{self, Counters, Side},
     log::access,
     metrics,
@@ -21,7 +22,11 @@ use net::{
 };
 use parking_lot::Mutex;
 
-use crate::{authorize::Denied, connections::Registration, metrics::Metrics};
+use crate::{authorize::Denied, metrics::Metrics};
+
+/// Open connections, cut by policies.
+pub(crate) type Registry = connections::Registry<Live, Box<Denied>>;
+type Registration = connections::Registration<Live, Box<Denied>>;
 
 /// One connection, from the moment it is known whose it is.
 #[derive(Debug)]
@@ -89,13 +94,13 @@ impl Live {
 /// An open connection that is counted, and will be told at its end, also when it is dropped half-way.
 #[derive(Debug)]
 pub(crate) struct Flow {
-    registration: Registration<Live>,
+    registration: Registration,
     finished: bool,
 }
 
 impl Flow {
     /// Counts and logs its beginning.
-    pub(crate) fn open(metrics: &Metrics, registration: Registration<Live>) -> Self {
+    pub(crate) fn open(metrics: &Metrics, registration: Registration) -> Self {
         let live = registration.what();
         let series = metrics.open(&live.record.labels());
         *live.series.lock() = Some(series);

@@ -8,7 +8,6 @@ mod application;
 mod authorize;
 pub mod config;
 mod connect;
-mod connections;
 mod dns;
 mod dump;
 mod flow;
@@ -19,16 +18,13 @@ mod inbound_plaintext;
 mod local_state;
 mod metrics;
 mod outbound;
-mod parties;
 mod pod;
 mod pods;
-mod proxy_protocol;
 mod reset;
 mod run;
 mod runtime;
 #[cfg(test)]
 mod sizes;
-mod version;
 mod yaml;
 
 pub use config::Config;

@@ -10,15 +10,13 @@ use mesh::{
 };
 use net::{
     ca::{Issuer, Issuing},
-    metrics::{self, Tcp, UNKNOWN},
+    metrics::{self, Parties, Tcp, UNKNOWN},
 };
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
-
-use crate::parties::Parties;
 
 const DNS_BUCKETS: [f64; 6] = [0.0005, 0.001, 0.01, 0.1, 1.0, 5.0];
 
@@ -145,7 +143,7 @@ impl Metrics {
     ) -> Self {
         metrics::register_build(registry, "ztunnel", istio_version);
         // Collectors are asked in the order of their registration: this one before the TCP families.
-        registry.register_collector(Box::new(BeforeScrape(before_scrape)));
+        metrics::before_scrape(registry, before_scrape);
         let new = Self {
             tcp: Tcp::register(registry),
             parties: Parties::default(),
@@ -303,23 +301,5 @@ impl PodMetrics {
 
     pub(crate) fn stopped(&self) {
         self.stopped.inc();
-    }
-}
-
-struct BeforeScrape(Arc<dyn Fn() + Send + Sync>);
-
-impl std::fmt::Debug for BeforeScrape {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("BeforeScrape")
-    }
-}
-
-impl prometheus_client::collector::Collector for BeforeScrape {
-    fn encode(
-        &self,
-        _: prometheus_client::encoding::DescriptorEncoder<'_>,
-    ) -> Result<(), std::fmt::Error> {
-        (self.0)();
-        Ok(())
     }
 }

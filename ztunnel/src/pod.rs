@@ -24,8 +24,7 @@ use tokio::{
 
 use crate::{
     config::{Config, OriginalSource},
-    connections::Registry,
-    flow::Live,
+    flow::Registry,
     handshakes::Handshakes,
     identities::{Held, Identities},
     metrics::Metrics,
@@ -70,8 +69,8 @@ pub(crate) struct Pod {
     pub(crate) handshakes: Arc<Handshakes>,
     /// Room for connections.
     room: Arc<Semaphore>,
-    pub(crate) inbound: Arc<Registry<Live>>,
-    pub(crate) outbound: Arc<Registry<Live>>,
+    pub(crate) inbound: Arc<Registry>,
+    pub(crate) outbound: Arc<Registry>,
     /// Whether applications see their clients' addresses.
     pub(crate) original_source: OriginalSource,
     /// Started when the pod begins to terminate: peers are told to open no new streams.

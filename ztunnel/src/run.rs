@@ -161,7 +161,7 @@ impl Tunnel {
     /// [`RunError`], before anything is served.
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), RunError> {
         tracing::info!(
-            version = crate::version::line(),
+            version = net::version::line("ztunnel"),
             node = self.config.node.name.as_deref(),
             network = &*self.config.node.network,
             "ztunnel starts"

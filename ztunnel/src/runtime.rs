@@ -23,7 +23,7 @@ pub fn main_with(mut args: impl Iterator<Item = String>) -> ExitCode {
     match args.next().as_deref() {
         None | Some("proxy") => proxy(),
         Some("version") => {
-            println!("{}", crate::version::line());
+            println!("{}", net::version::line("ztunnel"));
             ExitCode::SUCCESS
         }
         Some("help" | "--help" | "-h") => {

@@ -86,7 +86,7 @@ pub enum ControlPlaneError {
 }
 
 /// Where distributions keep the roots that they trust.
-const SYSTEM_ROOTS: [&str; 3] = [
+pub(super) const SYSTEM_ROOTS: [&str; 3] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/cert.pem",

@@ -7,12 +7,14 @@
 mod certificate;
 pub mod control_plane;
 mod handshake;
+mod origination;
 mod policy;
 mod trust;
 mod verify;
 
 pub use certificate::{BuildCertificateError, PemCertificate, WorkloadCertificate};
 pub use handshake::{Blame, ClientStream, HandshakeError, ServerStream, accept, connect};
+pub use origination::{Origination, OriginationError, Originator};
 pub use policy::{KeyExchange, Policy, Versions};
 pub use trust::{TrustBundle, TrustBundleError};
 pub use verify::{PeerCertificateError, PeerIdentity};

@@ -5,7 +5,7 @@ use serde::Serialize;
 /// The `version` of `/config_dump`.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Version {
+pub struct Version {
     version: &'static str,
     git_revision: &'static str,
     rust_version: &'static str,
@@ -17,7 +17,7 @@ pub(crate) struct Version {
 
 impl Version {
     /// This build, under the version that the chart says it is.
-    pub(crate) fn new(istio_version: String) -> Self {
+    pub fn new(istio_version: String) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
             git_revision: option_env!("LEYLINE_GIT_REVISION").unwrap_or("unknown"),
@@ -34,11 +34,11 @@ impl Version {
     }
 }
 
-/// One line for `ztunnel version`.
-pub(crate) fn line() -> String {
+/// One line for `COMPONENT version`.
+pub fn line(component: &str) -> String {
     let version = Version::new(String::new());
     format!(
-        "leyline ztunnel {} ({}, {})",
+        "leyline {component} {} ({}, {})",
         version.version, version.git_revision, version.build_profile
     )
 }

@@ -1,4 +1,4 @@
-//! The connections of one pod that are open now: for dumps, and to be cut when a policy comes to forbid them.
+//! Connections that are open now: for dumps, and to be cut when a policy comes to forbid them.
 
 use std::{
     collections::HashMap,
@@ -11,33 +11,31 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::authorize::Denied;
-
-/// Open connections, each described by a `T`. Holds as many entries as there are connections, so the limit of open
+/// Open connections, each described by a `T`, cut for a reason `C`. Holds as many entries as there are connections, so the limit of open
 /// files bounds it.
 #[derive(Debug)]
-pub(crate) struct Registry<T> {
-    entries: Mutex<HashMap<u64, Entry<T>>>,
+pub struct Registry<T, C> {
+    entries: Mutex<HashMap<u64, Entry<T, C>>>,
     next: AtomicU64,
     removed: AtomicBool,
 }
 
 #[derive(Debug)]
-struct Entry<T> {
+struct Entry<T, C> {
     what: Arc<T>,
-    cut: Option<oneshot::Sender<Box<Denied>>>,
+    cut: Option<oneshot::Sender<C>>,
 }
 
 /// One open connection. Dropping it takes it off the registry.
 #[derive(Debug)]
-pub(crate) struct Registration<T> {
-    registry: Arc<Registry<T>>,
+pub struct Registration<T, C> {
+    registry: Arc<Registry<T, C>>,
     id: u64,
     what: Arc<T>,
-    cut: oneshot::Receiver<Box<Denied>>,
+    cut: oneshot::Receiver<C>,
 }
 
-impl<T> Default for Registry<T> {
+impl<T, C> Default for Registry<T, C> {
     fn default() -> Self {
         Self {
             entries: Mutex::default(),
@@ -47,10 +45,10 @@ impl<T> Default for Registry<T> {
     }
 }
 
-impl<T> Registry<T> {
+impl<T, C> Registry<T, C> {
     /// Enters a connection. An inbound one must be entered before its first authorization, or a policy that changes in
     /// between would miss it.
-    pub(crate) fn register(self: &Arc<Self>, what: T) -> Registration<T> {
+    pub fn register(self: &Arc<Self>, what: T) -> Registration<T, C> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let what = Arc::new(what);
         let (sender, cut) = oneshot::channel();
@@ -68,7 +66,7 @@ impl<T> Registry<T> {
     }
 
     /// What is open now, in no order that means anything.
-    pub(crate) fn open(&self) -> Vec<(u64, Arc<T>)> {
+    pub fn open(&self) -> Vec<(u64, Arc<T>)> {
         let entries = self.entries.lock();
         entries
             .iter()
@@ -77,41 +75,41 @@ impl<T> Registry<T> {
     }
 
     /// The pod is gone: what is still open ends because of that.
-    pub(crate) fn set_removed(&self) {
+    pub fn set_removed(&self) {
         self.removed.store(true, Ordering::Relaxed);
     }
 
     /// Tells a connection to end, and why. Nothing happens where it has ended.
-    pub(crate) fn cut(&self, id: u64, denied: Denied) {
+    pub fn cut(&self, id: u64, why: C) {
         let sender = self.entries.lock().get_mut(&id).and_then(|e| e.cut.take());
         if let Some(sender) = sender {
             // The receiver is gone where the connection is ending by itself.
-            let _ = sender.send(Box::new(denied));
+            let _ = sender.send(why);
         }
     }
 }
 
-impl<T> Registration<T> {
+impl<T, C> Registration<T, C> {
     /// The connection's description.
-    pub(crate) fn what(&self) -> &Arc<T> {
+    pub fn what(&self) -> &Arc<T> {
         &self.what
     }
 
     /// Whether the connection's pod is gone.
-    pub(crate) fn is_removed(&self) -> bool {
+    pub fn is_removed(&self) -> bool {
         self.registry.removed.load(Ordering::Relaxed)
     }
 
     /// Resolves when the connection must end. Cancel-safe; must not be awaited again once it has resolved.
-    pub(crate) async fn cut(&mut self) -> Box<Denied> {
+    pub async fn cut(&mut self) -> C {
         match (&mut self.cut).await {
-            Ok(denied) => denied,
+            Ok(why) => why,
             Err(_) => std::future::pending().await,
         }
     }
 }
 
-impl<T> Drop for Registration<T> {
+impl<T, C> Drop for Registration<T, C> {
     fn drop(&mut self) {
         self.registry.entries.lock().remove(&self.id);
     }
@@ -119,8 +117,6 @@ impl<T> Drop for Registration<T> {
 
 #[cfg(test)]
 mod tests {
-    use mesh::outcome::{Reason, Refusal};
-
     use super::*;
 
     #[tokio::test]
@@ -130,8 +126,8 @@ mod tests {
         let mut b = registry.register("b");
         let found = registry.open().into_iter().find(|(_, what)| **what == "a");
         let (id, _) = found.expect("a is open");
-        registry.cut(id, Denied::unmet(Refusal::new(Reason::PolicyDenied)));
-        assert_eq!(a.cut().await.refusal.reason, Reason::PolicyDenied);
+        registry.cut(id, "denied");
+        assert_eq!(a.cut().await, "denied");
         let still_open = tokio::select! {
             biased;
             _ = b.cut() => false,

@@ -1,6 +1,6 @@
-//! The PROXY protocol header (version 2) that tells an application behind an application tunnel who calls.
+//! The PROXY protocol header that tells an application who calls.
 //!
-//! Source: the HAProxy PROXY protocol specification, section 2.2.
+//! Source: the HAProxy PROXY protocol specification, sections 2.1 and 2.2.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,15 +13,30 @@ const TCP_OVER_IPV6: u8 = 0x21;
 /// TLV type of the peer's SPIFFE ID, Istio's own.
 const TLV_SOURCE_IDENTITY: u8 = 0xD0;
 
-/// The header to write before the application's first byte.
+/// The header of version 1, in text.
+pub fn header_v1(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+    let family = match source.is_ipv4() && destination.is_ipv4() {
+        true => "TCP4",
+        false => "TCP6",
+    };
+    let ip = |address: SocketAddr| match (family, address.ip()) {
+        ("TCP6", IpAddr::V4(v4)) => IpAddr::V6(v4.to_ipv6_mapped()),
+        (_, ip) => ip,
+    };
+    let (from, to) = (source.port(), destination.port());
+    format!(
+        "PROXY {family} {} {} {from} {to}\r\n",
+        ip(source),
+        ip(destination)
+    )
+    .into_bytes()
+}
+
+/// The header of version 2, to write before the application's first byte.
 ///
 /// The header carries one address family: where source and destination differ, both are written as IPv6, the IPv4 one
 /// in its mapped form.
-pub(crate) fn header(
-    source: SocketAddr,
-    destination: SocketAddr,
-    identity: Option<&Identity>,
-) -> Vec<u8> {
+pub fn header(source: SocketAddr, destination: SocketAddr, identity: Option<&Identity>) -> Vec<u8> {
     let mut body = addresses(source, destination);
     if let Some(identity) = identity {
         push_tlv(
@@ -95,6 +110,30 @@ mod tests {
         assert_eq!(bytes[16..28], [10, 0, 0, 1, 10, 0, 0, 2, 3, 232, 0, 80]);
         assert_eq!(bytes[28..31], [0xD0, 0, 32]);
         assert_eq!(&bytes[31..], b"spiffe://cluster.local/ns/a/sa/b");
+    }
+
+    #[test]
+    fn version_1_is_one_line() {
+        for (source, destination, line) in [
+            (
+                "10.0.0.1:1000",
+                "10.0.0.2:80",
+                "PROXY TCP4 10.0.0.1 10.0.0.2 1000 80\r\n",
+            ),
+            (
+                "[fd00::1]:1",
+                "[fd00::2]:2",
+                "PROXY TCP6 fd00::1 fd00::2 1 2\r\n",
+            ),
+            (
+                "10.0.0.1:1",
+                "[fd00::2]:2",
+                "PROXY TCP6 ::ffff:10.0.0.1 fd00::2 1 2\r\n",
+            ),
+        ] {
+            let bytes = header_v1(source.parse().unwrap(), destination.parse().unwrap());
+            assert_eq!(String::from_utf8(bytes).unwrap(), line);
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 /// Labels in use. Those that no connection has any more are dropped whenever the set has doubled, so that it holds at
 /// most twice as many as are in use, and [`Parties::FLOOR`].
 #[derive(Clone, Default)]
-pub(crate) struct Parties(Arc<Mutex<Known>>);
+pub struct Parties(Arc<Mutex<Known>>);
 
 #[derive(Default)]
 struct Known {
@@ -22,7 +22,7 @@ impl Parties {
     const FLOOR: usize = 64;
 
     /// The record, its ends' labels replaced by equal ones that others have, too.
-    pub(crate) fn shared(&self, mut record: FlowRecord) -> FlowRecord {
+    pub fn shared(&self, mut record: FlowRecord) -> FlowRecord {
         let mut known = self.0.lock();
         known.share(&mut record.source.labels);
         known.share(&mut record.destination.labels);
