@@ -1,0 +1,91 @@
+//! The way to endpoints: from one that was chosen to a connection that bytes or requests can be sent on.
+//!
+//! Endpoints of the mesh are reached over HBONE as ourselves, those without over plain TCP, those of other networks
+//! through their gateways; what is outside by address or name. PROXY header and TLS, where asked for, come inside.
+
+mod dial;
+mod error;
+mod happy_eyeballs;
+mod stream;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use mesh::{
+    flow::Security,
+    headers::{Baggage, Traceparent},
+    identity::Identity,
+    l7::backend::BackendTls,
+    names::Str,
+    outbound::Hop,
+    service::Service,
+    workload::Workload,
+};
+
+pub(crate) use dial::Backend;
+pub(crate) use error::{ConnectError, Failure};
+pub(crate) use stream::Stream;
+
+/// An endpoint that was chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    /// A workload of the mesh view, and its port.
+    Workload { workload: Arc<Workload>, port: u16 },
+    /// Outside, by address.
+    Address(SocketAddr),
+    /// Outside, by name.
+    Hostname { name: Str, port: u16 },
+}
+
+/// What to connect to, and for whom.
+#[derive(Clone, Debug)]
+pub(crate) struct Upstream<'a> {
+    /// The service that the endpoint is of; none: a workload on its own.
+    pub(crate) service: Option<&'a Arc<Service>>,
+    /// What the client addressed: decides between address families, and names the service's port to other networks.
+    pub(crate) destination: SocketAddr,
+    pub(crate) endpoint: Endpoint,
+    /// The client, for `Forwarded` and the PROXY header; none on connections that several clients share.
+    pub(crate) client: Option<SocketAddr>,
+    /// The trace that the connection belongs to; none on connections that several requests share.
+    pub(crate) trace: Option<Traceparent>,
+    /// Inside, where asked for.
+    pub(crate) tls: Option<Tls<'a>>,
+    /// 1 or 2.
+    pub(crate) proxy_protocol: Option<u8>,
+    /// Until bytes can be sent.
+    pub(crate) deadline: Duration,
+}
+
+/// TLS to the application.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tls<'a> {
+    pub(crate) settings: &'a BackendTls,
+    /// The name that is asked for where the settings name none: the request's host.
+    pub(crate) host: &'a str,
+    /// In the order of preference; may be empty.
+    pub(crate) alpn: &'a [&'a [u8]],
+}
+
+/// A connection to an endpoint.
+pub(crate) struct Connected {
+    pub(crate) stream: Stream,
+    /// What was dialled.
+    pub(crate) address: SocketAddr,
+    pub(crate) hop: Hop,
+    /// Who is there, as its certificate proves; not of TLS inside.
+    pub(crate) peer: Option<Identity>,
+    /// What the peer tells of the endpoint, for telemetry.
+    pub(crate) baggage: Option<Baggage>,
+    /// What TLS inside agreed on.
+    pub(crate) alpn: Option<Vec<u8>>,
+}
+
+impl Connected {
+    /// What protects the bytes on their way.
+    pub(crate) fn security(&self) -> Security {
+        match self.hop {
+            Hop::Tcp => Security::Plaintext,
+            Hop::Hbone | Hop::DoubleHbone => Security::MutualTls,
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! What is known of one CONNECT stream, for everyone who works on what is in it.
+
+use std::{net::SocketAddr, sync::Arc, time::Instant};
+
+use http::HeaderMap;
+use mesh::{
+    authority::Authority,
+    flow::{Party, peer_workload},
+    headers::{self, Baggage, Traceparent},
+    l7::{dispatch::Target, request::ConnectionFacts},
+    names::NamespacedHostname,
+};
+use net::tls::PeerIdentity;
+
+use crate::{snapshot::Snapshot, waypoint::Waypoint};
+
+/// One CONNECT stream that has been dispatched.
+pub(crate) struct Connection {
+    pub(crate) waypoint: Arc<Waypoint>,
+    pub(crate) accepted: Instant,
+    /// The peer's end of the TCP connection; the client pod's address, unless it came through a gateway.
+    pub(crate) client: SocketAddr,
+    /// Our end of it.
+    pub(crate) local: SocketAddr,
+    /// Who asks, as its certificate proves.
+    pub(crate) peer: Arc<PeerIdentity>,
+    pub(crate) authority: Authority,
+    /// What it is for.
+    pub(crate) target: Target,
+    /// The service's key, where it is for one.
+    pub(crate) service: Option<NamespacedHostname>,
+    /// Where the client went: the service's address and port, or the workload's.
+    pub(crate) destination: SocketAddr,
+    /// The CONNECT's: hints for telemetry, never for decisions.
+    pub(crate) headers: HeaderMap,
+    pub(crate) trace: Option<Traceparent>,
+    /// The client, for telemetry: the record of its address, else what its identity and baggage tell.
+    pub(crate) source: Party,
+}
+
+impl Connection {
+    /// What routes and policies are asked about. `sni`: of TLS that is passed through.
+    pub(crate) fn facts<'a>(&'a self, sni: Option<&'a str>) -> ConnectionFacts<'a> {
+        ConnectionFacts {
+            service: self.service.as_ref(),
+            port: self.target.port(),
+            destination: self.destination.ip(),
+            source: self.client,
+            identity: Some(&self.peer.identity),
+            sni,
+        }
+    }
+}
+
+/// Who connects, for telemetry: the record of its address, unless it came through a gateway; then what it tells.
+pub(crate) fn source_of(
+    waypoint: &Waypoint,
+    snapshot: &Snapshot,
+    client: SocketAddr,
+    peer: &PeerIdentity,
+    told: &HeaderMap,
+) -> Party {
+    let network = header_texts(told, headers::FORWARDED_NETWORK).next();
+    let own = &waypoint.config.node.network;
+    match peer_workload(&snapshot.mesh, own, client.ip(), network) {
+        Some(workload) => Party::of_workload(workload, Some(&peer.identity)),
+        None => {
+            let baggage = Baggage::parse(header_texts(told, headers::BAGGAGE));
+            Party::of_baggage(&baggage, Some(&peer.identity))
+        }
+    }
+}
+
+/// The values of a header that are text.
+pub(crate) fn header_texts<'a>(
+    headers: &'a HeaderMap,
+    name: &'static str,
+) -> impl Iterator<Item = &'a str> {
+    let values = headers.get_all(name).iter();
+    values.filter_map(|value| value.to_str().ok())
+}

@@ -1,0 +1,317 @@
+//! HBONE in: peers proven, CONNECTs dispatched, streams handed to what they speak.
+
+use std::{
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use mesh::{
+    authority::Authority,
+    flow::EndReason,
+    headers::{self, Baggage, Traceparent},
+    l7::dispatch::{DispatchFacts, Target, dispatch},
+    outcome::Refusal,
+};
+use net::{
+    ca::FetchError,
+    drain,
+    hbone::{self, ConnectRequest, ResetCode, ServeError},
+    report::Chain,
+    socket,
+    tls::{self, HandshakeError, PeerIdentity, ServerStream},
+};
+use tokio::net::TcpStream;
+
+use crate::{
+    connection::{Connection, header_texts, source_of},
+    detect::{self, Protocol},
+    flow::Early,
+    limits::Counted,
+    snapshot::Snapshot,
+    tcp,
+    waypoint::Waypoint,
+};
+
+/// TLS handshake, either side.
+pub(crate) const TLS_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a CONNECT waits for what is not known: the client's node may have heard of a binding before we did.
+const WAIT: Duration = Duration::from_secs(1);
+
+/// Why a connection ended before its streams.
+#[derive(Debug, thiserror::Error)]
+enum RefusedConnection {
+    #[error("too many handshakes at one time")]
+    TooManyHandshakes,
+    #[error("no certificate of our own")]
+    Certificate(#[from] FetchError),
+    #[error("TLS with the peer")]
+    Tls(#[from] HandshakeError),
+    #[error("{0} has as many connections as one identity may have")]
+    TooMany(mesh::identity::Identity),
+}
+
+impl RefusedConnection {
+    fn end_reason(&self) -> EndReason {
+        match self {
+            Self::TooManyHandshakes | Self::TooMany(_) => EndReason::TooMany,
+            Self::Certificate(_) => EndReason::NoCertificate,
+            Self::Tls(_) => EndReason::TlsFailed,
+        }
+    }
+}
+
+/// One peer's connection.
+struct Inbound {
+    waypoint: Arc<Waypoint>,
+    client: SocketAddr,
+    local: SocketAddr,
+    drain: drain::Watch,
+}
+
+/// Serves one accepted connection to its end.
+pub(crate) async fn serve(
+    waypoint: Arc<Waypoint>,
+    tcp: TcpStream,
+    client: SocketAddr,
+    drain: drain::Watch,
+) {
+    let _open = waypoint.metrics.socket();
+    let client = socket::unmapped(client);
+    let local = match tcp.local_addr() {
+        Ok(local) => socket::unmapped(local),
+        // The peer is gone already.
+        Err(error) => return tracing::debug!(%client, %error, "inbound connection"),
+    };
+    let inbound = Arc::new(Inbound {
+        waypoint,
+        client,
+        local,
+        drain,
+    });
+    // Boxed: a handshake needs far more room than an idle connection.
+    match Box::pin(inbound.prove(tcp)).await {
+        Ok((stream, peer, counted)) => {
+            inbound.serve_streams(stream, peer).await;
+            drop(counted);
+        }
+        Err(error) => {
+            let early = inbound.early();
+            early.failed(&inbound.waypoint.metrics, error.end_reason(), &error);
+        }
+    }
+}
+
+impl Inbound {
+    fn early(&self) -> Early {
+        Early {
+            source: self.client,
+            destination: self.local,
+        }
+    }
+
+    async fn prove(
+        &self,
+        tcp: TcpStream,
+    ) -> Result<(ServerStream<TcpStream>, PeerIdentity, Counted), RefusedConnection> {
+        let waypoint = &self.waypoint;
+        let turn = waypoint.handshakes.turn().await;
+        let turn = turn.ok_or(RefusedConnection::TooManyHandshakes)?;
+        let certificate = waypoint.certificate().await?;
+        let (stream, peer) = tls::accept(tcp, certificate.server_config(), TLS_DEADLINE).await?;
+        drop(turn);
+        let counted = waypoint.peers.enter(&peer.identity);
+        let counted = counted.ok_or_else(|| RefusedConnection::TooMany(peer.identity.clone()))?;
+        Ok((stream, peer, counted))
+    }
+
+    async fn serve_streams(self: &Arc<Self>, stream: ServerStream<TcpStream>, peer: PeerIdentity) {
+        let goodbye = self.goodbye(&peer);
+        let this = self.clone();
+        let handler = move |request| serve_stream(this.clone(), request);
+        let http2 = &self.waypoint.http2;
+        match hbone::serve(stream, peer, http2, goodbye, handler).await {
+            Ok(end) => tracing::debug!(client = %self.client, ?end, "HBONE connection ended"),
+            Err(error) => self.connection_failed(&error),
+        }
+    }
+
+    /// When the peer is to come again: we drain, its certificate ends, or the connection is old, so that new replicas
+    /// get their share.
+    fn goodbye(&self, peer: &PeerIdentity) -> impl Future<Output = ()> + use<> {
+        let left = peer.not_after.duration_since(SystemTime::now());
+        let age = age_limit(self.waypoint.config.max_connection_age, rand::random());
+        let mut drain = self.drain.clone().release();
+        async move {
+            tokio::select! {
+                _ = drain.started() => {}
+                () = tokio::time::sleep(left.unwrap_or_default()) => {}
+                () = until_old(age) => {}
+            }
+        }
+    }
+
+    /// Streams tell their own ends; here is told what never came to streams, or abused them.
+    fn connection_failed(&self, error: &ServeError) {
+        match error.end_reason() {
+            Some(reason) => {
+                let early = self.early();
+                early.failed(&self.waypoint.metrics, reason, error);
+            }
+            None => {
+                let error = Chain(error).to_string();
+                tracing::debug!(client = %self.client, error, "HBONE connection broke");
+            }
+        }
+    }
+}
+
+/// Within a fifth of `limit`, so that connections that were opened together do not end together.
+fn age_limit(limit: Duration, chance: u32) -> Duration {
+    let spread = f64::from(chance) / f64::from(u32::MAX) - 0.5;
+    limit.mul_f64(1.0 + 0.4 * spread)
+}
+
+async fn until_old(age: Duration) {
+    match age.is_zero() {
+        true => std::future::pending().await,
+        false => tokio::time::sleep(age).await,
+    }
+}
+
+/// One CONNECT.
+async fn serve_stream(inbound: Arc<Inbound>, request: ConnectRequest) {
+    let drain = inbound.drain.clone();
+    // Boxed: what leads to a connection needs far more room than carrying it does.
+    let opened = Box::pin(inbound.open(request)).await;
+    drop(inbound);
+    let Some((connection, stream, protocol)) = opened else {
+        return;
+    };
+    match protocol {
+        Protocol::Http(version) => crate::http::serve(stream, version, connection, drain).await,
+        Protocol::Tls(name) => tcp::serve(stream, connection, tcp::Kind::Tls(name)).await,
+        Protocol::Tcp => tcp::serve(stream, connection, tcp::Kind::Tcp).await,
+    }
+}
+
+impl Inbound {
+    /// Dispatches, answers, and tells what is spoken. What fails is told here.
+    async fn open(
+        &self,
+        request: ConnectRequest,
+    ) -> Option<(Arc<Connection>, hbone::Stream, Protocol)> {
+        let accepted = Instant::now();
+        let (target, snapshot) = match self.dispatch(&request).await {
+            Ok(dispatched) => dispatched,
+            Err(refusal) => {
+                self.early().refused(&self.waypoint.metrics, &refusal);
+                request.refuse(status(refusal.reason.waypoint_status()));
+                return None;
+            }
+        };
+        let connection = Arc::new(self.connection(&request, target, &snapshot, accepted));
+        let mut stream = match request.accept(self.response_headers(&snapshot)) {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::debug!(client = %self.client, %error, "the client is gone");
+                return None;
+            }
+        };
+        let detected = detect::detect(
+            &mut stream,
+            detect::Port {
+                service: connection.service.as_ref(),
+                number: connection.target.port(),
+                declared: connection.target.protocol(),
+            },
+            &self.waypoint.server_first,
+            self.waypoint.config.detection_deadline,
+        );
+        match detected.await {
+            Ok(protocol) => Some((connection, stream, protocol)),
+            Err(error) => {
+                let error = Chain(&error).to_string();
+                tracing::debug!(client = %self.client, error, "nothing was said");
+                stream.reset(ResetCode::CANCEL);
+                None
+            }
+        }
+    }
+
+    async fn dispatch(&self, request: &ConnectRequest) -> Result<(Target, Arc<Snapshot>), Refusal> {
+        let node = &self.waypoint.config.node;
+        let facts = DispatchFacts {
+            authority: request.authority(),
+            local: self.local.ip(),
+            network: &node.network,
+            namespace: &node.namespace,
+        };
+        let deadline = tokio::time::Instant::now() + WAIT;
+        let decide = |snapshot: &Arc<Snapshot>| dispatch(&snapshot.mesh, &snapshot.l7, &facts);
+        self.waypoint.snapshots.decide(deadline, decide).await
+    }
+
+    fn connection(
+        &self,
+        request: &ConnectRequest,
+        target: Target,
+        snapshot: &Snapshot,
+        accepted: Instant,
+    ) -> Connection {
+        let told = request.headers();
+        let trace = header_texts(told, headers::TRACEPARENT).next();
+        let waypoint = &self.waypoint;
+        Connection {
+            accepted,
+            client: self.client,
+            local: self.local,
+            peer: Arc::clone(request.peer()),
+            authority: request.authority().clone(),
+            service: target.service().map(|service| service.key()),
+            destination: destination(&target, self.local.ip(), request.authority()),
+            trace: trace.and_then(Traceparent::parse),
+            source: source_of(waypoint, snapshot, self.client, request.peer(), told),
+            headers: told.clone(),
+            target,
+            waypoint: Arc::clone(waypoint),
+        }
+    }
+
+    /// What the client's tunnel labels its metrics with: until an endpoint is chosen, there is only us.
+    fn response_headers(&self, snapshot: &Snapshot) -> HeaderMap {
+        let baggage = Baggage::from(&*snapshot.own).to_string();
+        let value = HeaderValue::from_str(&baggage).ok();
+        let named = value.map(|value| (HeaderName::from_static(headers::BAGGAGE), value));
+        named.into_iter().collect()
+    }
+}
+
+/// Where the client went. A service that has no address is told as at ours.
+fn destination(target: &Target, local: IpAddr, authority: &Authority) -> SocketAddr {
+    match (target, authority) {
+        (_, Authority::Address(address)) => *address,
+        (Target::Service { address, port, .. }, _) => (address.unwrap_or(local), *port).into(),
+        (Target::Workload { address, .. }, _) => *address,
+    }
+}
+
+fn status(code: u16) -> StatusCode {
+    StatusCode::from_u16(code).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_spread_by_a_fifth_either_way() {
+        let limit = Duration::from_secs(100);
+        for (chance, expected) in [(0, 80), (u32::MAX / 2, 99), (u32::MAX, 120)] {
+            assert_eq!(age_limit(limit, chance).as_secs(), expected);
+        }
+        assert!(age_limit(Duration::ZERO, 7).is_zero());
+    }
+}

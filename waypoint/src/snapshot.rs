@@ -1,0 +1,217 @@
+//! What the waypoint knows: the mesh and its own resources as one immutable snapshot, and news of its changes.
+//!
+//! The xDS client is the only writer, one publish per response. A connection or request reads one snapshot and keeps it
+//! for its decisions. What lacks something waits here, with a deadline, and is decided again on the snapshot that
+//! brings it.
+
+use std::{fmt, sync::Arc};
+
+use arc_swap::ArcSwap;
+use mesh::{
+    l7::view::View,
+    names::WorkloadUid,
+    outcome::{Outcome, Refusal},
+    view::MeshView,
+    workload::{TunnelProtocol, Workload},
+};
+use net::{
+    mesh_state::{self, MeshState},
+    xds::{self, Rejection, Response},
+};
+use parking_lot::Mutex;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
+
+use crate::config::Node;
+
+/// One state of knowledge.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshot {
+    /// Grows with each publish.
+    pub(crate) version: u64,
+    /// Our own record: as the mesh has it, else what the settings say, so that a control plane that has not heard of our
+    /// pod (any longer) costs nothing but preferences of place.
+    pub(crate) own: Arc<Workload>,
+    /// Workloads, services, L4 policies.
+    pub(crate) mesh: Arc<MeshView>,
+    /// What this waypoint serves, and how.
+    pub(crate) l7: Arc<View>,
+}
+
+/// The current snapshot and who waits for the next. Cheap to clone; one per process.
+#[derive(Clone)]
+pub(crate) struct Snapshots(Arc<Inner>);
+
+struct Inner {
+    node: Node,
+    current: ArcSwap<Snapshot>,
+    /// Counts publishes.
+    version: watch::Sender<u64>,
+    next: Mutex<Next>,
+}
+
+/// What updates are applied to; its lock is what orders publishes. Never held across an await.
+#[derive(Default)]
+struct Next {
+    mesh: MeshState,
+    l7: View,
+    /// Until each type has been told: routes without the policies on them would let everyone in.
+    withheld: bool,
+}
+
+impl fmt::Debug for Snapshots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshots")
+            .field("version", &*self.0.version.borrow())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Snapshots {
+    /// Knows nothing yet.
+    pub(crate) fn new(node: &Node) -> Self {
+        let nothing = Snapshot {
+            version: 0,
+            own: own_record(node, &MeshView::default()),
+            mesh: Arc::default(),
+            l7: Arc::default(),
+        };
+        Self(Arc::new(Inner {
+            node: node.clone(),
+            current: ArcSwap::from_pointee(nothing),
+            version: watch::Sender::default(),
+            next: Mutex::default(),
+        }))
+    }
+
+    /// The snapshot now.
+    pub(crate) fn load(&self) -> Arc<Snapshot> {
+        self.0.current.load_full()
+    }
+
+    /// Counts publishes, from now on.
+    pub(crate) fn versions(&self) -> watch::Receiver<u64> {
+        self.0.version.subscribe()
+    }
+
+    /// Publishes nothing until the control plane has told each type.
+    pub(crate) fn withhold(&self) {
+        self.0.next.lock().withheld = true;
+    }
+
+    /// Makes a decision, again on each new snapshot while it lacks something, until `deadline`; then it is refused as
+    /// the need says. Cancel-safe.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub(crate) async fn decide<T>(
+        &self,
+        deadline: Instant,
+        mut decide: impl FnMut(&Arc<Snapshot>) -> Outcome<T>,
+    ) -> Result<(T, Arc<Snapshot>), Refusal> {
+        let mut versions = None;
+        loop {
+            let snapshot = self.load();
+            let need = match decide(&snapshot) {
+                Outcome::Go(go) => return Ok((go, snapshot)),
+                Outcome::Refuse(refusal) => return Err(refusal),
+                Outcome::Need(need) => need,
+            };
+            // Subscribed only once something is lacking, and then looked again: nothing can slip in between.
+            let Some(versions) = &mut versions else {
+                versions = Some(self.versions());
+                continue;
+            };
+            match timeout_at(deadline, versions.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return Err(need.unmet()),
+            }
+        }
+    }
+
+    /// Takes xDS responses in; give it to [`xds::Client::new`].
+    pub(crate) fn handler(&self) -> Handler {
+        Handler {
+            snapshots: self.clone(),
+            mesh: self.0.next.lock().mesh.handler(),
+        }
+    }
+
+    /// Applies one update of our own resources, as a control plane would tell it.
+    #[cfg(test)]
+    pub(crate) fn apply(&self, l7: View) {
+        let mut next = self.0.next.lock();
+        next.l7 = l7;
+        self.publish(&next);
+    }
+
+    /// Applies one update of the mesh, as a control plane would tell it.
+    #[cfg(test)]
+    pub(crate) fn apply_mesh(&self, update: mesh::view::Update) {
+        let next = self.0.next.lock();
+        next.mesh.publish(update);
+        self.publish(&next);
+    }
+
+    fn publish(&self, next: &Next) {
+        if next.withheld {
+            return;
+        }
+        let mesh = next.mesh.view();
+        let version = *self.0.version.borrow() + 1;
+        self.0.current.store(Arc::new(Snapshot {
+            version,
+            own: own_record(&self.0.node, &mesh),
+            mesh,
+            l7: Arc::new(next.l7.clone()),
+        }));
+        self.0.version.send_replace(version);
+    }
+}
+
+/// Reads responses of the Address, Authorization and waypoint types, and publishes them.
+#[derive(Debug)]
+pub(crate) struct Handler {
+    snapshots: Snapshots,
+    mesh: mesh_state::Handler,
+}
+
+impl xds::Handler for Handler {
+    fn apply(&mut self, response: Response) -> Vec<Rejection> {
+        let rejected = self.mesh.apply(response);
+        self.snapshots.publish(&self.snapshots.0.next.lock());
+        rejected
+    }
+
+    fn synced(&mut self) {
+        let mut next = self.snapshots.0.next.lock();
+        if std::mem::replace(&mut next.withheld, false) {
+            self.snapshots.publish(&next);
+        }
+    }
+}
+
+fn own_record(node: &Node, mesh: &MeshView) -> Arc<Workload> {
+    if let Some(record) = mesh.local_workload(&node.binding(), "") {
+        return Arc::clone(record);
+    }
+    let uid = format!(
+        "{}//Pod/{}/{}",
+        node.cluster_id, node.namespace, node.pod_name
+    );
+    let uid = WorkloadUid(uid.into());
+    Arc::new(Workload {
+        service_account: node.service_account.clone(),
+        trust_domain: node.trust_domain.clone(),
+        network: node.network.clone(),
+        cluster_id: node.cluster_id.clone(),
+        node: node.name.clone(),
+        addresses: node.instance_ip.parse().into_iter().collect(),
+        tunnel_protocol: TunnelProtocol::Hbone,
+        canonical_name: node.gateway.clone(),
+        workload_name: node.gateway.clone(),
+        ..Workload::new(uid, node.pod_name.clone(), node.namespace.clone())
+    })
+}

@@ -1,0 +1,182 @@
+//! Connections that are passed on as bytes: opaque TCP, and TLS of the application.
+
+mod choose;
+
+use std::{sync::Arc, time::Duration};
+
+use mesh::{
+    draw::Draw,
+    flow::{Direction, FlowRecord, Party, Security},
+    outbound::Hop,
+    outcome::Refusal,
+};
+use net::{
+    hbone::{ResetCode, Stream},
+    report::Chain,
+};
+
+use crate::{
+    backend::{ConnectError, Connected, Failure, Tls, Upstream},
+    connection::Connection,
+    flow::{Flow, Live},
+};
+use choose::{Choice, Tried, choose};
+
+/// A connection on which nothing moves for so long is ended, where no policy says otherwise (waypoint.md 4.6).
+const IDLE: Duration = Duration::from_secs(3600);
+/// Until bytes can be sent, where no policy says otherwise.
+const CONNECT: Duration = Duration::from_secs(10);
+/// Endpoints that are tried, where one refuses before it got a byte.
+const TRIES: usize = 3;
+
+/// What is passed on.
+#[derive(Clone, Debug)]
+pub(crate) enum Kind {
+    /// Bytes.
+    Tcp,
+    /// TLS of the application, with the name that its client asks for.
+    Tls(Option<String>),
+}
+
+impl Kind {
+    fn sni(&self) -> Option<&str> {
+        match self {
+            Self::Tcp => None,
+            Self::Tls(name) => name.as_deref(),
+        }
+    }
+}
+
+/// Passes one stream on, to its end.
+pub(crate) async fn serve(stream: Stream, connection: Arc<Connection>, kind: Kind) {
+    let passing = Passing { connection, kind };
+    // Boxed: what leads to a connection needs far more room than carrying it does.
+    let established = Box::pin(passing.establish()).await;
+    match established {
+        Ok((flow, connected, idle)) => carry(flow, stream, connected, idle).await,
+        Err(()) => stream.reset(ResetCode::CONNECT_ERROR),
+    }
+}
+
+async fn carry(flow: Flow, stream: Stream, connected: Connected, idle: Duration) {
+    match connected.stream.into_endpoint() {
+        Ok((upstream, inner)) => {
+            flow.carry(stream, upstream, idle).await;
+            drop(inner);
+        }
+        Err(tls) => flow.carry_through(stream, tls, idle).await,
+    }
+}
+
+struct Passing {
+    connection: Arc<Connection>,
+    kind: Kind,
+}
+
+impl Passing {
+    /// Decides and dials; tells the failure where there is one.
+    async fn establish(&self) -> Result<(Flow, Connected, Duration), ()> {
+        let snapshot = self.connection.waypoint.snapshots.load();
+        let draw = Draw(rand::random());
+        let mut tried = Tried::default();
+        loop {
+            let choice = match choose(&self.connection, &snapshot, self.kind.sni(), draw, &tried) {
+                Ok(choice) => choice,
+                Err(refusal) => {
+                    self.open(None, None).finish_refused(refusal);
+                    return Err(());
+                }
+            };
+            match self.connect(&choice).await {
+                Ok(connected) => {
+                    let flow = self.open(Some(&choice), Some(&connected));
+                    let pool = choice.policy().map(|policy| policy.pool);
+                    let idle = pool.and_then(|pool| pool.tcp_idle_timeout);
+                    return Ok((flow, connected, idle.unwrap_or(IDLE)));
+                }
+                Err(error) if again(&error) && tried.len() + 1 < TRIES => {
+                    let error = Chain(&error).to_string();
+                    tracing::debug!(error, "endpoint refused, trying another one");
+                    if tried.add(&choice) {
+                        continue;
+                    }
+                }
+                Err(error) => self.failed(&choice, &error),
+            }
+            return Err(());
+        }
+    }
+
+    fn failed(&self, choice: &Choice, error: &ConnectError) {
+        let flow = self.open(Some(choice), None);
+        flow.finish(error.end_reason(), Some(Chain(error).to_string()));
+    }
+
+    async fn connect(&self, choice: &Choice) -> Result<Connected, ConnectError> {
+        let policy = choice.policy();
+        let host = choice.service.as_ref().map_or("", |it| &*it.hostname);
+        let tls = policy.and_then(|policy| policy.tls.as_ref());
+        let upstream = Upstream {
+            service: choice.service.as_ref(),
+            destination: choice.destination,
+            endpoint: choice.endpoint.clone(),
+            client: Some(self.connection.client),
+            trace: self.connection.trace,
+            tls: tls.map(|settings| Tls {
+                settings,
+                host: self.kind.sni().unwrap_or(host),
+                alpn: &[],
+            }),
+            proxy_protocol: policy.and_then(|policy| policy.proxy_protocol),
+            deadline: policy
+                .and_then(|policy| policy.pool.connect_timeout)
+                .unwrap_or(CONNECT),
+        };
+        self.connection.waypoint.backend.connect(&upstream).await
+    }
+
+    fn open(&self, choice: Option<&Choice>, connected: Option<&Connected>) -> Flow {
+        let connection = &self.connection;
+        let waypoint = &connection.waypoint;
+        let dialled = connected.map_or(connection.destination, |it| it.address);
+        let service = connection.target.service();
+        let record = FlowRecord {
+            source: connection.source.clone(),
+            destination: destination(choice, connected),
+            authority: Some(connection.authority.clone()),
+            service: service.map(|service| (&**service).into()),
+            hop: connected.map_or(Hop::Hbone, |it| it.hop),
+            // Of the way from the client, which its certificate has proven.
+            security: Security::MutualTls,
+            ..FlowRecord::new(Direction::Inbound, connection.client, dialled)
+        };
+        let record = waypoint.metrics.parties.shared(record);
+        let live = Live::new(record, connection.accepted);
+        Flow::open(&waypoint.metrics, waypoint.connections.register(live))
+    }
+}
+
+/// Another endpoint may be tried: this one refused before it got a byte.
+fn again(error: &ConnectError) -> bool {
+    error.failure() == Failure::Connect
+}
+
+/// Who is at the other end: the endpoint's record; behind a gateway, what the peer told of itself.
+fn destination(choice: Option<&Choice>, connected: Option<&Connected>) -> Party {
+    let proven = connected.and_then(|connected| connected.peer.as_ref());
+    let told = connected.and_then(|connected| connected.baggage.as_ref());
+    let workload = choice.and_then(Choice::workload);
+    match (connected.map(|connected| connected.hop), told, workload) {
+        (Some(Hop::DoubleHbone), Some(baggage), _) => Party::of_baggage(baggage, proven),
+        (_, _, Some(workload)) => {
+            let identity = workload.identity();
+            Party::of_workload(workload, proven.or(Some(&identity)))
+        }
+        _ => Party::default(),
+    }
+}
+
+/// A refusal that names the service.
+fn refused(reason: mesh::outcome::Reason, key: mesh::names::NamespacedHostname) -> Refusal {
+    Refusal::by(reason, mesh::outcome::Object::Service(key))
+}
