@@ -12,7 +12,10 @@ use mesh::{
     authority::Authority,
     flow::EndReason,
     headers::{self, Baggage, Traceparent},
-    l7::dispatch::{DispatchFacts, Target, dispatch},
+    l7::{
+        dispatch::{DispatchFacts, Target, dispatch},
+        served::AppProtocol,
+    },
     outcome::Refusal,
 };
 use net::{
@@ -225,7 +228,7 @@ impl Inbound {
             detect::Port {
                 service: connection.service.as_ref(),
                 number: connection.target.port(),
-                declared: connection.target.protocol(),
+                declared: declared(&connection, &snapshot),
             },
             &self.waypoint.server_first,
             self.waypoint.config.detection_deadline,
@@ -286,6 +289,14 @@ impl Inbound {
         let value = HeaderValue::from_str(&baggage).ok();
         let named = value.map(|value| (HeaderName::from_static(headers::BAGGAGE), value));
         named.into_iter().collect()
+    }
+}
+
+/// What the port speaks; where nothing but TCP routes are attached, bytes.
+fn declared(connection: &Connection, snapshot: &Snapshot) -> AppProtocol {
+    match snapshot.l7.treats_as_tcp(&connection.facts(None)) {
+        true => AppProtocol::Tcp,
+        false => connection.target.protocol(),
     }
 }
 

@@ -464,6 +464,7 @@ fn xds_config(
         subscriptions: vec![
             wildcard(proto::ADDRESS_TYPE_URL),
             wildcard(proto::AUTHORIZATION_TYPE_URL),
+            wildcard(proto::WAYPOINT_TYPE_URL),
         ],
         answer_deadline: XDS_ANSWER_DEADLINE,
         ready: Some(gate),

@@ -8,7 +8,7 @@ use std::{fmt, sync::Arc};
 
 use arc_swap::ArcSwap;
 use mesh::{
-    l7::view::View,
+    l7::view::{self, View},
     names::WorkloadUid,
     outcome::{Outcome, Refusal},
     view::MeshView,
@@ -19,6 +19,7 @@ use net::{
     xds::{self, Rejection, Response},
 };
 use parking_lot::Mutex;
+use prost::Message;
 use tokio::{
     sync::watch,
     time::{Instant, timeout_at},
@@ -140,10 +141,9 @@ impl Snapshots {
     }
 
     /// Applies one update of our own resources, as a control plane would tell it.
-    #[cfg(test)]
-    pub(crate) fn apply(&self, l7: View) {
+    pub(crate) fn apply(&self, update: view::Update) {
         let mut next = self.0.next.lock();
-        next.l7 = l7;
+        next.l7.apply(update);
         self.publish(&next);
     }
 
@@ -180,6 +180,9 @@ pub(crate) struct Handler {
 
 impl xds::Handler for Handler {
     fn apply(&mut self, response: Response) -> Vec<Rejection> {
+        if response.type_url == proto::WAYPOINT_TYPE_URL {
+            return self.apply_own(response);
+        }
         let rejected = self.mesh.apply(response);
         self.snapshots.publish(&self.snapshots.0.next.lock());
         rejected
@@ -190,6 +193,39 @@ impl xds::Handler for Handler {
         if std::mem::replace(&mut next.withheld, false) {
             self.snapshots.publish(&next);
         }
+    }
+}
+
+impl Handler {
+    /// A resource that cannot be read is refused alone: what was known under its name stays, the others are in force.
+    fn apply_own(&mut self, response: Response) -> Vec<Rejection> {
+        let mut rejected = Vec::new();
+        let mut update = view::Update::default();
+        for resource in response.resources {
+            match read(&resource) {
+                Ok(read) => update.upserts.push(read),
+                Err(reason) => rejected.push(Rejection {
+                    name: resource.name,
+                    reason,
+                }),
+            }
+        }
+        let removed = response.removed.iter();
+        update.removals = removed.map(|name| name.as_str().into()).collect();
+        self.snapshots.apply(update);
+        rejected
+    }
+}
+
+/// The reason names the field, for the control plane's log.
+fn read(resource: &xds::Resource) -> Result<view::Resource, String> {
+    let message = proto::waypoint::Resource::decode(resource.body.clone())
+        .map_err(|error| format!("not readable: {error}"))?;
+    let read = view::Resource::try_from(message).map_err(|error| error.to_string())?;
+    // Removals come by name: one that is not the resource's own would leave it behind.
+    match read.name() == resource.name {
+        true => Ok(read),
+        false => Err(format!("is named {:?}", read.name())),
     }
 }
 

@@ -21,6 +21,9 @@ use crate::{
     workload::Workload,
 };
 
+#[cfg(test)]
+mod tests;
+
 /// What is known of one CONNECT, beside its authority who we are.
 #[derive(Clone, Debug)]
 pub struct DispatchFacts<'a> {

@@ -7,7 +7,9 @@ use mesh::{
     l7::{
         backend::{BackendPolicy, TrafficPolicy},
         dispatch::Target,
+        route::Backend,
         served::Resolution,
+        table::ConnectionSelection,
     },
     names::{NamespacedHostname, Str, WorkloadUid},
     outcome::{Reason, Refusal},
@@ -81,7 +83,7 @@ pub(super) fn choose(
     draw: Draw,
     tried: &Tried,
 ) -> Result<Choice, Refusal> {
-    let (_, endpoint) = draw.split();
+    let (route, endpoint) = draw.split();
     let (service, port, subset) = match &connection.target {
         Target::Workload { workload, address } => {
             return Ok(Choice {
@@ -96,7 +98,9 @@ pub(super) fn choose(
                 subset: None,
             });
         }
-        Target::Service { service, port, .. } => (Arc::clone(service), *port, None),
+        Target::Service { service, port, .. } => {
+            routed(connection, snapshot, sni, service, *port, route)?
+        }
     };
     let chosen = OfService {
         connection,
@@ -107,6 +111,42 @@ pub(super) fn choose(
         subset,
     };
     chosen.choose(endpoint, tried)
+}
+
+/// The backend of the route that matches, else the service itself.
+fn routed(
+    connection: &Connection,
+    snapshot: &Snapshot,
+    sni: Option<&str>,
+    service: &Arc<Service>,
+    port: u16,
+    draw: Draw,
+) -> Result<(Arc<Service>, u16, Option<Str>), Refusal> {
+    let facts = connection.facts(sni);
+    let selection = match sni {
+        Some(_) => snapshot.l7.select_tls(&facts),
+        None => snapshot.l7.select_tcp(&facts),
+    };
+    let no_route = || refused(Reason::NoRoute, service.key());
+    let rule = match selection {
+        ConnectionSelection::NoRoutes => return Ok((Arc::clone(service), port, None)),
+        ConnectionSelection::NoMatch => return Err(no_route()),
+        ConnectionSelection::Rule(rule) => rule,
+    };
+    let backends = rule.backends();
+    let weights: Vec<_> = backends.iter().map(|(weight, _)| *weight).collect();
+    let drawn = draw.weighted(&weights).ok_or_else(no_route)?;
+    match &backends[drawn].1 {
+        Backend::Invalid(_) => Err(no_route()),
+        Backend::Service {
+            service,
+            port,
+            subset,
+        } => match snapshot.mesh.service(service) {
+            Some(found) => Ok((Arc::clone(found), *port, subset.clone())),
+            None => Err(refused(Reason::NoHealthyUpstream, service.clone())),
+        },
+    }
 }
 
 /// One service's port, to be reached.
