@@ -31,8 +31,8 @@ pub fn sniff(bytes: &[u8]) -> Sniffed {
     match bytes.first() {
         None => Sniffed::More,
         Some(&RECORD_HANDSHAKE) => sniff_tls(bytes),
-        Some(_) if H2_PREFACE.starts_with(bytes) => Sniffed::More,
         Some(_) if bytes.starts_with(H2_PREFACE) => Sniffed::Http2,
+        Some(_) if H2_PREFACE.starts_with(bytes) => Sniffed::More,
         Some(_) => sniff_http1(bytes),
     }
 }
