@@ -162,7 +162,7 @@ pub enum ValueMatch {
 pub enum PathTemplate {
     /// Exact, prefix, suffix, or any.
     Value(ValueMatch),
-    /// With `{*}` for one segment and `{**}` for the rest or any number of segments: its parts.
+    /// With `{*}` for one segment and `{**}` for one or more: its parts.
     Template(Vec<TemplatePart>),
 }
 
@@ -173,6 +173,6 @@ pub enum TemplatePart {
     Literal(Str),
     /// `{*}`: one segment that is not empty.
     One,
-    /// `{**}`: any number of segments.
+    /// `{**}`: one segment or more, which may be empty (as Envoy has it: `/a/{**}` is not `/a`).
     Any,
 }

@@ -6,6 +6,7 @@
 
 mod attached;
 pub mod authorization;
+pub mod authorize;
 pub mod backend;
 pub mod choose;
 pub mod condition;
