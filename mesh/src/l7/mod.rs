@@ -8,6 +8,7 @@ mod attached;
 pub mod authorization;
 pub mod authorize;
 pub mod backend;
+pub mod balance;
 pub mod choose;
 pub mod condition;
 pub mod config;
