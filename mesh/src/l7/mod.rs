@@ -22,6 +22,7 @@ pub mod log_format;
 pub mod name;
 pub mod path;
 pub mod pattern;
+pub mod rate_limit;
 pub mod record;
 pub mod request;
 pub mod request_authentication;
