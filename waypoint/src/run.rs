@@ -355,6 +355,7 @@ fn assemble(
         peers: Peers::new(config.limits.connections_per_identity),
         http2,
         metrics,
+        http: crate::http::Engine::new(rand::random()),
         snapshots,
         certificates,
         config,
