@@ -5,16 +5,14 @@ use http::{
     header::{EXPECT, LOCATION, TRAILER},
     uri::{Authority, PathAndQuery},
 };
-use mesh::{
-    l7::{
-        choose,
-        condition::Matched,
-        dispatch::Target,
-        edit,
-        response_flags::Flag,
-        route::{Action, Backend, Redirect, Rewrite, WeightedBackend},
-        table::Selected,
-    },
+use mesh::l7::{
+    choose,
+    condition::Matched,
+    dispatch::Target,
+    edit,
+    response_flags::Flag,
+    route::{Action, Backend, Redirect, Rewrite, WeightedBackend},
+    table::Selected,
 };
 
 use super::{
@@ -48,7 +46,12 @@ pub(super) async fn run(
     };
     let backend = match &selected.rule().action {
         Action::Redirect(redirect) => {
-            return Err(redirected(ongoing.exchange(), &underway, redirect, selected.matched));
+            return Err(redirected(
+                ongoing.exchange(),
+                &underway,
+                redirect,
+                selected.matched,
+            ));
         }
         Action::Respond(response) => {
             let reply = Reply::new(response.status, "direct_response");

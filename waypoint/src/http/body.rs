@@ -166,7 +166,10 @@ impl Body {
             }
             if !more {
                 let mut whole = BytesMut::with_capacity(source.kept_bytes);
-                source.kept.iter().for_each(|it| whole.extend_from_slice(it));
+                source
+                    .kept
+                    .iter()
+                    .for_each(|it| whole.extend_from_slice(it));
                 return Ok(whole.freeze());
             }
         }
@@ -440,7 +443,9 @@ impl HttpBody for Upload {
             Self::Empty => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             // Before its first piece: the length that the client told holds for every upload.
-            Self::Shared { source, next: 0, .. } => source.lock().hint.clone(),
+            Self::Shared {
+                source, next: 0, ..
+            } => source.lock().hint,
             Self::Shared { .. } | Self::Copy { .. } => SizeHint::default(),
         }
     }

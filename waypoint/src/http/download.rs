@@ -150,9 +150,7 @@ impl Ongoing {
 impl Drop for Ongoing {
     fn drop(&mut self) {
         if let Some(state) = &mut self.state {
-            state
-                .exchange
-                .flag(Flag::DownstreamConnectionTermination);
+            state.exchange.flag(Flag::DownstreamConnectionTermination);
             if state.exchange.details.is_empty() {
                 state.exchange.details = "downstream_remote_disconnect".into();
             }

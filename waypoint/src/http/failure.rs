@@ -133,35 +133,61 @@ impl Failed {
     /// What the client is told.
     pub(super) fn reply(&self) -> Reply {
         let (status, details, body) = match &self.cause {
-            Cause::Unavailable(Unavailable::Overflow) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "upstream_reset_before_response_started{overflow}", "upstream connect error or disconnect/reset before headers. reset reason: overflow")
-            }
-            Cause::Unavailable(Unavailable::NoEndpoint) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "no_healthy_upstream", "no healthy upstream")
-            }
-            Cause::Unavailable(Unavailable::Unknown) => {
-                (StatusCode::INTERNAL_SERVER_ERROR, "cluster_not_found", "no such backend")
-            }
-            Cause::Connect(_) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "upstream_reset_before_response_started{connection_failure}", "upstream connect error or disconnect/reset before headers. reset reason: connection failure")
-            }
-            Cause::Refused(_) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "upstream_reset_before_response_started{remote_refused_stream_reset}", "upstream connect error or disconnect/reset before headers. reset reason: remote refused stream reset")
-            }
-            Cause::Stale(_) | Cause::Reset { .. } => {
-                (StatusCode::SERVICE_UNAVAILABLE, "upstream_reset_before_response_started{connection_termination}", "upstream connect error or disconnect/reset before headers. reset reason: connection termination")
-            }
-            Cause::Protocol(_) => {
-                (StatusCode::BAD_GATEWAY, "upstream_reset_before_response_started{protocol_error}", "upstream connect error or disconnect/reset before headers. reset reason: protocol error")
-            }
-            Cause::PerTryTimeout => {
-                (StatusCode::GATEWAY_TIMEOUT, "upstream_per_try_timeout", "upstream request timeout")
-            }
-            Cause::Deadline => {
-                (StatusCode::GATEWAY_TIMEOUT, "response_timeout", "upstream request timeout")
-            }
-            Cause::Idle => (StatusCode::GATEWAY_TIMEOUT, "stream_idle_timeout", "stream timeout"),
-            Cause::Client => (StatusCode::BAD_REQUEST, "downstream_remote_disconnect", "the request broke off"),
+            Cause::Unavailable(Unavailable::Overflow) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "upstream_reset_before_response_started{overflow}",
+                "upstream connect error or disconnect/reset before headers. reset reason: overflow",
+            ),
+            Cause::Unavailable(Unavailable::NoEndpoint) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no_healthy_upstream",
+                "no healthy upstream",
+            ),
+            Cause::Unavailable(Unavailable::Unknown) => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "cluster_not_found",
+                "no such backend",
+            ),
+            Cause::Connect(_) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "upstream_reset_before_response_started{connection_failure}",
+                "upstream connect error or disconnect/reset before headers. reset reason: connection failure",
+            ),
+            Cause::Refused(_) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "upstream_reset_before_response_started{remote_refused_stream_reset}",
+                "upstream connect error or disconnect/reset before headers. reset reason: remote refused stream reset",
+            ),
+            Cause::Stale(_) | Cause::Reset { .. } => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "upstream_reset_before_response_started{connection_termination}",
+                "upstream connect error or disconnect/reset before headers. reset reason: connection termination",
+            ),
+            Cause::Protocol(_) => (
+                StatusCode::BAD_GATEWAY,
+                "upstream_reset_before_response_started{protocol_error}",
+                "upstream connect error or disconnect/reset before headers. reset reason: protocol error",
+            ),
+            Cause::PerTryTimeout => (
+                StatusCode::GATEWAY_TIMEOUT,
+                "upstream_per_try_timeout",
+                "upstream request timeout",
+            ),
+            Cause::Deadline => (
+                StatusCode::GATEWAY_TIMEOUT,
+                "response_timeout",
+                "upstream request timeout",
+            ),
+            Cause::Idle => (
+                StatusCode::GATEWAY_TIMEOUT,
+                "stream_idle_timeout",
+                "stream timeout",
+            ),
+            Cause::Client => (
+                StatusCode::BAD_REQUEST,
+                "downstream_remote_disconnect",
+                "the request broke off",
+            ),
         };
         let mut reply = Reply::new(status, details).body(body);
         if let Some(flag) = self.flag() {

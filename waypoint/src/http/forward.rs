@@ -131,7 +131,9 @@ async fn attempt(
         true => tried,
         false => &[],
     };
-    let acquired = plan.cluster.acquire(&plan.members, avoided, plan.hash, draw);
+    let acquired = plan
+        .cluster
+        .acquire(&plan.members, avoided, plan.hash, draw);
     let permit = acquired.map_err(|it| Box::new(Failed::new(Cause::Unavailable(it))))?;
     let endpoint = Arc::clone(permit.endpoint());
     tried.push(Arc::clone(&endpoint));

@@ -5,9 +5,7 @@
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
-    header::{
-        CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING, UPGRADE,
-    },
+    header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING, UPGRADE},
     request::Parts,
     uri::{Authority, PathAndQuery, Scheme},
 };
@@ -96,7 +94,10 @@ fn check_framing(parts: &Parts) -> Result<(), Box<Reply>> {
         if parts.headers.contains_key(CONTENT_LENGTH) {
             return Err(bad("both_length_and_transfer_encoding"));
         }
-        let chunked = coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+        let chunked = coding
+            .as_bytes()
+            .trim_ascii()
+            .eq_ignore_ascii_case(b"chunked");
         if !chunked || codings.next().is_some() {
             let status = StatusCode::NOT_IMPLEMENTED;
             return Err(refuse(status, "unknown_transfer_encoding"));
@@ -131,14 +132,17 @@ fn authority(parts: &mut Parts) -> Result<Authority, Box<Reply>> {
     let target = parts.uri.authority().cloned();
     let authority = match (target, host) {
         (Some(target), Some(host)) if parts.version == Version::HTTP_2 => {
-            let same = host.as_bytes().eq_ignore_ascii_case(target.as_str().as_bytes());
-            same.then_some(target).ok_or_else(|| bad("host_is_not_authority"))?
+            let same = host
+                .as_bytes()
+                .eq_ignore_ascii_case(target.as_str().as_bytes());
+            same.then_some(target)
+                .ok_or_else(|| bad("host_is_not_authority"))?
         }
         (None, None) => return Err(bad("missing_host")),
-        (None, Some(host)) => Authority::from_maybe_shared(bytes::Bytes::copy_from_slice(
-            host.as_bytes(),
-        ))
-        .map_err(|_| bad("invalid_host"))?,
+        (None, Some(host)) => {
+            Authority::from_maybe_shared(bytes::Bytes::copy_from_slice(host.as_bytes()))
+                .map_err(|_| bad("invalid_host"))?
+        }
         (Some(target), _) => target,
     };
     if authority.as_str().contains('@') || authority.host().is_empty() {

@@ -7,8 +7,8 @@ use std::{convert::Infallible, sync::Arc};
 
 use http::{Request, Response, StatusCode, request::Parts, uri::Authority};
 use hyper::body::Incoming;
-use net::drain;
 use mesh::{draw::Draw, l7::served::AppProtocol};
+use net::drain;
 
 use super::{
     action,

@@ -24,14 +24,30 @@ mod upstream;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use net::drain;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::MissedTickBehavior,
+};
 
 pub(crate) use engine::Engine;
 
-use crate::{connection::Connection, detect::HttpVersion};
+use crate::{connection::Connection, detect::HttpVersion, waypoint::Waypoint};
+
+/// How often idle connections are looked for.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// Closes connections that were idle for too long, for as long as it runs.
+pub(crate) async fn sweep(waypoint: Arc<Waypoint>) {
+    let mut every = tokio::time::interval(SWEEP);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        waypoint.http.sweep();
+    }
+}
 
 /// Serves one connection to its end. When the drain begins it tells the client and lets what is open finish.
 pub(crate) async fn serve<S>(

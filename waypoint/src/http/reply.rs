@@ -7,8 +7,8 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
     header::{CONTENT_LENGTH, CONTENT_TYPE},
 };
-use percent::encode;
 use mesh::l7::response_flags::{Flag, Flags};
+use percent::encode;
 
 /// An answer that no backend gave.
 ///
@@ -83,7 +83,9 @@ impl Reply {
     }
 
     fn render_grpc(self) -> Response<Bytes> {
-        let status = self.grpc_status.unwrap_or_else(|| mesh::l7::edit::grpc_status(self.status));
+        let status = self
+            .grpc_status
+            .unwrap_or_else(|| mesh::l7::edit::grpc_status(self.status));
         let mut response = Response::new(Bytes::new());
         let headers = response.headers_mut();
         *headers = self.headers;

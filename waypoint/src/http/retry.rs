@@ -148,7 +148,10 @@ fn asked_wait(response: &Response<Incoming>) -> Option<Option<Duration>> {
 
 /// Doubles with each retry up to ten times the first, and is drawn below that ("full jitter").
 fn backoff(policy: &RetryPolicy, retry: u32, draw: Draw) -> Duration {
-    let factor = 1_u32.checked_shl(retry.saturating_sub(1)).unwrap_or(10).min(10);
+    let factor = 1_u32
+        .checked_shl(retry.saturating_sub(1))
+        .unwrap_or(10)
+        .min(10);
     let most = policy.backoff.saturating_mul(factor).as_micros();
     let most = u64::try_from(most).unwrap_or(u64::MAX);
     Duration::from_micros(draw.below(most.saturating_add(1)).unwrap_or(0))

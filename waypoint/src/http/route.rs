@@ -2,11 +2,7 @@
 
 use http::{StatusCode, Uri, request::Parts, uri::PathAndQuery};
 use mesh::l7::{
-    config::Normalization,
-    path,
-    request::RequestFacts,
-    response_flags::Flag,
-    table::Selection,
+    config::Normalization, path, request::RequestFacts, response_flags::Flag, table::Selection,
 };
 
 use super::{exchange::Exchange, reply::Reply};

@@ -146,9 +146,7 @@ async fn carry(mut ongoing: Ongoing, client: OnUpgrade, endpoint: OnUpgrade, dra
     };
     match drain.until_forced(carrying).await {
         Some(Ok((received, sent))) => ongoing.tunnelled(received, sent),
-        Some(Err(())) => ongoing
-            .exchange()
-            .flag(Flag::UpstreamConnectionTermination),
+        Some(Err(())) => ongoing.exchange().flag(Flag::UpstreamConnectionTermination),
         None => ongoing.exchange().flag(Flag::LocalReset),
     }
     ongoing.finish(false);

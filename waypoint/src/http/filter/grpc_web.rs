@@ -44,7 +44,10 @@ fn is_end(rest: &str) -> bool {
 /// Makes a request one of gRPC.
 pub(crate) fn translate(parts: &mut Parts, body: &Body, encoding: Encoding) {
     let headers = &mut parts.headers;
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc+proto"));
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("application/grpc+proto"),
+    );
     headers.insert(TE, HeaderValue::from_static("trailers"));
     headers.remove(HeaderName::from_static("accept"));
     if encoding == Encoding::Text {

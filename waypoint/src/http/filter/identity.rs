@@ -1,6 +1,7 @@
 //! What the waypoint tells a backend of the request itself: `x-request-id`, `x-forwarded-proto`,
 //! `x-forwarded-client-cert`.
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use mesh::{draw::Draw, l7::config::WaypointConfig};
 
@@ -43,23 +44,16 @@ fn request_id(draw: Draw) -> HeaderValue {
     let (high, low) = draw.split();
     let high = high.0 & !0xf000 | 0x4000;
     let low = low.0 & !(0b11 << 62) | (0b10 << 62);
-    let mut text = [b'-'; 36];
-    let mut at = 0;
-    for shift in (0..16).rev() {
-        if matches!(at, 8 | 13) {
-            at += 1;
+    let bytes = [high.to_be_bytes(), low.to_be_bytes()].concat();
+    let mut text = Vec::with_capacity(36);
+    for (at, byte) in bytes.into_iter().enumerate() {
+        if matches!(at, 4 | 6 | 8 | 10) {
+            text.push(b'-');
         }
-        text[at] = HEX[usize::from((high >> (shift * 4)) as u8 & 0xf)];
-        at += 1;
+        text.push(HEX[usize::from(byte >> 4)]);
+        text.push(HEX[usize::from(byte & 0xf)]);
     }
-    for shift in (0..16).rev() {
-        if matches!(at, 18 | 23) {
-            at += 1;
-        }
-        text[at] = HEX[usize::from((low >> (shift * 4)) as u8 & 0xf)];
-        at += 1;
-    }
-    HeaderValue::from_bytes(&text).expect("hexadecimal digits and hyphens")
+    HeaderValue::from_maybe_shared(Bytes::from(text)).expect("hexadecimal digits and hyphens")
 }
 
 #[cfg(test)]

@@ -75,7 +75,10 @@ fn copy(exchange: &Exchange, mirror: &Mirror, outgoing: &Outgoing) {
                 version,
                 destination,
             };
-            let response = call.send(request).await.map_err(|error| error.to_string())?;
+            let response = call
+                .send(request)
+                .await
+                .map_err(|error| error.to_string())?;
             drain(response.into_body()).await
         });
         if let Ok(Err(error)) | Err(error) = copied.await.map_err(|it| it.to_string()) {

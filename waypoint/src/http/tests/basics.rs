@@ -2,7 +2,7 @@
 
 use http::{StatusCode, Version};
 
-use super::rig::{Answer, Backend, Client, Rig, full};
+use super::rig::{Answer, Backend, Rig, full};
 
 #[tokio::test]
 async fn requests_pass_in_every_pair_of_versions() {
@@ -21,7 +21,10 @@ async fn requests_pass_in_every_pair_of_versions() {
             let answer = Answer::of(client.send(request).await).await;
             assert_eq!(answer.status, StatusCode::OK, "round {round} {answer:?}");
             assert_eq!(answer.header("x-backend"), "one");
-            assert!(answer.header("x-target").ends_with("/a/b?c=d"), "{answer:?}");
+            assert!(
+                answer.header("x-target").ends_with("/a/b?c=d"),
+                "{answer:?}"
+            );
             assert_eq!(answer.header("x-version"), format!("{backend:?}"));
             assert_eq!(answer.header("x-got-x-mine"), "1");
             assert_eq!(answer.body, "hello");

@@ -1,6 +1,7 @@
 //! A mesh with one service, a waypoint's engine in front of it, and clients.
 
 use std::{
+    collections::HashMap,
     future::Future,
     net::SocketAddr,
     sync::{
@@ -19,20 +20,34 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh::{
-    names::{NamespacedHostname, WorkloadUid},
+    authority::Authority,
+    flow::Party,
+    l7::{
+        dispatch::Target,
+        name::ObjectRef,
+        route::{Attachment, Callers, HttpRule, Order, Route, Rules},
+        served::{AppProtocol, Resolution, ServedService},
+        view,
+    },
+    names::{NamespacedHostname, Str, WorkloadUid},
     service::Service,
-    view::{MeshView, Resource, Update},
+    view::{Resource, Update},
     workload::Workload,
+};
+use net::{
+    ca::{Certificates, CertificatesConfig},
+    clock::SystemClock,
+    testing::TestCa,
+    tls::{self, PeerIdentity},
 };
 use tokio::{
     io::DuplexStream,
     net::{TcpListener, TcpStream},
 };
 
-use super::super::{Engine, body::BodyError, serve};
+use super::super::{body::BodyError, serve};
 use crate::{
-    connection::{Connection, PeerIdentity, Target},
-    detect::HttpVersion,
+    Config, connection::Connection, detect::HttpVersion, run::assemble, snapshot::Snapshots,
     waypoint::Waypoint,
 };
 
@@ -89,7 +104,11 @@ impl Backend {
 
     /// A backend that tells `name` and what it was asked in headers.
     pub(crate) async fn echo(version: Version, name: &'static str) -> Self {
-        Self::start(version, move |request| async move { echo(name, request).await }).await
+        Self::start(
+            version,
+            move |request| async move { echo(name, request).await },
+        )
+        .await
     }
 
     /// Connections are handed to `handle` as they are.
@@ -177,7 +196,6 @@ async fn echo(name: &'static str, request: Request<Incoming>) -> Response<AnyBod
 /// A waypoint's engine and what it knows.
 pub(crate) struct Rig {
     pub(crate) waypoint: Arc<Waypoint>,
-    pub(crate) mesh: MeshView,
     pub(crate) target: NamespacedHostname,
 }
 
@@ -251,50 +269,138 @@ impl Answer {
 impl Rig {
     /// A service whose port is declared to speak `version`, with these endpoints.
     pub(crate) async fn new(version: Version, backends: &[&Backend]) -> Self {
-        use mesh::l7::{served::{AppProtocol, ServedService, Resolution}, view::View};
-        let key: NamespacedHostname = SERVICE.parse().unwrap();
-        let mut service = Service::new("echo".into(), "demo".into(), key.hostname.clone());
+        let protocol = match version {
+            Version::HTTP_2 => AppProtocol::Http2,
+            _ => AppProtocol::Http,
+        };
+        let rig = Self::empty().await;
+        rig.serve(SERVICE, protocol, backends);
+        rig
+    }
+
+    /// A waypoint that knows nothing.
+    pub(crate) async fn empty() -> Self {
+        let pod = [
+            ("POD_NAME", "wp-1"),
+            ("POD_NAMESPACE", "demo"),
+            ("SERVICE_ACCOUNT", "waypoint"),
+        ];
+        let map: HashMap<_, _> = pod.into_iter().collect();
+        let config = Config::from_lookup(&|name| map.get(name).map(|it| (*it).to_owned()));
+        let config = Arc::new(config.unwrap());
+        let clock = Arc::new(SystemClock);
+        let policy = tls::Policy::new(
+            tls::Versions::Tls12And13,
+            tls::KeyExchange::Default,
+            clock.clone(),
+        );
+        let ca = Arc::new(TestCa::new("cluster.local", &policy));
+        let certificates = Certificates::new(ca, clock, CertificatesConfig::default());
+        let snapshots = Snapshots::new(&config.node);
+        let mut registry = prometheus_client::registry::Registry::default();
+        let waypoint = assemble(config, snapshots, certificates, &mut registry);
+        Self {
+            waypoint,
+            target: SERVICE.parse().unwrap(),
+        }
+    }
+
+    /// Adds a service with one port, and its endpoints.
+    pub(crate) fn serve(&self, key: &str, protocol: AppProtocol, backends: &[&Backend]) {
+        let key: NamespacedHostname = key.parse().unwrap();
+        let name: Str = key.hostname.split('.').next().unwrap().into();
+        let mut service = Service::new(name.clone(), key.namespace.clone(), key.hostname.clone());
         service.ports = [(PORT, 1)].into();
+        service.vips = vec!["/10.1.0.1".parse().unwrap()];
         let mut upserts: Vec<Resource> = vec![service.into()];
         for (at, backend) in backends.iter().enumerate() {
-            let uid = WorkloadUid(format!("Kubernetes//Pod/demo/echo-{at}").into());
-            let mut workload = Workload::new(uid, format!("echo-{at}").into(), "demo".into());
+            let name = format!("{name}-{at}");
+            let uid = WorkloadUid(format!("Kubernetes//Pod/{}/{name}", key.namespace).into());
+            let mut workload = Workload::new(uid, name.into(), key.namespace.clone());
             workload.addresses = vec![backend.address.ip()];
-            workload.services = [(key.clone(), [(PORT, backend.address.port())].into())].into();
+            let ports = [(PORT, backend.address.port())].into();
+            workload.services = [(key.clone(), ports)].into();
             upserts.push(workload.into());
         }
-        let mut mesh = MeshView::default();
-        mesh.apply(Update { upserts, removals: Vec::new() });
-        let protocol = if version == Version::HTTP_2 { AppProtocol::Http2 } else { AppProtocol::Http };
-        let served = ServedService { service: key.clone(), bound: true, ports: [(PORT, protocol)].into(), resolution: Resolution::Static, external: false };
-        let mut l7 = View::default();
-        l7.services = Arc::new([(key.clone(), Arc::new(served))].into());
-        let snapshots = crate::snapshot::Snapshots::default();
-        snapshots.0.store(Arc::new(crate::snapshot::Snapshot { mesh: Arc::new(mesh.clone()), l7: Arc::new(l7) }));
-        let identity = "spiffe://cluster.local/ns/demo/sa/waypoint".parse().unwrap();
-        Self { waypoint: Arc::new(Waypoint { snapshots, identity, backend: crate::backend::Backend, http: Engine::new([7; 32]) }), mesh, target: key }
+        self.waypoint.snapshots.apply_mesh(Update {
+            upserts,
+            removals: Vec::new(),
+        });
+        self.tell([view::Resource::Service(ServedService {
+            service: key,
+            bound: true,
+            ports: [(PORT, protocol)].into(),
+            resolution: Resolution::Static,
+            external: false,
+        })]);
+    }
+
+    /// Tells the waypoint of resources of its own.
+    pub(crate) fn tell(&self, upserts: impl IntoIterator<Item = view::Resource>) {
+        self.waypoint.snapshots.apply(view::Update {
+            upserts: upserts.into_iter().collect(),
+            removals: Vec::new(),
+        });
+    }
+
+    /// Attaches rules to the service that the tests address.
+    pub(crate) fn route(&self, rules: Vec<HttpRule>) {
+        self.tell([view::Resource::Route(Route {
+            key: ObjectRef {
+                kind: "HTTPRoute".into(),
+                namespace: "demo".into(),
+                name: "route".into(),
+            },
+            created: 0,
+            attachments: vec![Attachment {
+                service: self.target.clone(),
+                port: None,
+                callers: Callers::All,
+            }],
+            rules: Rules::Http {
+                order: Order::Precedence,
+                rules,
+            },
+        })]);
     }
 
     fn connection(&self) -> Arc<Connection> {
         let snapshot = self.waypoint.snapshots.load();
         let service = snapshot.mesh.service(&self.target).unwrap();
-        let served = &snapshot.l7.services[&self.target];
+        let served = snapshot.l7.service(&self.target).unwrap();
+        let destination: SocketAddr = "10.1.0.1:80".parse().unwrap();
         Arc::new(Connection {
             waypoint: Arc::clone(&self.waypoint),
+            accepted: std::time::Instant::now(),
             client: "10.0.0.9:4000".parse().unwrap(),
             local: "10.0.0.1:15008".parse().unwrap(),
-            peer: Arc::new(PeerIdentity { identity: "spiffe://cluster.local/ns/web/sa/client".parse().unwrap() }),
-            target: Target::Service { service: Arc::clone(service), served: Arc::clone(served), port: PORT, protocol: served.ports[&PORT] },
+            peer: Arc::new(PeerIdentity {
+                identity: "spiffe://cluster.local/ns/web/sa/client".parse().unwrap(),
+                not_after: std::time::SystemTime::now() + std::time::Duration::from_secs(3600),
+            }),
+            authority: Authority::address(destination.ip(), PORT),
+            target: Target::Service {
+                service: Arc::clone(service),
+                served: Arc::clone(served),
+                port: PORT,
+                protocol: served.ports[&PORT],
+                address: Some(destination.ip()),
+            },
             service: Some(self.target.clone()),
-            destination: "10.1.0.1:80".parse().unwrap(),
+            destination,
+            headers: http::HeaderMap::new(),
             trace: None,
+            source: Party::default(),
         })
     }
 
     /// The other end of a connection that is served.
     pub(crate) fn dial(&self, version: Version) -> DuplexStream {
         let (client, server) = tokio::io::duplex(256 * 1024);
-        let version = if version == Version::HTTP_2 { HttpVersion::Http2 } else { HttpVersion::Http1 };
+        let version = match version {
+            Version::HTTP_2 => HttpVersion::Http2,
+            _ => HttpVersion::Http1,
+        };
         let (trigger, watch) = net::drain::channel();
         let connection = self.connection();
         tokio::spawn(async move {

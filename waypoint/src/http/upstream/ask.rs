@@ -54,7 +54,10 @@ impl Call<'_> {
     ///
     /// # Errors
     /// If there is no response.
-    pub(crate) async fn send(&self, request: Request<Upload>) -> Result<Response<Tracked>, AskError> {
+    pub(crate) async fn send(
+        &self,
+        request: Request<Upload>,
+    ) -> Result<Response<Tracked>, AskError> {
         let draw = Draw(rand::random());
         let permit = self.cluster.acquire(&self.members, &[], None, draw);
         let permit = permit.map_err(AskError::Unavailable)?;

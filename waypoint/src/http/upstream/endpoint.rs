@@ -1,8 +1,11 @@
 //! One endpoint of a cluster: the connections to it, its load, its health.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use http::Version;
@@ -107,7 +110,7 @@ impl EndpointState {
         if let Some(lease) = self.http1.idle(limits).await {
             return Ok(lease);
         }
-        let Connected { stream, .. } = backend.connect(upstream).await?;
+        let Connected { stream, .. } = connect(backend, upstream).await?;
         let opened = self.http1.open_http1(stream, limits).await;
         opened.map_err(OpenError::Handshake)
     }
@@ -125,7 +128,7 @@ impl EndpointState {
         if let Some(lease) = self.http2.stream(limits) {
             return Ok(lease);
         }
-        let Connected { stream, .. } = backend.connect(upstream).await?;
+        let Connected { stream, .. } = connect(backend, upstream).await?;
         let opened = self.http2.open_http2(stream, limits).await;
         opened.map_err(OpenError::Handshake)
     }
@@ -140,4 +143,12 @@ impl EndpointState {
     pub(super) fn is_unused(&self) -> bool {
         self.active() == 0 && self.http1.len().0 == 0 && self.http2.len().1 == 0
     }
+}
+
+/// Boxed: connections are rare, and a request that needs none should not carry the room for one.
+fn connect<'a>(
+    backend: &'a Backend,
+    upstream: &'a Upstream<'a>,
+) -> Pin<Box<dyn Future<Output = Result<Connected, ConnectError>> + Send + 'a>> {
+    Box::pin(backend.connect(upstream))
 }

@@ -94,7 +94,8 @@ impl Permit {
 
     /// The endpoint answered.
     pub(super) fn answered(&self, status: u16) {
-        self.cluster.report(&self.endpoint, Verdict::Answered(status));
+        self.cluster
+            .report(&self.endpoint, Verdict::Answered(status));
     }
 
     /// The endpoint did not answer, or broke its answer off.
