@@ -14,6 +14,7 @@ pub mod condition;
 pub mod config;
 pub mod cors;
 pub mod dispatch;
+pub mod dump;
 pub mod edit;
 pub mod expression;
 #[cfg(test)]
