@@ -2,6 +2,7 @@
 //! `gateway.networking.k8s.io` that waypoints need. Every field of the published schemas is here, so that any other field
 //! is a mistake that can be told.
 
+pub mod gateway_api;
 #[cfg(test)]
 mod published;
 #[cfg(test)]

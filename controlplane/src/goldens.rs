@@ -69,6 +69,10 @@ fn outcome(text: &str) -> Value {
             .conditions
             .extend(conditions.iter().flat_map(|list| list.iter().cloned()));
     }
+    for (object, parents) in wiring.parents.take() {
+        let report = reports.get_mut(&object).expect("parents are of objects");
+        report.parents = parents.map(|list| (*list).clone()).unwrap_or_default();
+    }
     let resources = wiring.resources.take();
     let (of_waypoints, resources): (Vec<_>, Vec<_>) = resources
         .into_iter()
@@ -160,7 +164,11 @@ fn told(status: ObjectStatus) -> Option<(String, Value)> {
         |condition: &&Condition| condition.reason != "Accepted" || condition.type_ != "Accepted";
     let conditions = status.conditions.iter().filter(plain);
     let line = |c: &Condition| format!("{}={:?} {}: {}", c.type_, c.status, c.reason, c.message);
-    let lines: Vec<String> = conditions.map(line).collect();
+    let mut lines: Vec<String> = conditions.map(line).collect();
+    for parent in status.parents.iter() {
+        let at = |c: &Condition| format!("{} {}", parent.reference, line(c));
+        lines.extend(parent.conditions.iter().map(at));
+    }
     let namespace = status
         .namespace
         .map(|namespace| format!("{namespace}/"))

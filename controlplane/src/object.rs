@@ -15,7 +15,8 @@ use mesh::names::Str;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    crd, intern,
+    crd::{self, gateway_api},
+    intern,
     source::{
         read::{Fault, read},
         tree::Node,
@@ -27,17 +28,25 @@ use crate::{
 #[allow(missing_docs, reason = "Kubernetes' own names")]
 pub enum Kind {
     AuthorizationPolicy,
+    BackendTlsPolicy,
+    BackendTrafficPolicy,
+    ConfigMap,
     Deployment,
     EndpointSlice,
     Gateway,
     GatewayClass,
+    GrpcRoute,
+    HttpRoute,
     Namespace,
     Node,
     PeerAuthentication,
     Pod,
+    ReferenceGrant,
     Service,
     ServiceAccount,
     ServiceEntry,
+    TcpRoute,
+    TlsRoute,
     WorkloadEntry,
 }
 
@@ -97,17 +106,25 @@ pub struct Meta {
 #[allow(missing_docs, reason = "as Kind")]
 pub enum Object {
     AuthorizationPolicy(Policy),
+    BackendTlsPolicy(BackendTlsPolicy),
+    BackendTrafficPolicy(BackendTrafficPolicy),
+    ConfigMap(ConfigMap),
     EndpointSlice(EndpointSlice),
     Gateway(Gateway),
     GatewayClass(GatewayClass),
+    GrpcRoute(GrpcRoute),
+    HttpRoute(HttpRoute),
     Namespace(Meta),
     Node(Meta),
     PeerAuthentication(PeerAuthentication),
     Pod(Pod),
     Service(Service),
     ServiceEntry(ServiceEntry),
+    TcpRoute(TcpRoute),
+    TlsRoute(TlsRoute),
     WorkloadEntry(WorkloadEntry),
-    /// A kind that is checked and has no part in the mesh itself (Deployment, ServiceAccount).
+    /// A kind that is checked and has no part in the mesh itself (Deployment, ServiceAccount; ReferenceGrant, which routes
+    /// of the mesh do not need).
     Other(Kind, Meta),
 }
 
@@ -229,6 +246,27 @@ with_meta! {
     WorkloadEntry crd::WorkloadEntrySpec,
     /// A GatewayClass.
     GatewayClass crd::GatewayClassSpec,
+    /// An HTTPRoute.
+    HttpRoute gateway_api::HttpRouteSpec,
+    /// A GRPCRoute.
+    GrpcRoute gateway_api::GrpcRouteSpec,
+    /// A TLSRoute.
+    TlsRoute gateway_api::TlsRouteSpec,
+    /// A TCPRoute.
+    TcpRoute gateway_api::TcpRouteSpec,
+    /// A BackendTLSPolicy.
+    BackendTlsPolicy gateway_api::BackendTlsPolicySpec,
+    /// An XBackendTrafficPolicy.
+    BackendTrafficPolicy gateway_api::BackendTrafficPolicySpec,
+}
+
+/// A ConfigMap, of which only roots of certificates are read.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ConfigMap {
+    /// Names and labels.
+    pub meta: Meta,
+    /// `data["ca.crt"]`, PEM.
+    pub roots: Option<Arc<str>>,
 }
 
 /// A ServiceEntry.
@@ -308,10 +346,20 @@ impl Kind {
             ("networking.istio.io", "WorkloadEntry") => Self::WorkloadEntry,
             ("gateway.networking.k8s.io", "Gateway") => Self::Gateway,
             ("gateway.networking.k8s.io", "GatewayClass") => Self::GatewayClass,
+            ("gateway.networking.k8s.io", "HTTPRoute") => Self::HttpRoute,
+            ("gateway.networking.k8s.io", "GRPCRoute") => Self::GrpcRoute,
+            ("gateway.networking.k8s.io", "TLSRoute") => Self::TlsRoute,
+            ("gateway.networking.k8s.io", "TCPRoute") => Self::TcpRoute,
+            ("gateway.networking.k8s.io", "ReferenceGrant") => Self::ReferenceGrant,
+            ("gateway.networking.k8s.io", "BackendTLSPolicy") => Self::BackendTlsPolicy,
+            ("gateway.networking.x-k8s.io", "XBackendTrafficPolicy") => Self::BackendTrafficPolicy,
+            ("", "ConfigMap") => Self::ConfigMap,
             _ => return None,
         };
         let versions: &[&str] = match group {
-            "security.istio.io" | "gateway.networking.k8s.io" => &["v1", "v1beta1"],
+            "security.istio.io" => &["v1", "v1beta1"],
+            "gateway.networking.k8s.io" => &["v1", "v1beta1", "v1alpha3", "v1alpha2"],
+            "gateway.networking.x-k8s.io" => &["v1alpha1"],
             "networking.istio.io" => &["v1", "v1beta1", "v1alpha3"],
             _ => &["v1"],
         };
@@ -322,17 +370,25 @@ impl Kind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::BackendTlsPolicy => "BackendTLSPolicy",
+            Self::BackendTrafficPolicy => "XBackendTrafficPolicy",
+            Self::ConfigMap => "ConfigMap",
             Self::Deployment => "Deployment",
             Self::EndpointSlice => "EndpointSlice",
             Self::Gateway => "Gateway",
             Self::GatewayClass => "GatewayClass",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::HttpRoute => "HTTPRoute",
             Self::Namespace => "Namespace",
             Self::Node => "Node",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::Pod => "Pod",
+            Self::ReferenceGrant => "ReferenceGrant",
             Self::Service => "Service",
             Self::ServiceAccount => "ServiceAccount",
             Self::ServiceEntry => "ServiceEntry",
+            Self::TcpRoute => "TCPRoute",
+            Self::TlsRoute => "TLSRoute",
             Self::WorkloadEntry => "WorkloadEntry",
         }
     }
@@ -342,9 +398,30 @@ impl Kind {
         !matches!(self, Self::Namespace | Self::Node | Self::GatewayClass)
     }
 
+    /// What becomes of an object of this kind that cannot be read and has no earlier good state.
+    pub fn when_unreadable(self) -> &'static str {
+        match self {
+            Self::GrpcRoute | Self::HttpRoute => "rules that cannot be kept are answered 500",
+            Self::TcpRoute | Self::TlsRoute => {
+                "connections of rules that cannot be kept are refused"
+            }
+            other if other.is_policy() => "it is taken at its strictest",
+            _ => "it has no effect",
+        }
+    }
+
     /// Whether an object that cannot be read must refuse and not be left out.
     pub fn is_policy(self) -> bool {
-        matches!(self, Self::AuthorizationPolicy | Self::PeerAuthentication)
+        matches!(
+            self,
+            Self::AuthorizationPolicy
+                | Self::BackendTlsPolicy
+                | Self::PeerAuthentication
+                | Self::GrpcRoute
+                | Self::HttpRoute
+                | Self::TcpRoute
+                | Self::TlsRoute
+        )
     }
 }
 
@@ -367,6 +444,9 @@ pub fn read_object(kind: Kind, node: &Node) -> (Option<Object>, Vec<Fault>) {
         Kind::Service => of(node, |o: core::Service| Object::Service(Service::new(&o))),
         Kind::EndpointSlice => of(node, |o: discovery::EndpointSlice| {
             Object::EndpointSlice(EndpointSlice::new(&o))
+        }),
+        Kind::ConfigMap => of(node, |o: core::ConfigMap| {
+            Object::ConfigMap(ConfigMap::new(&o))
         }),
         Kind::Deployment => of(node, |o: Deployment| Object::Other(kind, meta(&o.metadata))),
         Kind::ServiceAccount => of(node, |o: ServiceAccount| {
@@ -396,6 +476,13 @@ pub fn read_object(kind: Kind, node: &Node) -> (Option<Object>, Vec<Fault>) {
                 spec: o.spec,
             })
         }),
+        Kind::GrpcRoute
+        | Kind::HttpRoute
+        | Kind::TcpRoute
+        | Kind::TlsRoute
+        | Kind::ReferenceGrant
+        | Kind::BackendTlsPolicy
+        | Kind::BackendTrafficPolicy => read_gateway_api(kind, node),
         Kind::ServiceEntry => of(node, |o: crd::ServiceEntry| {
             Object::ServiceEntry(ServiceEntry {
                 meta: meta(&o.metadata),
@@ -413,11 +500,58 @@ pub fn read_object(kind: Kind, node: &Node) -> (Option<Object>, Vec<Fault>) {
     }
 }
 
+/// Reads a route or a policy of the Gateway API.
+fn read_gateway_api(kind: Kind, node: &Node) -> (Option<Object>, Vec<Fault>) {
+    fn of<S, T>(
+        node: &Node,
+        make: impl FnOnce(Meta, S) -> Object,
+        kind: Kind,
+    ) -> (Option<Object>, Vec<Fault>)
+    where
+        crd::Custom<S, T>: DeserializeOwned,
+    {
+        let (value, faults) = read::<crd::Custom<S, T>>(node);
+        let object = value.map(|o| make(Meta::new(&o.metadata, kind), o.spec));
+        (object, faults)
+    }
+    use gateway_api::{PolicyStatus, RouteStatus};
+    macro_rules! route {
+        ($variant:ident, $status:ty) => {
+            of::<_, $status>(
+                node,
+                |meta, spec| Object::$variant($variant { meta, spec }),
+                kind,
+            )
+        };
+    }
+    match kind {
+        Kind::HttpRoute => route!(HttpRoute, RouteStatus),
+        Kind::GrpcRoute => route!(GrpcRoute, RouteStatus),
+        Kind::TlsRoute => route!(TlsRoute, RouteStatus),
+        Kind::TcpRoute => route!(TcpRoute, RouteStatus),
+        Kind::ReferenceGrant => of::<gateway_api::ReferenceGrantSpec, serde_json::Value>(
+            node,
+            |meta, _| Object::Other(kind, meta),
+            kind,
+        ),
+        Kind::BackendTlsPolicy => route!(BackendTlsPolicy, PolicyStatus),
+        Kind::BackendTrafficPolicy => route!(BackendTrafficPolicy, PolicyStatus),
+        _ => (None, Vec::new()),
+    }
+}
+
 impl Object {
     /// Its names and labels.
     pub fn meta(&self) -> &Meta {
         match self {
             Self::AuthorizationPolicy(o) => &o.meta,
+            Self::BackendTlsPolicy(o) => &o.meta,
+            Self::BackendTrafficPolicy(o) => &o.meta,
+            Self::ConfigMap(o) => &o.meta,
+            Self::GrpcRoute(o) => &o.meta,
+            Self::HttpRoute(o) => &o.meta,
+            Self::TcpRoute(o) => &o.meta,
+            Self::TlsRoute(o) => &o.meta,
             Self::EndpointSlice(o) => &o.meta,
             Self::Gateway(o) => &o.meta,
             Self::GatewayClass(o) => &o.meta,
@@ -499,6 +633,17 @@ pub fn selects<K: AsRef<str>>(selector: &BTreeMap<K, K>, labels: &Labels) -> boo
 
 fn port(number: i32) -> Option<u16> {
     u16::try_from(number).ok().filter(|port| *port != 0)
+}
+
+impl ConfigMap {
+    /// A ConfigMap as the API server or a file has it.
+    pub fn new(wire: &core::ConfigMap) -> Self {
+        let roots = wire.data.as_ref().and_then(|data| data.get("ca.crt"));
+        Self {
+            meta: Meta::new(&wire.metadata, Kind::ConfigMap),
+            roots: roots.map(|pem| pem.as_str().into()),
+        }
+    }
 }
 
 impl Pod {

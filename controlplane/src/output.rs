@@ -83,6 +83,9 @@ pub struct ObjectStatus {
     pub line: u32,
     /// Ordered by type.
     pub conditions: Vec<Condition>,
+    /// Of routes and policies of the Gateway API: per parent.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub parents: Arc<Vec<ParentStatus>>,
 }
 
 /// One condition, as in Kubernetes' `metav1.Condition`.
@@ -97,6 +100,16 @@ pub struct Condition {
     pub reason: &'static str,
     /// A sentence for people.
     pub message: Cow<'static, str>,
+}
+
+/// What is said of an object at one of those that it is attached to (`status.parents[]`, `status.ancestors[]`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ParentStatus {
+    /// The parent, as the status names it.
+    #[serde(rename = "ref")]
+    pub reference: serde_json::Value,
+    /// Ordered by type.
+    pub conditions: Vec<Condition>,
 }
 
 /// The status of a condition.
@@ -132,6 +145,8 @@ pub struct StatusChange {
     pub version: Option<ObjectVersion>,
     /// What the source and translation say, ordered by type.
     pub conditions: Vec<Condition>,
+    /// What translation says per parent.
+    pub parents: Arc<Vec<ParentStatus>>,
     /// Addresses given to hosts of a ServiceEntry that has none of its own.
     pub addresses: Vec<(Str, IpAddr)>,
 }

@@ -14,6 +14,7 @@ use crate::{
 pub mod admission;
 mod authorization;
 mod entry;
+mod gateway_api;
 mod others;
 
 /// Something wrong with an object.
@@ -45,8 +46,17 @@ pub fn validate(object: &Object) -> Vec<Problem> {
         Object::PeerAuthentication(policy) => peer_authentication(&policy.spec, &mut found),
         Object::ServiceEntry(entry) => entry::service_entry(entry, &mut found),
         Object::WorkloadEntry(entry) => entry::workload_entry(&entry.spec, "spec", &mut found),
+        Object::HttpRoute(route) => gateway_api::http_route(route, &mut found),
+        Object::GrpcRoute(route) => gateway_api::grpc_route(route, &mut found),
+        Object::TlsRoute(route) => gateway_api::tls_route(route, &mut found),
+        Object::TcpRoute(route) => gateway_api::tcp_route(route, &mut found),
+        Object::BackendTlsPolicy(policy) => gateway_api::backend_tls(&policy.spec, &mut found),
+        Object::BackendTrafficPolicy(policy) => {
+            gateway_api::backend_traffic(&policy.spec, &mut found);
+        }
         // Kubernetes' own kinds are validated by their own rules; where a value means nothing, translation leaves it out.
-        Object::EndpointSlice(_)
+        Object::ConfigMap(_)
+        | Object::EndpointSlice(_)
         | Object::Gateway(_)
         | Object::GatewayClass(_)
         | Object::Namespace(_)

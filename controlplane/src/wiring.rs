@@ -6,9 +6,11 @@ use std::{collections::BTreeMap, collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use mesh::names::Str;
 
+mod gateway_api;
 mod istio;
 mod waypoints;
 
+pub use gateway_api::Parents;
 use istio::{Istio, Targets};
 use proto::{
     security::{self, Authorization},
@@ -18,12 +20,14 @@ use proto::{
 use crate::{
     graph::{Collection, Context, Data, Graph, Index, Key, Runs, Source, Tap},
     object::{
-        EndpointSlice, Gateway, GatewayClass, Kind, Labels, Meta, Name, Object, ObjectRef,
-        PeerAuthentication, Pod, Policy, Service, ServiceEntry, Sourced, WorkloadEntry,
+        BackendTlsPolicy, BackendTrafficPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass,
+        Kind, Labels, Meta, Name, Object, ObjectRef, PeerAuthentication, Pod, Policy, Service,
+        ServiceEntry, Sourced, WorkloadEntry,
     },
     output::{Condition, Resource, ResourceKey, Truth},
     translate::{
         Settings, allocate, condition,
+        l7::gateway_api::RouteObject,
         network::{self, NetworkGateway},
         peer, policy, policy_resource,
         service::{self, Claim, ClaimKey},
@@ -49,6 +53,8 @@ pub struct Wiring {
     pub resources: Tap<ResourceKey, Resource>,
     /// Changed conditions.
     pub conditions: Tap<ObjectRef, Conditions>,
+    /// Changed statuses of routes and policies, per parent.
+    pub parents: Tap<ObjectRef, Parents>,
     /// Changed pods.
     pub pods: Tap<Name, Pod>,
     /// Changed service accounts of the pods of managed waypoints.
@@ -71,6 +77,10 @@ struct Inputs {
     classes: Source<Str, GatewayClass>,
     policies: Source<Name, Sourced<Policy>>,
     peers: Source<Name, Sourced<PeerAuthentication>>,
+    routes: Source<ObjectRef, Sourced<RouteObject>>,
+    backend_tls: Source<Name, Sourced<BackendTlsPolicy>>,
+    backend_traffic: Source<Name, BackendTrafficPolicy>,
+    config_maps: Source<Name, ConfigMap>,
 }
 
 /// What an object that makes services comes to.
@@ -201,9 +211,18 @@ impl Wiring {
         let resources = resources(&mut graph, &joins, &made, &inputs);
         let targets = Targets::new(&inputs, &joins, &offers);
         let istio = istio::istio(&mut graph, &inputs, &targets);
-        let configs = waypoints::configs(&mut graph, &inputs, &facts);
-        let specified = graph.join(&[&configs, &istio.resources]);
-        let of_waypoints = waypoints::resources(&mut graph, &joins, &made, &specified, &mut runs);
+        let routes =
+            gateway_api::gateway_api(&mut graph, &inputs, &joins, &offers, &targets, &mut runs);
+        let configs = waypoints::configs(&mut graph, &inputs, &facts, &routes.authorizers);
+        let specified = graph.join(&[&configs, &routes.resources, &istio.resources]);
+        let of_waypoints = waypoints::resources(
+            &mut graph,
+            &joins,
+            &made,
+            &specified,
+            &routes.overlays,
+            &mut runs,
+        );
         let resources = graph.join(&[&resources, &of_waypoints]);
         let conditions = conditions(
             &mut graph, &inputs, &joins, &offers, &made, &allocated, &istio,
@@ -212,6 +231,7 @@ impl Wiring {
         Self {
             resources: resources.tap(),
             conditions: all_conditions.tap(),
+            parents: routes.parents.tap(),
             pods: inputs.pods.tap(),
             allocated: allocated.tap(),
             waypoint_accounts: readers(&mut graph, &inputs, &facts).tap(),
@@ -288,6 +308,10 @@ impl Inputs {
             classes: graph.source(),
             policies: graph.source(),
             peers: graph.source(),
+            routes: graph.source(),
+            backend_tls: graph.source(),
+            backend_traffic: graph.source(),
+            config_maps: graph.source(),
         }
     }
 
@@ -317,7 +341,21 @@ impl Inputs {
             Kind::WorkloadEntry => {
                 copy(&self.workload_entries, name, Object::WorkloadEntry).map(good)
             }
-            Kind::Deployment | Kind::ServiceAccount => None,
+            Kind::GrpcRoute | Kind::HttpRoute | Kind::TcpRoute | Kind::TlsRoute => {
+                self.routes.peek(object).map(|it| Sourced {
+                    object: it.object.clone().into_object(),
+                    faults: it.faults.clone(),
+                })
+            }
+            Kind::BackendTlsPolicy => self.backend_tls.peek(name).map(|it| Sourced {
+                object: Object::BackendTlsPolicy(it.object.clone()),
+                faults: it.faults.clone(),
+            }),
+            Kind::BackendTrafficPolicy => {
+                copy(&self.backend_traffic, name, Object::BackendTrafficPolicy).map(good)
+            }
+            Kind::ConfigMap => copy(&self.config_maps, name, Object::ConfigMap).map(good),
+            Kind::Deployment | Kind::ReferenceGrant | Kind::ServiceAccount => None,
         }
     }
 
@@ -339,7 +377,23 @@ impl Inputs {
             Kind::Service => self.services.set(name, take!(value, Service)),
             Kind::ServiceEntry => self.entries.set(name, take!(value, ServiceEntry)),
             Kind::WorkloadEntry => self.workload_entries.set(name, take!(value, WorkloadEntry)),
-            Kind::Deployment | Kind::ServiceAccount => {}
+            Kind::GrpcRoute | Kind::HttpRoute | Kind::TcpRoute | Kind::TlsRoute => {
+                let route = value.and_then(|sourced| {
+                    Some(Sourced {
+                        object: RouteObject::of(sourced.object)?,
+                        faults: sourced.faults,
+                    })
+                });
+                self.routes.set(object, route);
+            }
+            Kind::BackendTlsPolicy => self
+                .backend_tls
+                .set(name, take!(value, BackendTlsPolicy, faulty)),
+            Kind::BackendTrafficPolicy => self
+                .backend_traffic
+                .set(name, take!(value, BackendTrafficPolicy)),
+            Kind::ConfigMap => self.config_maps.set(name, take!(value, ConfigMap)),
+            Kind::Deployment | Kind::ReferenceGrant | Kind::ServiceAccount => {}
         }
     }
 }

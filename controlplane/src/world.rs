@@ -19,8 +19,8 @@ use crate::{
     graph::Runs,
     object::{Kind, Name, ObjectRef, Pod},
     output::{
-        Condition, ObjectStatus, ObjectVersion, Pending, PendingStatuses, PodFacts, Resources,
-        StatusChange, Subscription,
+        Condition, ObjectStatus, ObjectVersion, ParentStatus, Pending, PendingStatuses, PodFacts,
+        Resources, StatusChange, Subscription,
     },
     source::{
         cluster::Feed,
@@ -105,6 +105,8 @@ struct State {
     /// Addresses given to hosts of ServiceEntries, by entry.
     addresses: HashMap<Name, BTreeMap<Str, Vec<IpAddr>>>,
     conditions: HashMap<ObjectRef, Arc<Vec<Condition>>>,
+    /// Of routes and policies of the Gateway API.
+    parents: HashMap<ObjectRef, Arc<Vec<ParentStatus>>>,
     file_reports: Vec<ObjectStatus>,
     pods: Pods,
     /// Accounts of managed waypoints' pods, by Gateway.
@@ -218,6 +220,7 @@ impl World {
         let state = self.shared.state.read();
         let objects = state.reports.iter().map(|(object, report)| ObjectStatus {
             conditions: state.conditions_of(object),
+            parents: state.parents.get(object).cloned().unwrap_or_default(),
             ..report.clone()
         });
         objects.chain(state.file_reports.iter().cloned()).collect()
@@ -325,6 +328,7 @@ impl State {
         StatusChange {
             version: self.versions.get(&object).cloned(),
             conditions: self.conditions_of(&object),
+            parents: self.parents.get(&object).cloned().unwrap_or_default(),
             addresses: hosts.into_iter().flatten().flat_map(pairs).collect(),
             object,
         }
@@ -484,6 +488,13 @@ impl Publisher {
             match list {
                 Some(list) => state.conditions.insert(object.clone(), (*list).clone()),
                 None => state.conditions.remove(&object),
+            };
+            told.insert(object);
+        }
+        for (object, list) in self.wiring.parents.take() {
+            match list {
+                Some(list) => state.parents.insert(object.clone(), (*list).clone()),
+                None => state.parents.remove(&object),
             };
             told.insert(object);
         }

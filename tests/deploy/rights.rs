@@ -20,6 +20,13 @@ istiod-clusterrole-istio-system | networking.istio.io/serviceentries | get list 
 istiod-clusterrole-istio-system | networking.istio.io/workloadentries | get list watch | workloads
 istiod-clusterrole-istio-system | gateway.networking.k8s.io/gateways | get list watch | waypoints
 istiod-clusterrole-istio-system | gateway.networking.k8s.io/gatewayclasses | get list watch | waypoints
+istiod-clusterrole-istio-system | gateway.networking.k8s.io/httproutes | get list watch | routes of waypoints
+istiod-clusterrole-istio-system | gateway.networking.k8s.io/grpcroutes | get list watch | routes of waypoints
+istiod-clusterrole-istio-system | gateway.networking.k8s.io/tlsroutes | get list watch | routes of waypoints
+istiod-clusterrole-istio-system | gateway.networking.k8s.io/tcproutes | get list watch | routes of waypoints
+istiod-clusterrole-istio-system | gateway.networking.k8s.io/backendtlspolicies | get list watch | TLS from waypoints
+istiod-clusterrole-istio-system | gateway.networking.x-k8s.io/xbackendtrafficpolicies | get list watch | retries of waypoints
+istiod-clusterrole-istio-system | /configmaps | get list watch | roots that BackendTLSPolicies name
 istiod-clusterrole-istio-system | apiextensions.k8s.io/customresourcedefinitions | get list watch | which kinds there are
 istiod-clusterrole-istio-system | authentication.k8s.io/tokenreviews | create | who asks for a certificate
 istiod-clusterrole-istio-system | /services/status | get patch | conditions
@@ -27,6 +34,12 @@ istiod-clusterrole-istio-system | networking.istio.io/serviceentries/status | ge
 istiod-clusterrole-istio-system | networking.istio.io/workloadentries/status | get patch | conditions
 istiod-clusterrole-istio-system | security.istio.io/authorizationpolicies/status | get patch | conditions
 istiod-clusterrole-istio-system | security.istio.io/peerauthentications/status | get patch | conditions
+istiod-clusterrole-istio-system | gateway.networking.k8s.io/httproutes/status | get patch | parents
+istiod-clusterrole-istio-system | gateway.networking.k8s.io/grpcroutes/status | get patch | parents
+istiod-clusterrole-istio-system | gateway.networking.k8s.io/tlsroutes/status | get patch | parents
+istiod-clusterrole-istio-system | gateway.networking.k8s.io/tcproutes/status | get patch | parents
+istiod-clusterrole-istio-system | gateway.networking.k8s.io/backendtlspolicies/status | get patch | ancestors
+istiod-clusterrole-istio-system | gateway.networking.x-k8s.io/xbackendtrafficpolicies/status | get patch | ancestors
 istiod-clusterrole-istio-system | /configmaps | create | the root certificate in each namespace; has no name yet
 istiod-clusterrole-istio-system | /configmaps:istio-ca-root-cert | get list watch patch | the root certificate in each namespace
 istiod-clusterrole-istio-system | admissionregistration.k8s.io/validatingwebhookconfigurations | get list watch | ours

@@ -192,7 +192,6 @@ impl Process {
         }
         let waypoint = assemble(config.clone(), self.snapshots, certificates, &mut registry);
         tasks.spawn(certified(waypoint.clone(), ready.gate("certificate")));
-        tasks.spawn(crate::http::sweep(waypoint.clone()));
         let address = listeners.hbone.local_addr().ok();
         let accepting = serve_hbone(listeners.hbone, waypoint.clone(), of_traffic);
         let accepting = tokio::spawn(accepting);
@@ -312,7 +311,7 @@ impl Listeners {
     }
 }
 
-pub(crate) fn assemble(
+fn assemble(
     config: Arc<Config>,
     snapshots: Snapshots,
     certificates: Certificates,
@@ -356,7 +355,6 @@ pub(crate) fn assemble(
         peers: Peers::new(config.limits.connections_per_identity),
         http2,
         metrics,
-        http: crate::http::Engine::new(rand::random()),
         snapshots,
         certificates,
         config,

@@ -33,7 +33,6 @@ pub(crate) struct Waypoint {
     pub(crate) peers: Arc<Peers>,
     pub(crate) http2: hbone::Config,
     pub(crate) metrics: Metrics,
-    pub(crate) http: crate::http::Engine,
 }
 
 impl Waypoint {

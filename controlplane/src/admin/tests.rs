@@ -10,6 +10,7 @@ use crate::{
 
 fn object(kind: &str, namespace: &str, name: &str) -> ObjectStatus {
     ObjectStatus {
+        parents: std::sync::Arc::default(),
         kind: kind.into(),
         namespace: Some(namespace.into()),
         name: name.into(),

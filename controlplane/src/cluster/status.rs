@@ -4,6 +4,7 @@
 //! paced, and with growing pauses where the API server refuses. Conditions go by server-side apply, so that each writer
 //! owns its own and others' are never touched: a condition that somebody else owns stays theirs, and is told of.
 
+mod parents;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -21,7 +22,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use self::plan::{Part, Place, Standing};
+use self::{
+    parents::List,
+    plan::{Part, Place, Standing},
+};
 use super::{
     leader::Leadership,
     queue::{Outcome, Pace, Queue},
@@ -78,6 +82,8 @@ struct State {
     standing: HashMap<Key, Vec<Standing>>,
     /// Allocated addresses in the status of ServiceEntries that have some.
     addresses: HashMap<Name, Vec<(String, String)>>,
+    /// Our entries in lists of several controllers.
+    entries: HashMap<Key, Vec<Value>>,
 }
 
 /// Why a status is not written.
@@ -191,6 +197,7 @@ impl Statuses {
     async fn write(&self, key: Key) -> Outcome<WriteError> {
         let written = match key.1 {
             Part::Addresses => self.write_addresses(&key).await,
+            Part::Parents | Part::Ancestors => self.write_entries(&key).await,
             _ => self.write_conditions(&key).await,
         };
         match written {
@@ -277,6 +284,7 @@ impl State {
             self.wanted.remove(&object);
             for part in Part::of(object.kind) {
                 self.standing.remove(&(object.clone(), *part));
+                self.entries.remove(&(object.clone(), *part));
             }
             self.addresses.remove(&object.name);
             return false;
@@ -295,6 +303,7 @@ impl State {
         for part in Part::of(kind) {
             let standing = plan::standing(*part, &found.status);
             let key = (object.clone(), *part);
+            self.see_entries(&key, &found.status);
             match standing.is_empty() {
                 true => self.standing.remove(&key),
                 false => self.standing.insert(key, standing),
@@ -303,6 +312,14 @@ impl State {
         if kind == Kind::ServiceEntry {
             self.see_addresses(name, &found.status);
         }
+    }
+
+    fn see_entries(&mut self, key: &Key, status: &Value) {
+        let ours = List::of(key.1).map(|list| list.ours(status));
+        match ours.filter(|ours| !ours.is_empty()) {
+            Some(ours) => self.entries.insert(key.clone(), ours),
+            None => self.entries.remove(key),
+        };
     }
 
     fn see_addresses(&mut self, name: Name, status: &Value) {
@@ -321,6 +338,10 @@ impl State {
         let Some(change) = self.wanted.get(object) else {
             return false;
         };
+        if let Some(list) = List::of(*part) {
+            let standing = self.entries.get(&(object.clone(), *part));
+            return !list.is_right(change, standing.map_or(&[], Vec::as_slice));
+        }
         if *part == Part::Addresses {
             let standing = self.addresses.get(&object.name);
             return standing.map_or(&[][..], Vec::as_slice) != addresses(change);
@@ -449,6 +470,49 @@ impl Statuses {
         let version = change.version.as_ref()?;
         let place = plan::place(key.0.kind, &version.api_version)?;
         state.is_needed(key).then(|| (place, addresses(change)))
+    }
+}
+
+/// Entries in lists of several controllers.
+impl Statuses {
+    /// Written over the version that was read, and over no other: such a list has one owner for the API server.
+    async fn write_entries(&self, key: &Key) -> Result<(), WriteError> {
+        let (object, part) = key;
+        let Some((list, url)) = self.entries_to_write(key) else {
+            return Ok(());
+        };
+        let refused = |source| WriteError::Refused {
+            object: object.clone(),
+            source,
+        };
+        let request = |source| WriteError::Request {
+            object: object.clone(),
+            source,
+        };
+        let get = Request::get(&url).body(Vec::new()).map_err(request)?;
+        let found: Found = self.client.request(get).await.map_err(refused)?;
+        let Some(change) = self.state.lock().wanted.get(object).cloned() else {
+            return Ok(());
+        };
+        let now = k8s_openapi::jiff::Timestamp::now();
+        let now = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let wanted = list.wanted(&change, &list.ours(&found.status), &now);
+        let steps = list.steps(&found.metadata.version, &found.status, wanted);
+        let url = format!("{url}?fieldManager={}", part.manager());
+        let patch = patch(url, "application/json-patch+json", &steps).map_err(request)?;
+        let found: Found = self.client.request(patch).await.map_err(refused)?;
+        self.state.lock().see_entries(key, &found.status);
+        Ok(())
+    }
+
+    /// `None` where all is right.
+    fn entries_to_write(&self, key: &Key) -> Option<(List, String)> {
+        let state = self.state.lock();
+        let version = state.wanted.get(&key.0)?.version.as_ref()?;
+        let place = plan::place(key.0.kind, &version.api_version)?;
+        let url = place.status(&key.0.name);
+        state.is_needed(key).then_some(())?;
+        Some((List::of(key.1)?, url))
     }
 }
 

@@ -14,6 +14,7 @@ use super::{
 
 mod gateway_api;
 mod istio;
+mod routes;
 
 /// One definition.
 struct Definition {
@@ -41,6 +42,7 @@ struct Definition {
 fn definitions() -> Vec<Definition> {
     let mut all = istio::definitions();
     all.extend(gateway_api::definitions());
+    all.extend(routes::definitions());
     all
 }
 

@@ -597,8 +597,9 @@ impl Controller {
                 .data
                 .pointer("/spec/controllerName")
                 .and_then(Value::as_str);
-            if controller.is_some_and(|name| class::role(&self.settings, name).is_some()) {
-                tell(accept_class(api, &class).await);
+            let role = controller.and_then(|name| class::role(&self.settings, name));
+            if let Some(role) = role {
+                tell(accept_class(api, &class, role).await);
             }
         }
     }
@@ -634,6 +635,7 @@ async fn make_class(api: &Api<DynamicObject>, class: &class::Made) -> Result<(),
 async fn accept_class(
     api: &Api<DynamicObject>,
     class: &DynamicObject,
+    role: Role,
 ) -> Result<(), ReconcileError> {
     let name = class.name_any();
     let before = &class.data["status"];
@@ -644,8 +646,14 @@ async fn accept_class(
         generation,
         &now(),
     );
-    let after = json!({"conditions": conditions});
-    if status::says(before, &after, "conditions", "type") {
+    let mut after = json!({"conditions": conditions});
+    if role == Role::Waypoint {
+        let features = class::WAYPOINT_FEATURES.map(|name| json!({"name": name}));
+        after["supportedFeatures"] = features.into_iter().collect();
+    }
+    let same = status::says(before, &after, "conditions", "type")
+        && before["supportedFeatures"] == after["supportedFeatures"];
+    if same {
         return Ok(());
     }
     let object = json!({

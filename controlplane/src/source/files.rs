@@ -151,6 +151,7 @@ impl Files {
             file: claim.file.path.clone(),
             line: claim.node.place.line,
             conditions,
+            parents: Arc::default(),
         };
         let (read, faults, warnings) = checked(object.kind, &node);
         let faults: Vec<String> = faults
@@ -319,6 +320,7 @@ fn collect(
                 "UnknownKind",
                 format!("{kind} of {api_version} is not read and has no effect on the mesh"),
             )],
+            parents: Arc::default(),
         }),
     }
 }
@@ -401,8 +403,11 @@ fn told(file: &FileId, object: &ObjectRef, fault: &Fault) -> String {
 fn accepted(kind: Kind, faults: &[String], stale: Option<&String>, has_good: bool) -> Condition {
     let outcome = match (has_good, kind.is_policy()) {
         (true, _) => "the last good state stays in force",
-        (false, true) => "there is no good state to fall back on, so it is taken at its strictest",
-        (false, false) => "it has no effect",
+        (false, true) => &*format!(
+            "there is no good state to fall back on, so {}",
+            kind.when_unreadable()
+        ),
+        (false, false) => kind.when_unreadable(),
     };
     let refused = |reason, problem: &str| {
         let message = format!("{problem}; {outcome}");
@@ -451,5 +456,6 @@ fn file_report(id: &FileId, line: u32, condition: Condition) -> ObjectStatus {
         file: id.path.clone(),
         line,
         conditions: vec![condition],
+        parents: Arc::default(),
     }
 }

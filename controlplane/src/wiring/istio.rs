@@ -91,6 +91,12 @@ impl Targets {
         Found::Waypoints(gateways.into_iter().map(|(name, _)| name).collect())
     }
 
+    /// Whether a Gateway is a waypoint.
+    pub(super) fn is_waypoint_gateway(&self, cx: &Context<'_>, name: &Name) -> bool {
+        let gateway = cx.get(&self.gateways, name);
+        gateway.is_some_and(|gateway| self.is_waypoint(cx, &gateway.spec.gateway_class_name))
+    }
+
     fn is_waypoint(&self, cx: &Context<'_>, class: &str) -> bool {
         let found = cx.get(&self.classes, &class.into());
         let controller = found.map(|class| class.spec.controller_name.clone());

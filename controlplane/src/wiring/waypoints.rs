@@ -7,12 +7,16 @@ use mesh::{
     names::{Str, WorkloadUid},
 };
 
-use super::{Facts, Inputs, Joins, Made};
+use super::{Facts, Inputs, Joins, Made, gateway_api::Authorizers};
 use crate::{
     graph::{Collection, Graph, Runs},
     object::{Name, ObjectRef},
     output::{Resource, ResourceKey},
-    translate::l7::{self, Key, config, keyed, references, served},
+    translate::l7::{
+        self, Key,
+        backend::{self, Overlay},
+        config, keyed, references, served,
+    },
 };
 
 /// What a waypoint is told, by its Gateway and by the resource's name.
@@ -33,11 +37,13 @@ pub(super) fn resources(
     joins: &Joins,
     made: &Collection<ObjectRef, Made>,
     specified: &PerWaypoint,
+    overlays: &Collection<Str, Overlay>,
     runs: &mut BTreeMap<&'static str, Runs>,
 ) -> Collection<ResourceKey, Resource> {
     let services = services(graph, joins, specified);
+    let backends = backends(graph, &services, overlays);
     let workloads = workloads(graph, made);
-    let all = graph.join(&[specified, &services, &workloads]);
+    let all = graph.join(&[specified, &services, &backends, &workloads]);
     let (encoded, counted) = graph.derive(&all, |_, (gateway, _), told| {
         let resource = l7::resource(gateway, told);
         vec![(resource.key(), resource)]
@@ -47,13 +53,21 @@ pub(super) fn resources(
 }
 
 /// The settings of each waypoint.
-pub(super) fn configs(graph: &mut Graph, inputs: &Inputs, facts: &Facts) -> PerWaypoint {
+pub(super) fn configs(
+    graph: &mut Graph,
+    inputs: &Inputs,
+    facts: &Facts,
+    authorizers: &Authorizers,
+) -> PerWaypoint {
     let (settings, waypoints) = (facts.settings.clone(), facts.waypoints.clone());
+    let authorizers = authorizers.clone();
     let (configs, _) = graph.derive(&inputs.gateways, move |cx, name, gateway| {
-        let waypoint = cx.get(&waypoints, name);
-        let config = waypoint.map(|_| config::config(&settings, gateway));
-        let keyed = config.map(|config| keyed(name, Told::Config(config)));
-        keyed.into_iter().collect()
+        if cx.get(&waypoints, name).is_none() {
+            return Vec::new();
+        }
+        let mut config = config::config(&settings, gateway);
+        config.authorizers.extend(authorizers.of(cx, name));
+        vec![keyed(name, Told::Config(config))]
     });
     configs
 }
@@ -87,6 +101,25 @@ fn services(graph: &mut Graph, joins: &Joins, specified: &PerWaypoint) -> PerWay
         told.map(|told| keyed(gateway, told)).into_iter().collect()
     });
     services
+}
+
+/// How the endpoints of the services that a waypoint knows are reached.
+fn backends(
+    graph: &mut Graph,
+    services: &PerWaypoint,
+    overlays: &Collection<Str, Overlay>,
+) -> PerWaypoint {
+    let overlays = overlays.clone();
+    let (backends, _) = graph.derive(services, move |cx, (gateway, _), told| {
+        let Told::Service(service) = &***told else {
+            return Vec::new();
+        };
+        let overlay = cx.get(&overlays, &service.service.to_string().into());
+        let policy = backend::merge(&service.service, None, overlay.as_deref());
+        let policy = policy.map(|policy| keyed(gateway, Told::Backend(Box::new(policy))));
+        policy.into_iter().collect()
+    });
+    backends
 }
 
 /// Workloads that are served by their own addresses.

@@ -155,5 +155,11 @@ pub(crate) fn is_revised(kind: Kind) -> bool {
             | Kind::ServiceEntry
             | Kind::WorkloadEntry
             | Kind::Gateway
+            | Kind::GrpcRoute
+            | Kind::HttpRoute
+            | Kind::TcpRoute
+            | Kind::TlsRoute
+            | Kind::BackendTlsPolicy
+            | Kind::BackendTrafficPolicy
     )
 }

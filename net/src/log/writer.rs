@@ -44,17 +44,6 @@ impl Queue {
     }
 }
 
-impl Shared {
-    fn add(&self, queue: &mut Queue, line: &[u8]) {
-        queue.bytes.extend_from_slice(line);
-        queue.bytes.push(b'\n');
-        queue.waiting += 1;
-        if queue.waiting == 1 {
-            self.filled.notify_one();
-        }
-    }
-}
-
 impl Writer {
     pub(super) fn start(output: impl Write + Send + 'static) -> io::Result<Self> {
         let shared = Arc::new(Shared {
@@ -76,18 +65,12 @@ impl Writer {
         shared
             .emptied
             .wait_while(&mut queue, |queue| queue.lines() >= QUEUE_LINES);
-        shared.add(&mut queue, line);
-    }
-
-    /// Adds one line, without its newline, unless the queue is full; tells whether it did.
-    pub(super) fn try_line(&self, line: &[u8]) -> bool {
-        let shared = &self.0.0;
-        let mut queue = shared.queue.lock();
-        let room = queue.lines() < QUEUE_LINES;
-        if room {
-            shared.add(&mut queue, line);
+        queue.bytes.extend_from_slice(line);
+        queue.bytes.push(b'\n');
+        queue.waiting += 1;
+        if queue.waiting == 1 {
+            shared.filled.notify_one();
         }
-        room
     }
 
     pub(super) fn flush(&self) {

@@ -9,11 +9,17 @@ use crate::{
 };
 
 /// The kinds whose statuses are written here.
-pub(super) const KINDS: [Kind; 5] = [
+pub(super) const KINDS: [Kind; 11] = [
     Kind::AuthorizationPolicy,
+    Kind::BackendTlsPolicy,
+    Kind::BackendTrafficPolicy,
+    Kind::GrpcRoute,
+    Kind::HttpRoute,
     Kind::PeerAuthentication,
     Kind::Service,
     Kind::ServiceEntry,
+    Kind::TcpRoute,
+    Kind::TlsRoute,
     Kind::WorkloadEntry,
 ];
 
@@ -30,6 +36,10 @@ pub(super) enum Part {
     WorkloadEntry,
     /// The addresses that a ServiceEntry's hosts were given.
     Addresses,
+    /// What becomes of a route at each of its parents.
+    Parents,
+    /// What becomes of a policy at each of its targets.
+    Ancestors,
 }
 
 /// One condition as it stands in a status.
@@ -59,6 +69,15 @@ pub(super) fn place(kind: Kind, api_version: &str) -> Option<Place> {
         Kind::Service => ("v1", "services"),
         Kind::ServiceEntry => ("networking.istio.io/v1", "serviceentries"),
         Kind::WorkloadEntry => ("networking.istio.io/v1", "workloadentries"),
+        Kind::HttpRoute => ("gateway.networking.k8s.io/v1", "httproutes"),
+        Kind::GrpcRoute => ("gateway.networking.k8s.io/v1", "grpcroutes"),
+        Kind::TlsRoute => ("gateway.networking.k8s.io/v1", "tlsroutes"),
+        Kind::TcpRoute => ("gateway.networking.k8s.io/v1", "tcproutes"),
+        Kind::BackendTlsPolicy => ("gateway.networking.k8s.io/v1", "backendtlspolicies"),
+        Kind::BackendTrafficPolicy => (
+            "gateway.networking.x-k8s.io/v1alpha1",
+            "xbackendtrafficpolicies",
+        ),
         _ => return None,
     };
     let api_version = match api_version {
@@ -98,6 +117,8 @@ impl Part {
             Kind::Service => &[Self::Service],
             Kind::ServiceEntry => &[Self::Service, Self::Addresses],
             Kind::WorkloadEntry => &[Self::WorkloadEntry],
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => &[Self::Parents],
+            Kind::BackendTlsPolicy | Kind::BackendTrafficPolicy => &[Self::Ancestors],
             _ => &[],
         }
     }
@@ -110,6 +131,8 @@ impl Part {
             Self::Service => "istio-ambient-service",
             Self::WorkloadEntry => "istio-ambient-workloadentry",
             Self::Addresses => "leyline-ip-autoallocate",
+            Self::Parents => "leyline-route-status",
+            Self::Ancestors => "leyline-policy-status",
         }
     }
 
@@ -127,7 +150,7 @@ impl Part {
         match self {
             Self::WaypointPolicy => of_waypoints,
             Self::ZtunnelPolicy | Self::Service | Self::WorkloadEntry => known && !of_waypoints,
-            Self::Addresses => false,
+            Self::Addresses | Self::Parents | Self::Ancestors => false,
         }
     }
 }

@@ -20,6 +20,7 @@ fn condition(type_: &'static str, status: Truth, message: &str) -> Condition {
 
 fn change(kind: Kind, name: &str, generation: i64, conditions: Vec<Condition>) -> StatusChange {
     StatusChange {
+        parents: std::sync::Arc::default(),
         object: ObjectRef {
             kind,
             name: Name::new("shop", name),

@@ -46,7 +46,7 @@ pub(super) fn definitions() -> Vec<Definition> {
     ]
 }
 
-fn common() -> Definition {
+pub(super) fn common() -> Definition {
     Definition {
         group: "gateway.networking.k8s.io",
         kind: "",
@@ -67,7 +67,7 @@ fn common() -> Definition {
 }
 
 /// Names of DNS, such as `example.com`; with `wildcard`, also `*.example.com`.
-fn hostname(wildcard: bool) -> Value {
+pub(super) fn hostname(wildcard: bool) -> Value {
     let first = if wildcard { r"(\*\.)?" } else { "" };
     json!({
         "type": "string",
@@ -77,7 +77,7 @@ fn hostname(wildcard: bool) -> Value {
     })
 }
 
-fn group() -> Value {
+pub(super) fn group() -> Value {
     json!({
         "type": "string",
         "maxLength": 253,
@@ -85,15 +85,15 @@ fn group() -> Value {
     })
 }
 
-fn kind() -> Value {
+pub(super) fn kind() -> Value {
     json!({"type": "string", "minLength": 1, "maxLength": 63, "pattern": "^[a-zA-Z]([-a-zA-Z0-9]*[a-zA-Z0-9])?$"})
 }
 
-fn name(longest: u32) -> Value {
+pub(super) fn name(longest: u32) -> Value {
     json!({"type": "string", "minLength": 1, "maxLength": longest})
 }
 
-fn namespace() -> Value {
+pub(super) fn namespace() -> Value {
     json!({"type": "string", "minLength": 1, "maxLength": 63, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"})
 }
 
@@ -283,7 +283,7 @@ fn listeners() -> Vec<(&'static str, Value)> {
 }
 
 /// `metav1.Condition`, a map by type.
-fn conditions(default: &[(&str, &str)]) -> Value {
+pub(super) fn conditions(default: &[(&str, &str)]) -> Value {
     let default: Vec<_> = default
         .iter()
         .map(|(kind, reason)| {

@@ -15,7 +15,9 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    object::{EndpointSlice, Kind, Meta, Name, Object, ObjectRef, Pod, Service, Sourced},
+    object::{
+        ConfigMap, EndpointSlice, Kind, Meta, Name, Object, ObjectRef, Pod, Service, Sourced,
+    },
     output::{Condition, ObjectStatus, ObjectVersion, Truth},
     source::{
         files::checked,
@@ -88,6 +90,15 @@ pub fn decode(kind: Kind, raw: &RawValue) -> Result<Told, Unreadable> {
         Kind::Node => typed(kind, raw, |head: Head| {
             Object::Node(Meta::new(&head.metadata, kind))
         }),
+        Kind::ConfigMap => {
+            let mut told = typed(kind, raw, |map: core::ConfigMap| {
+                Object::ConfigMap(ConfigMap::new(&map))
+            })?;
+            // Nobody reads anything else of them.
+            let has_roots = |sourced: &Sourced<Object>| matches!(&sourced.object, Object::ConfigMap(map) if map.roots.is_some());
+            told.value = told.value.filter(has_roots);
+            Ok(told)
+        }
         Kind::Service => {
             let mut told = typed(kind, raw, |service: core::Service| {
                 Object::Service(Service::new(&service))
@@ -161,10 +172,7 @@ fn accepted(kind: Kind, faults: &[String]) -> Condition {
             "read without a mistake",
         );
     }
-    let outcome = match kind.is_policy() {
-        true => "it is taken at its strictest",
-        false => "it has no effect",
-    };
+    let outcome = kind.when_unreadable();
     let message = format!("{}; {outcome}", faults.join("; "));
     condition("Accepted", Truth::False, "Invalid", message)
 }
@@ -193,6 +201,7 @@ fn report(kind: Kind, raw: &RawValue, conditions: Vec<Condition>) -> Result<Repo
             file: "".into(),
             line: 0,
             conditions,
+            parents: Arc::default(),
         },
     })
 }

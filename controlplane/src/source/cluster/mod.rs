@@ -96,7 +96,7 @@ const fn custom(kind: Kind, group: &'static str, plural: &'static str) -> Watche
 }
 
 /// Everything that is watched (control-plane.md 2).
-const WATCHED: [Watched; 11] = [
+const WATCHED: [Watched; 18] = [
     Watched {
         kind: Kind::Namespace,
         plural: "namespaces",
@@ -148,6 +148,39 @@ const WATCHED: [Watched; 11] = [
         "gateway.networking.k8s.io",
         "gatewayclasses",
     ),
+    custom(Kind::HttpRoute, "gateway.networking.k8s.io", "httproutes"),
+    custom(Kind::GrpcRoute, "gateway.networking.k8s.io", "grpcroutes"),
+    Watched {
+        versions: &["v1", "v1alpha3", "v1alpha2"],
+        ..custom(Kind::TlsRoute, "gateway.networking.k8s.io", "tlsroutes")
+    },
+    Watched {
+        versions: &["v1", "v1alpha2"],
+        ..custom(Kind::TcpRoute, "gateway.networking.k8s.io", "tcproutes")
+    },
+    Watched {
+        versions: &["v1", "v1alpha3"],
+        ..custom(
+            Kind::BackendTlsPolicy,
+            "gateway.networking.k8s.io",
+            "backendtlspolicies",
+        )
+    },
+    Watched {
+        versions: &["v1alpha1"],
+        ..custom(
+            Kind::BackendTrafficPolicy,
+            "gateway.networking.x-k8s.io",
+            "xbackendtrafficpolicies",
+        )
+    },
+    // Roots of BackendTLSPolicies. Those that every namespace has are left out: there are as many as namespaces.
+    Watched {
+        kind: Kind::ConfigMap,
+        plural: "configmaps",
+        fields: "metadata.name!=kube-root-ca.crt,metadata.name!=istio-ca-root-cert",
+        ..CORE
+    },
 ];
 
 /// The kinds of which a first list must have come before the world is whole.

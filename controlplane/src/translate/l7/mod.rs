@@ -11,7 +11,9 @@ use prost::Message as _;
 
 use crate::{object::Name, output::Resource};
 
+pub mod backend;
 pub mod config;
+pub mod gateway_api;
 pub mod istio;
 pub mod references;
 pub mod served;
