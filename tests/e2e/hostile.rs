@@ -98,7 +98,13 @@ fn floods_are_cut_off_and_harm_nobody() -> Result<()> {
             "250",
         ],
     )?;
-    for case in ["header-flood", "continuation-flood", "rapid-reset"] {
+    for case in [
+        "header-flood",
+        "continuation-flood",
+        "rapid-reset",
+        "settings-flood",
+        "ping-flood",
+    ] {
         let (outcome, _) = attack(&scene, case)?;
         ensure!(
             !outcome.contains("status 200") && outcome != "taken" && outcome != "open",
