@@ -2,6 +2,7 @@
 //! KUBECONFIG names one, the rig's that runs where LEYLINE_CLUSTER says so, and else one of its own, which ends with the run.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     fs,
     path::PathBuf,
@@ -330,6 +331,18 @@ impl Bed {
         }
     }
 
+    fn namespaces_of_waypoints(&self) -> BTreeSet<String> {
+        let found = self.kube.json(&["gateways", "-A"]);
+        let items = found
+            .map(|found| found["items"].clone())
+            .unwrap_or_default();
+        let items = items.as_array().cloned().unwrap_or_default();
+        let namespaces = items
+            .iter()
+            .map(|item| text(&item["metadata"]["namespace"]));
+        namespaces.collect()
+    }
+
     /// The ends of the parts' logs, what is amiss with pods, and the last events.
     pub fn evidence(&self) -> String {
         let mut shown = String::new();
@@ -344,6 +357,19 @@ impl Bed {
         for label in ["app=istiod", "k8s-app=istio-cni-node", "app=ztunnel"] {
             let logs = ["-n", SYSTEM, "logs", "-l", label, "--tail=25", "--prefix"];
             show(label, &logs, 60);
+        }
+        for namespace in self.namespaces_of_waypoints() {
+            let label = "gateway.networking.k8s.io/gateway-name";
+            let logs = [
+                "-n",
+                &namespace,
+                "logs",
+                "-l",
+                label,
+                "--tail=25",
+                "--prefix",
+            ];
+            show(&format!("waypoints of {namespace}"), &logs, 60);
         }
         shown
     }
@@ -409,7 +435,7 @@ fn mesh_images() -> Result<Vec<PathBuf>> {
     let out = machine::target()?.join("cluster/images");
     let leyline = crate::leyline();
     let plugin = machine::plugin()?;
-    let names = ["controlplane", "ztunnel", "cni"];
+    let names = ["controlplane", "ztunnel", "waypoint", "cni"];
     let archives = names.map(|name| out.join(format!("{name}.tar")));
     if !archives
         .iter()
