@@ -2,9 +2,11 @@
 //! functions, and every answer told with the object that gave it.
 //!
 //! Pure: the views are what the node tunnels know (their `config_dump`). Chance is walked through, so that every endpoint
-//! and waypoint that a connection may get is one [`Path`]. What L7 decides at a waypoint is not known here, and said so.
+//! and waypoint that a connection may get is one [`Path`]. What L7 decides at a waypoint is told of one [`Request`], where
+//! the waypoint's own view is known; else it is said that it is not.
 
 mod policy;
+mod request;
 mod route;
 #[cfg(test)]
 mod tests;
@@ -22,6 +24,7 @@ use crate::{
     dns,
     draw::Draw,
     identity::Identity,
+    l7,
     names::{PolicyKey, Str},
     outcome::{Object, Refusal},
     view::MeshView,
@@ -30,6 +33,8 @@ use crate::{
 
 /// The form of [`Explanation`]'s JSON.
 pub const VERSION: &str = "explain.leyline.dev/v1";
+
+pub use request::Request;
 
 /// What a node's tunnel knows and holds.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +51,12 @@ pub struct Node<'a> {
 pub trait Nodes {
     /// The tunnel of the node with this name.
     fn node(&self, name: &str) -> Option<Node<'_>>;
+
+    /// What the waypoint with this pod knows of requests.
+    fn waypoint(&self, pod: &Workload) -> Option<&l7::view::View> {
+        let _ = pod;
+        None
+    }
 }
 
 /// What is asked.
@@ -59,6 +70,8 @@ pub struct Question {
     pub port: u16,
     /// How names are understood.
     pub names: dns::Settings,
+    /// The request that waypoints on the way are asked about.
+    pub request: Option<Request>,
 }
 
 /// What the source connects to.
@@ -136,6 +149,9 @@ pub struct Path {
     /// The endpoint's node, where known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<Str>,
+    /// `namespace/name` of the waypoint on the way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waypoint: Option<String>,
     /// Whether the connection may be, this way.
     pub verdict: Verdict,
     /// The object that decides.
@@ -176,6 +192,8 @@ pub enum Stage {
     NextHop,
     /// What an L7 proxy between does.
     Waypoint,
+    /// Which rule of a route a request gets there.
+    Route,
     /// Where it arrives.
     Inbound,
     /// Whether policy there lets it in.
@@ -192,6 +210,7 @@ impl Stage {
             Self::Identity => "identity",
             Self::NextHop => "next hop",
             Self::Waypoint => "waypoint",
+            Self::Route => "route",
             Self::Inbound => "inbound",
             Self::Policy => "policy",
         }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use super::{
-    Asked, Decider, End, Mark, Nodes, Path, Stage, Step, Verdict, name_of, policy, refused,
+    Asked, Decider, End, Mark, Nodes, Path, Stage, Step, Verdict, name_of, policy, refused, request,
 };
 use crate::{
     authority::Authority,
@@ -64,6 +64,7 @@ impl Told {
         Path {
             endpoint,
             node: node.filter(|it| !it.is_empty()),
+            waypoint: None,
             verdict,
             decided_by,
             steps: self.steps,
@@ -187,7 +188,9 @@ impl<N: Nodes> Asked<'_, N> {
                 let endpoint = workload.map_or_else(|| target(&hop.target), name_of);
                 vec![told.path(endpoint, workload, Verdict::Unknown, None)]
             }
-            Route::ServiceWaypoint | Route::WorkloadWaypoint => self.behind(told, facts, hop),
+            Route::ServiceWaypoint | Route::WorkloadWaypoint => {
+                self.behind(told, facts, hop, identity)
+            }
             Route::Direct => {
                 let (Some(workload), Some(dialled)) = (&hop.workload, dialled) else {
                     let detail = "outside the mesh: no policy is enforced there";
@@ -236,27 +239,102 @@ impl<N: Nodes> Asked<'_, N> {
     }
 
     /// Past a waypoint: what it lets through comes from it, with its identity.
-    fn behind(&self, mut told: Told, facts: &OutboundFacts, hop: &NextHop) -> Vec<Path> {
+    fn behind(
+        &self,
+        mut told: Told,
+        facts: &OutboundFacts,
+        hop: &NextHop,
+        identity: &Identity,
+    ) -> Vec<Path> {
         let Some(waypoint) = &hop.workload else {
             return Vec::new();
         };
-        let detail = format!(
-            "L7 routes and policies of waypoint {} decide here; they are not in a node tunnel's view",
-            name_of(waypoint)
-        );
-        told.tell(Stage::Waypoint, Mark::Warn, detail);
-        let ends = match &hop.service {
-            Some(service) => self.endpoints(service, facts.original_dst.port(), waypoint),
-            None => self.workload_at(facts).into_iter().collect(),
+        let (end, decided_by) = match self.ruling(facts, hop, waypoint, identity) {
+            Some(ruling) => {
+                told.steps.extend(ruling.steps);
+                (ruling.end, ruling.decided_by)
+            }
+            None => {
+                let detail = format!(
+                    "L7 routes and policies of waypoint {} decide here; they are not in a node tunnel's view",
+                    name_of(waypoint)
+                );
+                told.tell(Stage::Waypoint, Mark::Warn, detail);
+                (request::End::Own, None)
+            }
         };
-        if ends.is_empty() {
-            told.tell(
-                Stage::Inbound,
-                Mark::Refuse,
-                "the waypoint finds no healthy endpoint",
-            );
-            return vec![told.path(name_of(waypoint), Some(waypoint), Verdict::Deny, None)];
+        let name = name_of(waypoint);
+        let mut paths = match self.ends(&end, facts, hop, waypoint) {
+            Ok(ends) if ends.is_empty() => {
+                let detail = "the waypoint finds no healthy endpoint";
+                told.tell(Stage::Inbound, Mark::Refuse, detail);
+                vec![told.path(name.clone(), Some(waypoint), Verdict::Deny, None)]
+            }
+            Ok(ends) => self.sent_on(&told, facts, waypoint, ends),
+            Err(verdict) => {
+                vec![told.path(name.clone(), Some(waypoint), verdict, decided_by.clone())]
+            }
+        };
+        for path in &mut paths {
+            path.waypoint = Some(name.clone());
+            if path.verdict == Verdict::Allow && decided_by.is_some() {
+                path.decided_by.clone_from(&decided_by);
+            }
         }
+        paths
+    }
+
+    /// What the waypoint decides of the request, where both are known.
+    fn ruling(
+        &self,
+        facts: &OutboundFacts,
+        hop: &NextHop,
+        waypoint: &Arc<Workload>,
+        identity: &Identity,
+    ) -> Option<request::Ruling> {
+        let service = hop.service.as_ref().map(|it| it.key());
+        Some(request::ask(&request::Asked {
+            view: self.nodes.waypoint(waypoint)?,
+            waypoint,
+            request: self.question.request.as_ref()?,
+            service: service.as_ref(),
+            destination: facts.original_dst,
+            source: facts.client,
+            identity,
+        }))
+    }
+
+    /// The endpoints that the waypoint may choose; an error is the verdict of a request that ends there.
+    fn ends(
+        &self,
+        end: &request::End,
+        facts: &OutboundFacts,
+        hop: &NextHop,
+        waypoint: &Workload,
+    ) -> Result<Vec<(Arc<Workload>, SocketAddr)>, Verdict> {
+        let port = facts.original_dst.port();
+        match (end, &hop.service) {
+            (request::End::Here(verdict), _) => Err(*verdict),
+            (request::End::Own, Some(service)) => Ok(self.endpoints(service, port, waypoint)),
+            (request::End::Own, None) => Ok(self.workload_at(facts).into_iter().collect()),
+            (request::End::Backends(backends), _) => {
+                let services = backends
+                    .iter()
+                    .filter_map(|(key, port)| Some((self.here.view.service(key)?, *port)));
+                Ok(services
+                    .flat_map(|(service, port)| self.endpoints(service, port, waypoint))
+                    .collect())
+            }
+        }
+    }
+
+    fn sent_on(
+        &self,
+        told: &Told,
+        facts: &OutboundFacts,
+        waypoint: &Workload,
+        ends: Vec<(Arc<Workload>, SocketAddr)>,
+    ) -> Vec<Path> {
         let from = waypoint.addresses.first().copied();
         let peer = SocketAddr::new(from.unwrap_or(facts.client.ip()), 0);
         let paths = ends.into_iter().map(|(workload, address)| {

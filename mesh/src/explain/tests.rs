@@ -87,6 +87,7 @@ fn ask(view: &MeshView, source: &str, destination: &str, port: u16) -> Question 
         destination,
         port,
         names: dns::Settings::default(),
+        request: None,
     }
 }
 
