@@ -77,7 +77,7 @@ fn target_port(endpoint: &Endpoint, service: &Service, port: u16, purpose: Purpo
     mapped.or(target).copied().or_else(|| own.then_some(port))
 }
 
-fn is_usable(workload: &Workload, families: IpFamilies, network: &str) -> bool {
+pub(crate) fn is_usable(workload: &Workload, families: IpFamilies, network: &str) -> bool {
     let remote = &*workload.network != network && workload.network_gateway.is_some();
     let addressed = workload.addresses.iter().any(|it| families.allows(*it));
     let supported = workload.tunnel_protocol != TunnelProtocol::Unsupported;
@@ -118,7 +118,7 @@ fn ranked<'a>(
 }
 
 /// How well a place fits; `None`: not at all.
-fn rank(
+pub(crate) fn rank(
     balancing: &LoadBalancing,
     place: &Place,
     source: &Workload,

@@ -147,6 +147,12 @@ impl Handle {
         Ok(())
     }
 
+    /// Adds a line of somebody else's form, without its end, unless the queue is full; tells whether it was added.
+    /// Never waits.
+    pub fn line(&self, line: &[u8]) -> bool {
+        self.writer.try_line(line)
+    }
+
     /// Waits until every line logged before is written.
     pub fn flush(&self) {
         self.writer.flush();

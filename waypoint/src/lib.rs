@@ -6,11 +6,13 @@
 
 #![allow(dead_code, reason = "HTTP is not served yet")]
 
+mod authentication;
 mod backend;
 pub mod config;
 mod connection;
 mod detect;
 mod dump;
+mod external_authorization;
 mod flow;
 mod http;
 mod inbound;
@@ -18,8 +20,10 @@ mod limits;
 mod metrics;
 mod run;
 mod runtime;
+mod service_call;
 mod snapshot;
 mod tcp;
+mod telemetry;
 mod waypoint;
 
 pub use config::Config;

@@ -192,6 +192,7 @@ impl Process {
         }
         let waypoint = assemble(config.clone(), self.snapshots, certificates, &mut registry);
         tasks.spawn(certified(waypoint.clone(), ready.gate("certificate")));
+        tasks.spawn(crate::http::sweep(waypoint.clone()));
         let address = listeners.hbone.local_addr().ok();
         let accepting = serve_hbone(listeners.hbone, waypoint.clone(), of_traffic);
         let accepting = tokio::spawn(accepting);
@@ -311,7 +312,7 @@ impl Listeners {
     }
 }
 
-fn assemble(
+pub(crate) fn assemble(
     config: Arc<Config>,
     snapshots: Snapshots,
     certificates: Certificates,
@@ -355,6 +356,7 @@ fn assemble(
         peers: Peers::new(config.limits.connections_per_identity),
         http2,
         metrics,
+        http: crate::http::Engine::new(rand::random()),
         snapshots,
         certificates,
         config,

@@ -33,6 +33,7 @@ pub(crate) struct Waypoint {
     pub(crate) peers: Arc<Peers>,
     pub(crate) http2: hbone::Config,
     pub(crate) metrics: Metrics,
+    pub(crate) http: crate::http::Engine,
 }
 
 impl Waypoint {

@@ -145,6 +145,11 @@ impl Flags {
         self.0 |= flag.bit();
     }
 
+    /// Adds all of `other`.
+    pub fn merge(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+
     /// Whether it is there.
     pub fn contains(self, flag: Flag) -> bool {
         self.0 & flag.bit() != 0

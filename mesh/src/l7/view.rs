@@ -220,6 +220,39 @@ impl View {
     pub fn telemetry(&self) -> impl Iterator<Item = &Arc<Telemetry>> {
         self.telemetry.all()
     }
+
+    /// All resources, copied: for dumps.
+    pub(super) fn resources(&self) -> impl Iterator<Item = Resource> {
+        let config = self
+            .config
+            .iter()
+            .map(|it| Resource::Config((**it).clone()));
+        let services = self.services().map(|it| Resource::Service((**it).clone()));
+        let workloads = self.workloads().map(|uid| {
+            let uid = uid.clone();
+            Resource::Workload(ServedWorkload { uid })
+        });
+        let labels = self.labels.iter().map(|(uid, labels)| {
+            let (uid, labels) = (uid.clone(), (**labels).clone());
+            Resource::Labels(WorkloadLabels { uid, labels })
+        });
+        let backends = self.backends();
+        let backends = backends.map(|it| Resource::Backend(Box::new((**it).clone())));
+        let authentications = self.authentications();
+        let authentications = authentications.map(|it| Resource::Authentication((**it).clone()));
+        config
+            .chain(services)
+            .chain(workloads)
+            .chain(labels)
+            .chain(self.routes().map(|it| Resource::Route((**it).clone())))
+            .chain(backends)
+            .chain(self.policies().map(|it| Resource::Policy((**it).clone())))
+            .chain(authentications)
+            .chain(
+                self.telemetry()
+                    .map(|it| Resource::Telemetry((**it).clone())),
+            )
+    }
 }
 
 /// Changing.

@@ -272,6 +272,7 @@ fn a_stalled_output_holds_up_whoever_logs_and_loses_nothing() {
         seen.recv_timeout(Duration::from_millis(50)).is_err(),
         "it waits"
     );
+    assert!(!writer.try_line(b"lost"), "who may not wait is told");
     go.send(()).expect("stalled");
     logging.join().expect("no panic");
     writer.flush();

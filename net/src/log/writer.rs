@@ -44,6 +44,17 @@ impl Queue {
     }
 }
 
+impl Shared {
+    fn add(&self, queue: &mut Queue, line: &[u8]) {
+        queue.bytes.extend_from_slice(line);
+        queue.bytes.push(b'\n');
+        queue.waiting += 1;
+        if queue.waiting == 1 {
+            self.filled.notify_one();
+        }
+    }
+}
+
 impl Writer {
     pub(super) fn start(output: impl Write + Send + 'static) -> io::Result<Self> {
         let shared = Arc::new(Shared {
@@ -65,12 +76,18 @@ impl Writer {
         shared
             .emptied
             .wait_while(&mut queue, |queue| queue.lines() >= QUEUE_LINES);
-        queue.bytes.extend_from_slice(line);
-        queue.bytes.push(b'\n');
-        queue.waiting += 1;
-        if queue.waiting == 1 {
-            shared.filled.notify_one();
+        shared.add(&mut queue, line);
+    }
+
+    /// Adds one line, without its newline, unless the queue is full; tells whether it did.
+    pub(super) fn try_line(&self, line: &[u8]) -> bool {
+        let shared = &self.0.0;
+        let mut queue = shared.queue.lock();
+        let room = queue.lines() < QUEUE_LINES;
+        if room {
+            shared.add(&mut queue, line);
         }
+        room
     }
 
     pub(super) fn flush(&self) {

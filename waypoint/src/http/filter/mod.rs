@@ -1,0 +1,7 @@
+//! Filters: one file each. The order in which they run is in [`super::life`], nowhere else.
+
+pub(super) mod cors;
+pub(super) mod grpc_web;
+pub(super) mod identity;
+pub(super) mod mirror;
+pub(super) mod response;

@@ -1,0 +1,124 @@
+//! The life of a request: its phases, in their order (waypoint 1.7).
+//!
+//! admit → route → who is the client → (CUSTOM, JWT, AUDIT, DENY, ALLOW) → limits and faults → CORS → the route's
+//! action. A phase answers by returning a [`Reply`]; nothing after it runs.
+
+use std::{convert::Infallible, sync::Arc};
+
+use http::{Request, Response, StatusCode, request::Parts, uri::Authority};
+use hyper::body::Incoming;
+use mesh::{draw::Draw, l7::served::AppProtocol};
+use net::drain;
+
+use super::{
+    action,
+    body::Body,
+    download::{Download, Ongoing},
+    exchange::{Exchange, Head, Kind},
+    filter, forward, hygiene,
+    reply::Reply,
+    route, telemetry,
+};
+use crate::connection::Connection;
+
+/// A request between its phases.
+pub(super) struct Underway {
+    /// Its head, as the backend will get it.
+    pub(super) parts: Parts,
+    /// Its body.
+    pub(super) body: Body,
+    /// Its host, where a filter has changed it.
+    pub(super) host: Option<Authority>,
+    /// When what it turns into must end.
+    pub(super) drain: drain::Watch,
+    /// What it turns into.
+    pub(super) upgrade: hygiene::Upgrade,
+    /// Whether the client speaks gRPC-Web.
+    pub(super) web: Option<filter::grpc_web::Encoding>,
+}
+
+/// One connection that is served.
+pub(super) struct Served {
+    pub(super) connection: Arc<Connection>,
+    pub(super) drain: drain::Watch,
+}
+
+/// Answers one request.
+pub(super) async fn respond(
+    served: Arc<Served>,
+    request: Request<Incoming>,
+) -> Result<Response<Download>, Infallible> {
+    let connection = Arc::clone(&served.connection);
+    let snapshot = connection.waypoint.snapshots.load();
+    let exchange = Exchange::new(connection, snapshot, Draw(rand::random()));
+    let mut ongoing = Ongoing::new(exchange);
+    let (parts, incoming) = request.into_parts();
+    let body = Body::new(incoming);
+    ongoing.carries(body.clone());
+    Ok(match phases(&served, &mut ongoing, parts, body).await {
+        Ok(answer) => forward::answer(answer, ongoing),
+        Err(reply) => Download::reply(*reply, ongoing),
+    })
+}
+
+async fn phases(
+    served: &Served,
+    ongoing: &mut Ongoing,
+    mut parts: Parts,
+    body: Body,
+) -> Result<forward::Answer, Box<Reply>> {
+    let authority = hygiene::admit(&mut parts);
+    let head = Head::new(&parts, authority?);
+    let upgrade = hygiene::upgrade(&parts)?;
+    let exchange = ongoing.exchange();
+    if head.kind == Kind::Grpc {
+        body.count_messages();
+    }
+    exchange.head = Some(head);
+    let mut underway = Underway {
+        parts,
+        body,
+        upgrade,
+        web: None,
+        host: None,
+        drain: served.drain.clone(),
+    };
+    route::normalize(exchange, &mut underway.parts)?;
+    telemetry::start(exchange, &mut underway.parts);
+    route::select(exchange, &underway.parts)?;
+    filter::identity::apply(exchange, &mut underway.parts.headers);
+    refuse_unenforced(exchange)?;
+    translate_web(&mut underway, exchange);
+    filter::cors::apply(exchange, &underway.parts)?;
+    action::run(ongoing, underway).await
+}
+
+/// gRPC-Web on a port that says so.
+fn translate_web(underway: &mut Underway, exchange: &mut Exchange) {
+    if exchange.connection.target.protocol() != AppProtocol::GrpcWeb {
+        return;
+    }
+    let encoding = filter::grpc_web::encoding(&underway.parts.headers);
+    if let Some(encoding) = encoding {
+        filter::grpc_web::translate(&mut underway.parts, &underway.body, encoding);
+        underway.web = Some(encoding);
+    }
+}
+
+/// Fails closed on policies that no phase enforces yet.
+fn refuse_unenforced(exchange: &Exchange) -> Result<(), Box<Reply>> {
+    let service = exchange.connection.service.as_ref();
+    let l7 = &exchange.snapshot.l7;
+    let policies = l7.policies_for(service).next().is_some();
+    let tokens = l7.authentications_for(service).next().is_some();
+    let asks = exchange.rule().is_some_and(|it| {
+        it.external_authorizer.is_some() || it.rate_limit.is_some() || it.fault.is_some()
+    });
+    match policies || tokens || asks {
+        true => Err(Box::new(Reply::new(
+            StatusCode::FORBIDDEN,
+            "policy_not_enforceable",
+        ))),
+        false => Ok(()),
+    }
+}

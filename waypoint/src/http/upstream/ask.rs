@@ -1,0 +1,172 @@
+//! A request of the waypoint's own to a service: one try, no route, no policy.
+
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{Request, Response, Version};
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use mesh::{draw::Draw, names::NamespacedHostname};
+
+use super::{
+    ClusterKey, Permit,
+    cluster::{Cluster, Members, Unavailable},
+    endpoint::{EndpointState, OpenError},
+    pool::{Held, Lease},
+};
+use crate::{
+    backend::Upstream,
+    http::body::{BodyError, Upload},
+    snapshot::Snapshot,
+    waypoint::Waypoint,
+};
+
+/// Why there is no response.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AskError {
+    /// There is no endpoint to ask.
+    #[error("no endpoint: {0:?}")]
+    Unavailable(Unavailable),
+    /// It could not be reached.
+    #[error("connect")]
+    Open(#[from] OpenError),
+    /// It did not answer.
+    #[error("send the request")]
+    Send(#[source] hyper::Error),
+}
+
+/// To whom a request goes.
+pub(crate) struct Call<'a> {
+    pub(crate) waypoint: &'a Waypoint,
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) members: Arc<Members>,
+    pub(crate) version: Version,
+    /// The address that counts for the choice between families.
+    pub(crate) destination: SocketAddr,
+}
+
+impl Call<'_> {
+    /// Sends it to one endpoint.
+    ///
+    /// # Errors
+    /// If there is no response.
+    pub(crate) async fn send(
+        &self,
+        request: Request<Upload>,
+    ) -> Result<Response<Tracked>, AskError> {
+        let draw = Draw(rand::random());
+        let permit = self.cluster.acquire(&self.members, &[], None, draw);
+        let permit = permit.map_err(AskError::Unavailable)?;
+        let lease = open(
+            self.waypoint,
+            &self.members,
+            permit.endpoint(),
+            self.version,
+            self.destination,
+        );
+        let lease = lease.await.inspect_err(|_| permit.failed())?;
+        let (response, held) = lease.send(request).await.map_err(|failed| {
+            permit.failed();
+            AskError::Send(failed.error)
+        })?;
+        permit.answered(response.status().as_u16());
+        Ok(response.map(|incoming| Tracked {
+            incoming,
+            held,
+            _permit: permit,
+        }))
+    }
+}
+
+/// Asks `service`. The time that it may take is the caller's to give.
+///
+/// # Errors
+/// If there is no response.
+pub(crate) async fn ask(
+    waypoint: &Waypoint,
+    snapshot: &Snapshot,
+    service: &NamespacedHostname,
+    port: u16,
+    version: Version,
+    request: Request<Bytes>,
+) -> Result<Response<Tracked>, AskError> {
+    let cluster = waypoint.http.upstreams.cluster(&ClusterKey::Service {
+        service: service.clone(),
+        port,
+        subset: None,
+    });
+    let members = cluster.members(snapshot);
+    let call = Call {
+        waypoint,
+        cluster,
+        members,
+        version,
+        destination: (std::net::Ipv4Addr::UNSPECIFIED, port).into(),
+    };
+    call.send(request.map(Upload::Full)).await
+}
+
+/// A connection to an endpoint of `members`: one that is there, or a new one.
+///
+/// # Errors
+/// If none can be made.
+pub(in crate::http) async fn open(
+    waypoint: &Waypoint,
+    members: &Members,
+    endpoint: &EndpointState,
+    version: Version,
+    destination: SocketAddr,
+) -> Result<Lease, OpenError> {
+    let upstream = Upstream {
+        service: members.service.as_ref(),
+        destination,
+        endpoint: endpoint.address(),
+        // Others will use the connection too.
+        client: None,
+        trace: None,
+        tls: members.tls(version),
+        proxy_protocol: None,
+        deadline: members.connect_timeout,
+    };
+    endpoint
+        .lease(version, &waypoint.backend, &upstream, members.limits)
+        .await
+}
+
+/// A response's body; its connection is used again when it was read to its end.
+#[derive(Debug)]
+pub(crate) struct Tracked {
+    incoming: Incoming,
+    held: Held,
+    _permit: Permit,
+}
+
+impl HttpBody for Tracked {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.incoming).poll_frame(cx);
+        let over = matches!(polled, Poll::Ready(None)) || this.incoming.is_end_stream();
+        if over {
+            this.held.finish(true);
+        }
+        polled.map(|it| it.map(|it| it.map_err(BodyError::from)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
