@@ -32,13 +32,17 @@ use tokio::{
 };
 
 use crate::{
+    authentication::Authentication,
     backend::Backend,
     config::{Config, Remote},
     detect::ServerFirst,
-    dump, inbound,
+    dump,
+    http::transport::MeshTransport,
+    inbound,
     limits::{Handshakes, Peers},
     metrics::Metrics,
     snapshot::Snapshots,
+    telemetry::{self, Output, Telemetry},
     waypoint::Waypoint,
 };
 
@@ -190,7 +194,13 @@ impl Process {
         if let Some(path) = config.ca.as_ref().and_then(Remote::root_file) {
             tasks.spawn(renew_with_roots(path.to_owned(), certificates.clone()));
         }
-        let waypoint = assemble(config.clone(), self.snapshots, certificates, &mut registry);
+        let waypoint = assemble(
+            config.clone(),
+            self.snapshots,
+            certificates,
+            self.logs.clone(),
+            &mut registry,
+        );
         tasks.spawn(certified(waypoint.clone(), ready.gate("certificate")));
         tasks.spawn(crate::http::sweep(waypoint.clone()));
         let address = listeners.hbone.local_addr().ok();
@@ -316,6 +326,7 @@ pub(crate) fn assemble(
     config: Arc<Config>,
     snapshots: Snapshots,
     certificates: Certificates,
+    logs: Option<log::Handle>,
     registry: &mut Registry,
 ) -> Arc<Waypoint> {
     let connections: Arc<crate::flow::Registry> = Arc::default();
@@ -347,7 +358,14 @@ pub(crate) fn assemble(
         http2.clone(),
         tls::Originator::new(outside),
     );
-    Arc::new(Waypoint {
+    let node = telemetry_node(&config);
+    let output = logs.map(|logs| Box::new(AccessLog(logs)) as Box<dyn Output>);
+    Arc::new_cyclic(|waypoint| Waypoint {
+        authentication: Authentication::default(),
+        telemetry: {
+            let transport = Arc::new(MeshTransport::of(waypoint.clone()));
+            Telemetry::register(registry, node, output, transport)
+        },
         identity: config.node.identity(),
         backend,
         connections,
@@ -361,6 +379,29 @@ pub(crate) fn assemble(
         certificates,
         config,
     })
+}
+
+/// Access logs share the one writer of our output.
+struct AccessLog(log::Handle);
+
+impl Output for AccessLog {
+    fn line(&self, line: &[u8]) -> bool {
+        self.0.line(line)
+    }
+}
+
+fn telemetry_node(config: &Config) -> telemetry::Node {
+    let node = &config.node;
+    let (ip, pod, namespace) = (&node.instance_ip, &node.pod_name, &node.namespace);
+    let domain = &node.cluster_domain;
+    telemetry::Node {
+        pod: pod.clone(),
+        id: format!("waypoint~{ip}~{pod}.{namespace}~{namespace}.svc.{domain}").into(),
+        workload: node.gateway.clone(),
+        namespace: namespace.clone(),
+        cluster: node.cluster_id.clone(),
+        mesh_id: node.trust_domain.as_str().into(),
+    }
 }
 
 /// Each takes two files: the one that was accepted and the one that was dialled.

@@ -10,6 +10,7 @@ use net::{
 };
 
 use crate::{
+    authentication::Authentication,
     backend::Backend,
     config::Config,
     detect::ServerFirst,
@@ -17,6 +18,7 @@ use crate::{
     limits::{Handshakes, Peers},
     metrics::Metrics,
     snapshot::Snapshots,
+    telemetry::Telemetry,
 };
 
 /// One waypoint.
@@ -34,6 +36,8 @@ pub(crate) struct Waypoint {
     pub(crate) http2: hbone::Config,
     pub(crate) metrics: Metrics,
     pub(crate) http: crate::http::Engine,
+    pub(crate) authentication: Authentication,
+    pub(crate) telemetry: Telemetry,
 }
 
 impl Waypoint {

@@ -16,7 +16,8 @@ use mesh::{
     names::Str,
 };
 
-pub(crate) use edits::{Edits, HeaderChange, How};
+use edits::How;
+pub(crate) use edits::{Edits, HeaderChange, change};
 
 use crate::service_call::{self, CallError, Transport};
 

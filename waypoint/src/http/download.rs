@@ -123,7 +123,7 @@ impl Ongoing {
             return;
         };
         let State {
-            exchange,
+            mut exchange,
             mut ending,
             body,
             held,
@@ -143,7 +143,7 @@ impl Ongoing {
         ending.request_bytes += body.received();
         ending.request_messages = body.messages();
         ending.duration = exchange.started.elapsed();
-        telemetry::finished(&exchange, &ending);
+        telemetry::finished(&mut exchange, &ending);
     }
 }
 

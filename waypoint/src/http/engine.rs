@@ -4,12 +4,17 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-use super::{filter::mirror, upstream::Upstreams};
+use super::{
+    filter::{mirror, rate_limit::Buckets},
+    upstream::Upstreams,
+};
 
 /// State of the HTTP engine; one per process.
 #[derive(Debug)]
 pub(crate) struct Engine {
     pub(super) upstreams: Upstreams,
+    /// Of rules with a rate limit.
+    pub(super) buckets: Buckets,
     /// Bounds copies of requests.
     pub(super) mirrors: Arc<Semaphore>,
     /// Seals session tokens. Random per process unless all replicas are given the same.
@@ -21,6 +26,7 @@ impl Engine {
     pub(crate) fn new(session_key: [u8; 32]) -> Self {
         Self {
             upstreams: Upstreams::default(),
+            buckets: Buckets::default(),
             mirrors: mirror::room(),
             session_key,
         }

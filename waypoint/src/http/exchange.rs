@@ -17,7 +17,10 @@ use mesh::{
 };
 use tokio::time::Instant;
 
-use crate::{connection::Connection, snapshot::Snapshot};
+use crate::{
+    connection::Connection, external_authorization::HeaderChange, snapshot::Snapshot,
+    telemetry::Observed,
+};
 
 /// What a request's bodies hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +89,10 @@ pub(crate) struct Exchange {
     pub(crate) cors: HeaderMap,
     /// Cookies that the response sets.
     pub(crate) cookies: Vec<HeaderValue>,
+    /// What authorizers change of the response.
+    pub(crate) response_changes: Vec<HeaderChange>,
+    /// What is kept of it for log, metrics and trace; none: its head was not understood.
+    pub(crate) observed: Option<Box<Observed>>,
     /// Where it went.
     pub(crate) upstream: Option<Upstream>,
     /// Tries so far.
@@ -116,6 +123,8 @@ impl Exchange {
             backend_edit: None,
             cors: HeaderMap::new(),
             cookies: Vec::new(),
+            response_changes: Vec::new(),
+            observed: None,
             upstream: None,
             attempts: 0,
             status: 0,

@@ -5,7 +5,7 @@
 
 use std::{convert::Infallible, sync::Arc};
 
-use http::{Request, Response, StatusCode, request::Parts, uri::Authority};
+use http::{Request, Response, request::Parts, uri::Authority};
 use hyper::body::Incoming;
 use mesh::{draw::Draw, l7::served::AppProtocol};
 use net::drain;
@@ -84,10 +84,9 @@ async fn phases(
         drain: served.drain.clone(),
     };
     route::normalize(exchange, &mut underway.parts)?;
-    telemetry::start(exchange, &mut underway.parts);
-    route::select(exchange, &underway.parts)?;
     filter::identity::apply(exchange, &mut underway.parts.headers);
-    refuse_unenforced(exchange)?;
+    telemetry::start(exchange, &mut underway.parts);
+    enforce(exchange, &mut underway).await?;
     translate_web(&mut underway, exchange);
     filter::cors::apply(exchange, &underway.parts)?;
     action::run(ongoing, underway).await
@@ -105,20 +104,17 @@ fn translate_web(underway: &mut Underway, exchange: &mut Exchange) {
     }
 }
 
-/// Fails closed on policies that no phase enforces yet.
-fn refuse_unenforced(exchange: &Exchange) -> Result<(), Box<Reply>> {
-    let service = exchange.connection.service.as_ref();
-    let l7 = &exchange.snapshot.l7;
-    let policies = l7.policies_for(service).next().is_some();
-    let tokens = l7.authentications_for(service).next().is_some();
-    let asks = exchange.rule().is_some_and(|it| {
-        it.external_authorizer.is_some() || it.rate_limit.is_some() || it.fault.is_some()
-    });
-    match policies || tokens || asks {
-        true => Err(Box::new(Reply::new(
-            StatusCode::FORBIDDEN,
-            "policy_not_enforceable",
-        ))),
-        false => Ok(()),
+/// Who may, how often, and how it fails on purpose. A request that no rule matches is told so only if it may pass.
+async fn enforce(exchange: &mut Exchange, underway: &mut Underway) -> Result<(), Box<Reply>> {
+    let mut selected = route::select(exchange, &underway.parts);
+    filter::external_authz::of_policies(exchange, underway).await?;
+    filter::authenticate::apply(exchange, &mut underway.parts)?;
+    filter::authorize::apply(exchange, &underway.parts)?;
+    if exchange.claims.is_some() {
+        selected = route::select(exchange, &underway.parts);
     }
+    selected?;
+    filter::external_authz::of_route(exchange, underway).await?;
+    filter::rate_limit::apply(exchange)?;
+    filter::fault::apply(exchange).await
 }

@@ -18,6 +18,7 @@ mod retry;
 mod route;
 mod server;
 mod telemetry;
+pub(crate) mod transport;
 mod upgrade;
 mod upstream;
 

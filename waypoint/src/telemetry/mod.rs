@@ -28,7 +28,7 @@ use prometheus_client::{metrics::counter::Counter, registry::Registry};
 
 use crate::service_call::Transport;
 use export::{Exporters, Queue};
-use metrics::Requests;
+use metrics::{PolicyMatches, Requests};
 use otlp::LogData;
 use plan::{Plan, Sink};
 use span::SpanData;
@@ -59,6 +59,8 @@ pub(crate) struct Telemetry {
     requests: Requests,
     exporters: Exporters,
     lost_lines: Counter,
+    /// Policies that matched and changed nothing.
+    pub(crate) policies: PolicyMatches,
     plans: RwLock<Plans>,
 }
 
@@ -129,6 +131,7 @@ impl Telemetry {
             requests: Requests::register(registry),
             exporters: Exporters::register(registry, Arc::clone(&node), transport),
             lost_lines: Counter::default(),
+            policies: PolicyMatches::register(registry),
             plans: RwLock::default(),
             node,
         };
@@ -215,6 +218,24 @@ impl Telemetry {
             logs: logs.collect(),
             plan,
         }
+    }
+
+    /// Tells of a request that has ended and whose head was not understood: there is nothing of it to remember.
+    pub(crate) fn tell_unread(
+        &self,
+        config: Option<&Arc<WaypointConfig>>,
+        options: Option<&Arc<Options>>,
+        record: RequestRecord,
+    ) {
+        let observed = Observed {
+            ready: self.ready(config, options),
+            span: None,
+            request_headers: HeaderMap::new(),
+            request_header_bytes: 0,
+            response_headers: HeaderMap::new(),
+            response_header_bytes: 0,
+        };
+        self.tell(observed, record);
     }
 
     /// Tells of a request that has ended.

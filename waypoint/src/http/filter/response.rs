@@ -3,6 +3,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue, header::SERVER};
 
 use super::super::exchange::Exchange;
+use crate::external_authorization;
 
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 
@@ -20,6 +21,7 @@ pub(crate) fn apply(exchange: &Exchange, headers: &mut HeaderMap) {
     for cookie in &exchange.cookies {
         headers.append(http::header::SET_COOKIE, cookie.clone());
     }
+    external_authorization::change(headers, &exchange.response_changes);
     let Some(config) = exchange.snapshot.l7.config() else {
         return;
     };

@@ -2,3 +2,5 @@
 
 mod basics;
 pub(super) mod rig;
+mod security;
+mod telling;

@@ -195,6 +195,8 @@ async fn echo(name: &'static str, request: Request<Incoming>) -> Response<AnyBod
 
 /// A waypoint's engine and what it knows.
 pub(crate) struct Rig {
+    /// Its metrics.
+    pub(crate) registry: prometheus_client::registry::Registry,
     pub(crate) waypoint: Arc<Waypoint>,
     pub(crate) target: NamespacedHostname,
 }
@@ -298,8 +300,9 @@ impl Rig {
         let certificates = Certificates::new(ca, clock, CertificatesConfig::default());
         let snapshots = Snapshots::new(&config.node);
         let mut registry = prometheus_client::registry::Registry::default();
-        let waypoint = assemble(config, snapshots, certificates, &mut registry);
+        let waypoint = assemble(config, snapshots, certificates, None, &mut registry);
         Self {
+            registry,
             waypoint,
             target: SERVICE.parse().unwrap(),
         }
