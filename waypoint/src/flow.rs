@@ -3,7 +3,10 @@
 use std::{
     fmt,
     net::SocketAddr,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -22,15 +25,17 @@ use net::{
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::metrics::Metrics;
+use crate::{connection::Connection, metrics::Metrics};
 
 /// Open connections, cut by refusals of policies.
 pub(crate) type Registry = connections::Registry<Live, Refusal>;
 type Registration = connections::Registration<Live, Refusal>;
 
 /// One connection that is open.
-#[derive(Debug)]
 pub(crate) struct Live {
+    connection: Arc<Connection>,
+    /// Of TLS that is passed through.
+    sni: Option<String>,
     /// As it was when it opened; the end is not in it.
     record: FlowRecord,
     accepted: Instant,
@@ -41,10 +46,12 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    pub(crate) fn new(record: FlowRecord, accepted: Instant) -> Self {
+    pub(crate) fn new(record: FlowRecord, connection: Arc<Connection>, sni: Option<&str>) -> Self {
         Self {
             record,
-            accepted,
+            sni: sni.map(str::to_owned),
+            accepted: connection.accepted,
+            connection,
             counters: Counters::default(),
             counted_received: AtomicU64::new(0),
             counted_sent: AtomicU64::new(0),
@@ -63,6 +70,16 @@ impl Live {
         series.sent(since(self.counters.sent(), &self.counted_sent));
     }
 
+    /// What policies are asked about.
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// The name that the application's TLS asks for.
+    pub(crate) fn sni(&self) -> Option<&str> {
+        self.sni.as_deref()
+    }
+
     /// The record as of now.
     pub(crate) fn snapshot(&self) -> FlowRecord {
         FlowRecord {
@@ -75,7 +92,6 @@ impl Live {
 }
 
 /// An open connection that is counted, and will be told at its end, also when it is dropped half-way.
-#[derive(Debug)]
 pub(crate) struct Flow {
     registration: Registration,
     finished: bool,

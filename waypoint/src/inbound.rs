@@ -17,6 +17,7 @@ use mesh::{
         served::AppProtocol,
     },
     outcome::Refusal,
+    workload::Workload,
 };
 use net::{
     ca::FetchError,
@@ -190,22 +191,30 @@ async fn serve_stream(inbound: Arc<Inbound>, request: ConnectRequest) {
     // Boxed: what leads to a connection needs far more room than carrying it does.
     let opened = Box::pin(inbound.open(request)).await;
     drop(inbound);
-    let Some((connection, stream, protocol)) = opened else {
-        return;
-    };
-    match protocol {
-        Protocol::Http(version) => crate::http::serve(stream, version, connection, drain).await,
-        Protocol::Tls(name) => tcp::serve(stream, connection, tcp::Kind::Tls(name)).await,
-        Protocol::Tcp => tcp::serve(stream, connection, tcp::Kind::Tcp).await,
+    match opened {
+        None => {}
+        Some(Opened::Unanswered(connection, request)) => {
+            tcp::serve_request(request, connection).await;
+        }
+        Some(Opened::Spoken(connection, stream, protocol)) => match protocol {
+            Protocol::Http(version) => crate::http::serve(stream, version, connection, drain).await,
+            Protocol::Tls(name) => tcp::serve(stream, connection, tcp::Kind::Tls(name)).await,
+            Protocol::Tcp => tcp::serve(stream, connection, tcp::Kind::Tcp).await,
+        },
     }
+}
+
+/// How far a CONNECT has come.
+enum Opened {
+    /// Nothing has to be read before its endpoint is dialled: it is answered once that stands.
+    Unanswered(Arc<Connection>, ConnectRequest),
+    /// Accepted, and what is spoken is known.
+    Spoken(Arc<Connection>, hbone::Stream, Protocol),
 }
 
 impl Inbound {
     /// Dispatches, answers, and tells what is spoken. What fails is told here.
-    async fn open(
-        &self,
-        request: ConnectRequest,
-    ) -> Option<(Arc<Connection>, hbone::Stream, Protocol)> {
+    async fn open(&self, request: ConnectRequest) -> Option<Opened> {
         let accepted = Instant::now();
         let (target, snapshot) = match self.dispatch(&request).await {
             Ok(dispatched) => dispatched,
@@ -216,7 +225,11 @@ impl Inbound {
             }
         };
         let connection = Arc::new(self.connection(&request, target, &snapshot, accepted));
-        let mut stream = match request.accept(self.response_headers(&snapshot)) {
+        let declared = declared(&connection, &snapshot);
+        if declared == AppProtocol::Tcp {
+            return Some(Opened::Unanswered(connection, request));
+        }
+        let mut stream = match request.accept(response_headers(&snapshot.own)) {
             Ok(stream) => stream,
             Err(error) => {
                 tracing::debug!(client = %self.client, %error, "the client is gone");
@@ -228,13 +241,13 @@ impl Inbound {
             detect::Port {
                 service: connection.service.as_ref(),
                 number: connection.target.port(),
-                declared: declared(&connection, &snapshot),
+                declared,
             },
             &self.waypoint.server_first,
             self.waypoint.config.detection_deadline,
         );
         match detected.await {
-            Ok(protocol) => Some((connection, stream, protocol)),
+            Ok(protocol) => Some(Opened::Spoken(connection, stream, protocol)),
             Err(error) => {
                 let error = Chain(&error).to_string();
                 tracing::debug!(client = %self.client, error, "nothing was said");
@@ -282,14 +295,14 @@ impl Inbound {
             waypoint: Arc::clone(waypoint),
         }
     }
+}
 
-    /// What the client's tunnel labels its metrics with: until an endpoint is chosen, there is only us.
-    fn response_headers(&self, snapshot: &Snapshot) -> HeaderMap {
-        let baggage = Baggage::from(&*snapshot.own).to_string();
-        let value = HeaderValue::from_str(&baggage).ok();
-        let named = value.map(|value| (HeaderName::from_static(headers::BAGGAGE), value));
-        named.into_iter().collect()
-    }
+/// What the client's tunnel labels its metrics with: the endpoint, or until one is chosen, us.
+pub(crate) fn response_headers(workload: &Workload) -> HeaderMap {
+    let baggage = Baggage::from(workload).to_string();
+    let value = HeaderValue::from_str(&baggage).ok();
+    let named = value.map(|value| (HeaderName::from_static(headers::BAGGAGE), value));
+    named.into_iter().collect()
 }
 
 /// What the port speaks; where nothing but TCP routes are attached, bytes.
@@ -309,7 +322,7 @@ fn destination(target: &Target, local: IpAddr, authority: &Authority) -> SocketA
     }
 }
 
-fn status(code: u16) -> StatusCode {
+pub(crate) fn status(code: u16) -> StatusCode {
     StatusCode::from_u16(code).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
 }
 

@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "HTTP is not served yet")]
 
 mod authentication;
+mod authorize;
 mod backend;
 pub mod config;
 mod connection;
@@ -24,6 +25,10 @@ mod service_call;
 mod snapshot;
 mod tcp;
 mod telemetry;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod waypoint;
 
 pub use config::Config;

@@ -33,6 +33,7 @@ use tokio::{
 
 use crate::{
     authentication::Authentication,
+    authorize,
     backend::Backend,
     config::{Config, Remote},
     detect::ServerFirst,
@@ -203,6 +204,7 @@ impl Process {
         );
         tasks.spawn(certified(waypoint.clone(), ready.gate("certificate")));
         tasks.spawn(crate::http::sweep(waypoint.clone()));
+        tasks.spawn(authorize::watch(waypoint.clone(), of_traffic.clone()));
         let address = listeners.hbone.local_addr().ok();
         let accepting = serve_hbone(listeners.hbone, waypoint.clone(), of_traffic);
         let accepting = tokio::spawn(accepting);

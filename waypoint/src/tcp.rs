@@ -4,21 +4,25 @@ mod choose;
 
 use std::{sync::Arc, time::Duration};
 
+use http::StatusCode;
 use mesh::{
     draw::Draw,
-    flow::{Direction, FlowRecord, Party, Security},
+    flow::{Direction, EndReason, FlowRecord, Party, Security},
     outbound::Hop,
     outcome::Refusal,
+    workload::Workload,
 };
 use net::{
-    hbone::{ResetCode, Stream},
+    hbone::{ConnectRequest, ResetCode, Stream},
     report::Chain,
 };
 
 use crate::{
+    authorize,
     backend::{ConnectError, Connected, Failure, Tls, Upstream},
     connection::Connection,
     flow::{Flow, Live},
+    inbound::{response_headers, status},
 };
 use choose::{Choice, Tried, choose};
 
@@ -53,18 +57,57 @@ pub(crate) async fn serve(stream: Stream, connection: Arc<Connection>, kind: Kin
     // Boxed: what leads to a connection needs far more room than carrying it does.
     let established = Box::pin(passing.establish()).await;
     match established {
-        Ok((flow, connected, idle)) => carry(flow, stream, connected, idle).await,
-        Err(()) => stream.reset(ResetCode::CONNECT_ERROR),
+        Ok(established) => established.carry(stream).await,
+        Err(_) => stream.reset(ResetCode::CONNECT_ERROR),
     }
 }
 
-async fn carry(flow: Flow, stream: Stream, connected: Connected, idle: Duration) {
-    match connected.stream.into_endpoint() {
-        Ok((upstream, inner)) => {
-            flow.carry(stream, upstream, idle).await;
-            drop(inner);
+/// The same, where nothing has to be read first: the client is answered once the endpoint stands, or why it does not.
+pub(crate) async fn serve_request(mut request: ConnectRequest, connection: Arc<Connection>) {
+    let kind = Kind::Tcp;
+    let passing = Passing { connection, kind };
+    let established = {
+        let mut establishing = Box::pin(passing.establish());
+        tokio::select! {
+            biased;
+            established = &mut establishing => established,
+            () = request.cancelled() => return,
         }
-        Err(tls) => flow.carry_through(stream, tls, idle).await,
+    };
+    let established = match established {
+        Ok(established) => established,
+        Err(status) => return request.refuse(status),
+    };
+    match request.accept(response_headers(&established.endpoint)) {
+        Ok(stream) => established.carry(stream).await,
+        Err(_) => established.flow.finish(EndReason::SourceReset, None),
+    }
+}
+
+/// A connection to an endpoint, ready to be carried.
+struct Established {
+    flow: Flow,
+    connected: Connected,
+    /// The endpoint; where it is none of the mesh's, ourselves.
+    endpoint: Arc<Workload>,
+    idle: Duration,
+}
+
+impl Established {
+    async fn carry(self, stream: Stream) {
+        let Self {
+            flow,
+            connected,
+            idle,
+            ..
+        } = self;
+        match connected.stream.into_endpoint() {
+            Ok((upstream, inner)) => {
+                flow.carry(stream, upstream, idle).await;
+                drop(inner);
+            }
+            Err(tls) => flow.carry_through(stream, tls, idle).await,
+        }
     }
 }
 
@@ -74,25 +117,38 @@ struct Passing {
 }
 
 impl Passing {
-    /// Decides and dials; tells the failure where there is one.
-    async fn establish(&self) -> Result<(Flow, Connected, Duration), ()> {
+    /// Decides and dials; tells the failure where there is one, and answers the status that tells the client.
+    async fn establish(&self) -> Result<Established, StatusCode> {
         let snapshot = self.connection.waypoint.snapshots.load();
+        let sni = self.kind.sni();
+        if let Err(refusal) = authorize::connection(&snapshot, &self.connection, sni) {
+            return Err(self.refused(refusal));
+        }
         let draw = Draw(rand::random());
         let mut tried = Tried::default();
         loop {
-            let choice = match choose(&self.connection, &snapshot, self.kind.sni(), draw, &tried) {
+            let choice = match choose(&self.connection, &snapshot, &self.kind, draw, &tried) {
                 Ok(choice) => choice,
-                Err(refusal) => {
-                    self.open(None, None).finish_refused(refusal);
-                    return Err(());
-                }
+                Err(refusal) => return Err(self.refused(refusal)),
             };
             match self.connect(&choice).await {
                 Ok(connected) => {
                     let flow = self.open(Some(&choice), Some(&connected));
+                    // What changed meanwhile: from here on the watch knows of the connection.
+                    let now = self.connection.waypoint.snapshots.load();
+                    if let Err(refusal) = authorize::connection(&now, &self.connection, sni) {
+                        let status = status(refusal.reason.waypoint_status());
+                        flow.finish_refused(refusal);
+                        return Err(status);
+                    }
                     let pool = choice.policy().map(|policy| policy.pool);
                     let idle = pool.and_then(|pool| pool.tcp_idle_timeout);
-                    return Ok((flow, connected, idle.unwrap_or(IDLE)));
+                    return Ok(Established {
+                        flow,
+                        connected,
+                        endpoint: choice.workload().unwrap_or(&snapshot.own).clone(),
+                        idle: idle.unwrap_or(IDLE),
+                    });
                 }
                 Err(error) if again(&error) && tried.len() + 1 < TRIES => {
                     let error = Chain(&error).to_string();
@@ -103,8 +159,14 @@ impl Passing {
                 }
                 Err(error) => self.failed(&choice, &error),
             }
-            return Err(());
+            return Err(StatusCode::SERVICE_UNAVAILABLE);
         }
+    }
+
+    fn refused(&self, refusal: Refusal) -> StatusCode {
+        let status = status(refusal.reason.waypoint_status());
+        self.open(None, None).finish_refused(refusal);
+        status
     }
 
     fn failed(&self, choice: &Choice, error: &ConnectError) {
@@ -151,7 +213,7 @@ impl Passing {
             ..FlowRecord::new(Direction::Inbound, connection.client, dialled)
         };
         let record = waypoint.metrics.parties.shared(record);
-        let live = Live::new(record, connection.accepted);
+        let live = Live::new(record, Arc::clone(connection), self.kind.sni());
         Flow::open(&waypoint.metrics, waypoint.connections.register(live))
     }
 }

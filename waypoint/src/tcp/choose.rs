@@ -18,7 +18,7 @@ use mesh::{
     workload::Workload,
 };
 
-use super::refused;
+use super::{Kind, refused};
 use crate::{backend::Endpoint, connection::Connection, snapshot::Snapshot};
 
 /// Draws until one is found that has not been tried, before it is given up.
@@ -57,7 +57,7 @@ impl Tried {
 
 impl Choice {
     /// The endpoint's record.
-    pub(super) fn workload(&self) -> Option<&Workload> {
+    pub(super) fn workload(&self) -> Option<&Arc<Workload>> {
         match &self.endpoint {
             Endpoint::Workload { workload, .. } => Some(workload),
             Endpoint::Address(_) | Endpoint::Hostname { .. } => None,
@@ -79,7 +79,7 @@ impl Choice {
 pub(super) fn choose(
     connection: &Connection,
     snapshot: &Snapshot,
-    sni: Option<&str>,
+    kind: &Kind,
     draw: Draw,
     tried: &Tried,
 ) -> Result<Choice, Refusal> {
@@ -99,13 +99,13 @@ pub(super) fn choose(
             });
         }
         Target::Service { service, port, .. } => {
-            routed(connection, snapshot, sni, service, *port, route)?
+            routed(connection, snapshot, kind, service, *port, route)?
         }
     };
     let chosen = OfService {
         connection,
         snapshot,
-        sni,
+        sni: kind.sni(),
         service,
         port,
         subset,
@@ -117,15 +117,15 @@ pub(super) fn choose(
 fn routed(
     connection: &Connection,
     snapshot: &Snapshot,
-    sni: Option<&str>,
+    kind: &Kind,
     service: &Arc<Service>,
     port: u16,
     draw: Draw,
 ) -> Result<(Arc<Service>, u16, Option<Str>), Refusal> {
-    let facts = connection.facts(sni);
-    let selection = match sni {
-        Some(_) => snapshot.l7.select_tls(&facts),
-        None => snapshot.l7.select_tcp(&facts),
+    let facts = connection.facts(kind.sni());
+    let selection = match kind {
+        Kind::Tls(_) => snapshot.l7.select_tls(&facts),
+        Kind::Tcp => snapshot.l7.select_tcp(&facts),
     };
     let no_route = || refused(Reason::NoRoute, service.key());
     let rule = match selection {

@@ -1,0 +1,281 @@
+//! The frame as a whole: real HBONE on loopback, in one process.
+
+use http::{HeaderMap, StatusCode};
+use mesh::l7::{
+    authorization::{PolicyAction, RequestPolicy},
+    name::Target,
+    route::{Attachment, Backend, Callers, Route, Rules, TcpRule},
+    served::AppProtocol,
+    view::Resource,
+};
+use net::hbone::{ConnectError, ConnectRequest, ResetCode};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::testing::{Rig, VIP, soon};
+
+/// Says its name, then echoes.
+async fn echo(name: &'static str, request: ConnectRequest) {
+    let Ok(mut stream) = request.accept(HeaderMap::new()) else {
+        return;
+    };
+    let _ = stream.write_all(name.as_bytes()).await;
+    let (mut send, mut recv) = stream.into_halves();
+    let _ = tokio::io::copy(&mut recv, &mut send).await;
+    let _ = send.shutdown().await;
+}
+
+async fn ask(rig: &Rig, authority: &str, question: &str) -> std::io::Result<String> {
+    let tunnel = rig.connect(authority).await.expect("a tunnel");
+    let mut stream = tunnel.stream;
+    stream.write_all(question.as_bytes()).await?;
+    stream.shutdown().await?;
+    let mut answer = String::new();
+    soon(stream.read_to_string(&mut answer)).await?;
+    Ok(answer)
+}
+
+async fn refusal(rig: &Rig, authority: &str) -> StatusCode {
+    match rig.connect(authority).await {
+        Err(ConnectError::Refused { status, .. }) => status,
+        other => panic!("{authority}: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn bytes_reach_the_endpoint_and_come_back_with_both_ends() {
+    let mut rig = Rig::new();
+    rig.serve(&[(80, AppProtocol::Tcp)]);
+    let seen = Arc::new(Mutex::new(None));
+    let endpoint = {
+        let seen = seen.clone();
+        let handler = move |request: ConnectRequest| {
+            let headers = request.headers().clone();
+            let peer = request.peer().identity.clone();
+            *seen.lock() = Some((request.authority().to_string(), peer, headers));
+            echo("web:", request)
+        };
+        rig.hbone_endpoint("web-1", handler).await
+    };
+    let answer = ask(&rig, &format!("{VIP}:80"), "hello").await.unwrap();
+    assert_eq!(answer, "web:hello");
+    let (authority, peer, headers) = seen.lock().take().expect("one CONNECT");
+    assert_eq!(authority, format!("{}:80", endpoint.addresses[0]));
+    assert_eq!(peer, rig.identity());
+    let forwarded = headers["forwarded"].to_str().unwrap();
+    assert!(
+        forwarded.contains("host=web.shop.svc.cluster.local"),
+        "{forwarded}"
+    );
+    assert!(forwarded.contains("for=\"127.0.0.1:"), "{forwarded}");
+}
+
+#[tokio::test]
+async fn what_is_not_served_is_refused_with_its_status() {
+    let rig = Rig::new();
+    rig.serve(&[(80, AppProtocol::Tcp)]);
+    let own = rig.address.to_string();
+    for (authority, status) in [
+        (format!("{VIP}:81"), StatusCode::NOT_FOUND),
+        ("10.96.0.9:80".to_owned(), StatusCode::NOT_FOUND),
+        (own, StatusCode::FORBIDDEN),
+        ("127.0.0.1:15000".to_owned(), StatusCode::FORBIDDEN),
+    ] {
+        assert_eq!(refusal(&rig, &authority).await, status, "{authority}");
+    }
+}
+
+#[tokio::test]
+async fn a_binding_that_is_told_a_moment_later_is_waited_for() {
+    let mut rig = Rig::new();
+    rig.hbone_endpoint("web-1", |request| echo("web:", request))
+        .await;
+    let authority = format!("{VIP}:80");
+    let told = async {
+        tokio::task::yield_now().await;
+        rig.serve(&[(80, AppProtocol::Tcp)]);
+    };
+    let (answer, ()) = tokio::join!(ask(&rig, &authority, "x"), told);
+    assert_eq!(answer.unwrap(), "web:x");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_refuses_is_not_the_last_word() {
+    let mut rig = Rig::new();
+    rig.serve(&[(80, AppProtocol::Tcp)]);
+    let refuse =
+        |request: ConnectRequest| async { request.refuse(StatusCode::SERVICE_UNAVAILABLE) };
+    rig.hbone_endpoint("web-1", refuse).await;
+    rig.hbone_endpoint("web-2", |request| echo("two:", request))
+        .await;
+    for _ in 0..8 {
+        let answer = ask(&rig, &format!("{VIP}:80"), "x").await.unwrap();
+        assert_eq!(answer, "two:x");
+    }
+}
+
+#[tokio::test]
+async fn a_service_without_endpoints_is_told_as_unavailable() {
+    let rig = Rig::new();
+    rig.serve(&[(80, AppProtocol::Tcp)]);
+    let status = refusal(&rig, &format!("{VIP}:80")).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn resets_pass_both_ways() {
+    let mut rig = Rig::new();
+    rig.serve(&[(80, AppProtocol::Tcp)]);
+    let reset = |request: ConnectRequest| async {
+        let mut stream = request.accept(HeaderMap::new()).unwrap();
+        let _ = stream.read_u8().await;
+        stream.reset(ResetCode::CONNECT_ERROR);
+    };
+    rig.hbone_endpoint("web-1", reset).await;
+    let tunnel = rig.connect(&format!("{VIP}:80")).await.unwrap();
+    let mut stream = tunnel.stream;
+    stream.write_all(b"x").await.unwrap();
+    let error = soon(stream.read_u8()).await.unwrap_err();
+    assert_eq!(
+        error.kind(),
+        std::io::ErrorKind::ConnectionReset,
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn who_speaks_first_is_served_on_an_undeclared_port_too() {
+    let mut rig = Rig::new();
+    rig.serve(&[(7777, AppProtocol::Unknown)]);
+    rig.hbone_endpoint("web-1", |request| echo("220 hello\n", request))
+        .await;
+    for _ in 0..2 {
+        let tunnel = rig.connect(&format!("{VIP}:7777")).await.unwrap();
+        let mut stream = tunnel.stream;
+        let mut greeting = [0; 10];
+        soon(stream.read_exact(&mut greeting)).await.unwrap();
+        assert_eq!(&greeting, b"220 hello\n");
+    }
+}
+
+#[tokio::test]
+async fn a_tcp_route_leads_elsewhere_and_one_to_nowhere_is_closed() {
+    let mut rig = Rig::new();
+    rig.serve(&[(80, AppProtocol::Tcp)]);
+    rig.hbone_endpoint("web-1", |request| echo("web:", request))
+        .await;
+    let key: mesh::names::NamespacedHostname = "shop/web.shop.svc.cluster.local".parse().unwrap();
+    let route = |backend: Backend| {
+        Resource::Route(Route {
+            key: mesh::l7::name::ObjectRef {
+                kind: "TCPRoute".into(),
+                namespace: "shop".into(),
+                name: "r".into(),
+            },
+            created: 0,
+            attachments: vec![Attachment {
+                service: key.clone(),
+                port: None,
+                callers: Callers::All,
+            }],
+            rules: Rules::Tcp(vec![TcpRule {
+                name: None,
+                port: None,
+                source_namespace: None,
+                destinations: Vec::new(),
+                backends: vec![(1, backend)],
+            }]),
+        })
+    };
+    let back = Backend::Service {
+        service: key.clone(),
+        port: 80,
+        subset: None,
+    };
+    rig.tell(vec![route(back)]);
+    let authority = format!("{VIP}:80");
+    assert_eq!(ask(&rig, &authority, "x").await.unwrap(), "web:x");
+    rig.tell(vec![route(Backend::Invalid("nowhere".into()))]);
+    let status = refusal(&rig, &authority).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn a_drain_lets_open_streams_end_and_takes_no_new_ones() {
+    let mut rig = Rig::new();
+    rig.serve(&[(80, AppProtocol::Tcp)]);
+    rig.hbone_endpoint("web-1", |request| echo("", request))
+        .await;
+    let authority = format!("{VIP}:80");
+    let mut open = rig.connect(&authority).await.unwrap().stream;
+    open.write_all(b"a").await.unwrap();
+    assert_eq!(soon(open.read_u8()).await.unwrap(), b'a');
+    let running = rig.running.take().expect("it runs");
+    let drain = tokio::spawn(running.drain());
+    // A new connection finds nobody once the listener is closed.
+    soon(async {
+        while tokio::net::TcpStream::connect(rig.address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    open.write_all(b"b").await.unwrap();
+    assert_eq!(soon(open.read_u8()).await.unwrap(), b'b');
+    open.shutdown().await.unwrap();
+    assert_eq!(soon(open.read(&mut [0])).await.unwrap(), 0);
+    drop(open);
+    soon(drain).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_identity_cannot_have_all_connections() {
+    let mut rig = Rig::with(&[("LEYLINE_MAX_CONNECTIONS_PER_IDENTITY", "1")]);
+    rig.serve(&[(80, AppProtocol::Tcp)]);
+    rig.hbone_endpoint("web-1", |request| echo("", request))
+        .await;
+    let authority = format!("{VIP}:80");
+    let (one, two) = (rig.ca.identity("a", "x"), rig.ca.identity("a", "y"));
+    let _first = rig
+        .connect_as(&one, &authority, HeaderMap::new())
+        .await
+        .unwrap();
+    // Another certificate of the same identity is another connection.
+    let again = rig.connect_as(&one, &authority, HeaderMap::new()).await;
+    assert!(again.is_err(), "{again:?}");
+    rig.connect_as(&two, &authority, HeaderMap::new())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_policy_refuses_and_cuts_what_it_had_allowed() {
+    let mut rig = Rig::new();
+    rig.serve(&[(80, AppProtocol::Tcp)]);
+    rig.hbone_endpoint("web-1", |request| echo("", request))
+        .await;
+    let authority = format!("{VIP}:80");
+    let mut open = rig.connect(&authority).await.unwrap().stream;
+    open.write_all(b"a").await.unwrap();
+    assert_eq!(soon(open.read_u8()).await.unwrap(), b'a');
+    rig.tell(vec![deny_all()]);
+    let error = soon(open.read_u8()).await.unwrap_err();
+    assert_eq!(
+        error.kind(),
+        std::io::ErrorKind::ConnectionReset,
+        "{error:?}"
+    );
+    assert_eq!(refusal(&rig, &authority).await, StatusCode::FORBIDDEN);
+}
+
+/// Nothing is allowed where an ALLOW policy has no rules.
+fn deny_all() -> Resource {
+    Resource::Policy(RequestPolicy {
+        key: "shop/none".parse().unwrap(),
+        targets: vec![Target::Waypoint],
+        action: PolicyAction::Allow,
+        dry_run: false,
+        rules: Vec::new(),
+        faults: Vec::new(),
+    })
+}
