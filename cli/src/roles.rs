@@ -13,6 +13,10 @@ use crate::local;
 pub(crate) fn run(name: &str) -> Option<ExitCode> {
     match name {
         "ztunnel" => Some(ztunnel::main_with(std::env::args().skip(2))),
+        // Without `proxy`, it is the command for people.
+        "waypoint" if std::env::args().nth(2).as_deref() == Some("proxy") => {
+            Some(waypoint::main_with(std::env::args().skip(2)))
+        }
         "controlplane" => Some(ended(name, controlplane())),
         "cni-agent" => Some(ended(name, cni_agent())),
         local::SUPERVISOR_ROLE => Some(local::supervisor_main()),

@@ -28,6 +28,7 @@ mod terminal;
 mod tokens;
 pub(crate) mod up;
 mod vip;
+mod waypoints;
 mod world;
 
 pub(crate) use shim::{ROLE as SHIM_ROLE, main as shim_main};

@@ -2,15 +2,18 @@
 //! Everything else in the user's folder is the control plane's business.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
-use controlplane::source::{
-    files::Content,
-    read::read,
-    tree::{self, Node},
-    watch::Change,
+use controlplane::{
+    crd::Gateway,
+    source::{
+        files::Content,
+        read::read,
+        tree::{self, Node},
+        watch::Change,
+    },
 };
 use k8s_openapi::api::{
     apps::v1::Deployment,
@@ -62,6 +65,12 @@ pub struct Objects {
     pub services: BTreeMap<Key, Service>,
     /// Endpoints written out by the user, for services without a selector.
     pub slices: BTreeMap<Key, EndpointSlice>,
+    /// Gateways.
+    pub gateways: BTreeMap<Key, Gateway>,
+    /// Gateways that are waypoints, which run here.
+    pub waypoints: BTreeSet<Key>,
+    /// Services that were made for these, and are in no file of the user's.
+    pub made_services: BTreeSet<Key>,
 }
 
 /// Something in the folder that could not be used.
@@ -196,6 +205,7 @@ impl Reading<'_> {
             "Deployment",
             "Service",
             "EndpointSlice",
+            "Gateway",
         ]
         .contains(&kind.as_str());
         if !matches!(kind.as_str(), "Namespace" | "Node") && (acted_on || namespace.is_some()) {
@@ -243,6 +253,12 @@ impl Reading<'_> {
                 let object = self.typed(path, kind, &key, node);
                 self.objects
                     .services
+                    .extend(object.map(|object| (key, object)));
+            }
+            "Gateway" => {
+                let object = self.typed(path, kind, &key, node);
+                self.objects
+                    .gateways
                     .extend(object.map(|object| (key, object)));
             }
             _ => {

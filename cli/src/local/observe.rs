@@ -14,6 +14,7 @@ use super::{
     plan::{self, Place, PodPlan},
     pod::{ContainerState, Phase},
     services::{self, Member},
+    waypoints,
     world::{LivePod, Node, World},
 };
 
@@ -65,13 +66,28 @@ pub(super) fn state(world: &World, members: &[Member]) -> Vec<Value> {
         Some((node.clone(), zone))
     });
     let zones = zones.collect();
+    objects.extend(
+        world
+            .objects
+            .waypoints
+            .iter()
+            .map(waypoints::gateway_status),
+    );
     for (key, service) in &world.objects.services {
         if let Some(view) = world.services.get(key)
             && let Some(first) = view.addresses.first()
         {
-            objects.push(json!({"apiVersion": "v1", "kind": "Service",
-                "metadata": {"namespace": key.namespace, "name": key.name},
-                "spec": {"clusterIP": first, "clusterIPs": view.addresses}}));
+            let mut object = match world.objects.made_services.contains(key) {
+                true => json!(service),
+                false => {
+                    json!({"metadata": {"namespace": key.namespace, "name": key.name}, "spec": {}})
+                }
+            };
+            object["apiVersion"] = "v1".into();
+            object["kind"] = "Service".into();
+            object["spec"]["clusterIP"] = json!(first);
+            object["spec"]["clusterIPs"] = json!(view.addresses);
+            objects.push(object);
         }
         objects.extend(
             services::slices(key, service, members, &zones)

@@ -30,7 +30,7 @@ use super::{
 /// Name of the control plane among the parts.
 pub const CONTROL_PLANE: &str = "controlplane";
 /// Where the control plane serves xDS and certificates.
-const XDS_PORT: u16 = 15012;
+pub(super) const XDS_PORT: u16 = 15012;
 /// Where the control plane answers people and programs.
 const CONTROL_ADMIN_PORT: u16 = 15014;
 /// Where a tunnel says whether it is ready.

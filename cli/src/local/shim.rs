@@ -42,7 +42,7 @@ pub struct Task {
     pub netns: Option<PathBuf>,
     /// How much of its own world the process gets.
     pub world: World,
-    /// Files mounted over others, `(from, to)`, seen by this process and its children only.
+    /// Files and folders mounted over others, `(from, to)`, seen by this process and its children only.
     pub files: Vec<(PathBuf, PathBuf)>,
     /// Folders that appear empty, to this process and its children only.
     pub hide: Vec<PathBuf>,
@@ -176,7 +176,7 @@ fn private_mounts(task: &Task) -> Result<()> {
         .with_context(|| format!("hide {}", path.display()))?;
     }
     for (from, to) in &files {
-        mountable(to);
+        mountable(to, from.metadata().is_ok_and(|it| it.is_dir()));
         let from = format!("/proc/self/fd/{}", from.as_raw_fd());
         mount(
             Some(from.as_str()),
@@ -462,14 +462,14 @@ pub(super) fn private_world(keep: &[PathBuf]) -> Result<()> {
         None::<&str>,
     );
     for name in ["hosts", "resolv.conf"] {
-        mountable(&Path::new("/etc").join(name));
+        mountable(&Path::new("/etc").join(name), false);
     }
     Ok(())
 }
 
 /// Makes something to be mounted on where there is nothing: in `/run`, which is empty, and where `/etc/resolv.conf` often
 /// leads. Elsewhere it would be the machine's own folder, which stays as it is.
-fn mountable(path: &Path) {
+fn mountable(path: &Path, is_folder: bool) {
     let target = fs::read_link(path).map_or_else(
         |_| path.to_owned(),
         |link| path.parent().unwrap_or(path).join(link),
@@ -477,7 +477,11 @@ fn mountable(path: &Path) {
     let in_run = target.components().any(|part| part.as_os_str() == "run");
     if in_run && !target.exists() {
         // What fails here is told by the mount that follows.
-        let _ = target.parent().map(fs::create_dir_all);
-        let _ = File::create(&target);
+        if is_folder {
+            let _ = fs::create_dir_all(&target);
+        } else {
+            let _ = target.parent().map(fs::create_dir_all);
+            let _ = File::create(&target);
+        }
     }
 }

@@ -292,7 +292,7 @@ pub(super) struct Mesh {
     pub plan: Plan,
     /// The control plane's namespace.
     pub control: Netns,
-    minter: Minter,
+    minter: Arc<Minter>,
     control_handle: tokio::runtime::Handle,
     down: bool,
 }
@@ -354,7 +354,9 @@ impl Mesh {
                 let _ = events.send(Event::Pod(news));
             }
         });
-        let world = World::new(runtime.clone(), nodes, zone, news, plan.rootless);
+        let minter = Arc::new(minter);
+        let rootless = plan.rootless;
+        let world = World::new(runtime.clone(), nodes, zone, news, rootless, minter.clone());
         let mesh = Self {
             runtime,
             world,
@@ -383,7 +385,7 @@ impl Mesh {
             let token = self.minter.mint(&bearer, now)?;
             write_atomically(&self.runtime.node(node).join("token"), token.as_bytes())?;
         }
-        Ok(())
+        self.world.renew_tokens()
     }
 
     async fn start_parts(&mut self, plan: &Plan, teller: &Teller) -> Result<()> {
@@ -401,6 +403,8 @@ impl Mesh {
         let part = settings.control_plane(&self.control, self.control_handle.clone());
         self.start_part(part)?;
         self.await_ready(CONTROL_PLANE, teller).await?;
+        // Waypoints have waited for its authority.
+        self.world.reconcile();
         teller.tell(&News::Step("control plane".to_owned()));
         let (mut agents, mut tunnels) = (Vec::new(), Vec::new());
         for node in self.world.nodes.values() {

@@ -25,7 +25,9 @@ use super::{
     probe,
     runtime::{Runtime, StateFolder, write_atomically},
     services::{self, Member, ServiceView},
-    shim, vip,
+    shim,
+    tokens::Minter,
+    vip, waypoints,
 };
 
 /// A node.
@@ -138,6 +140,7 @@ pub(super) struct World {
     rootless: bool,
     counter: u64,
     told_of_images: bool,
+    minter: Arc<Minter>,
 }
 
 impl World {
@@ -148,6 +151,7 @@ impl World {
         zone: Zone,
         news: mpsc::UnboundedSender<PodNews>,
         rootless: bool,
+        minter: Arc<Minter>,
     ) -> Self {
         let state = StateFolder::new(runtime.state());
         Self {
@@ -171,6 +175,7 @@ impl World {
             rootless,
             counter: 0,
             told_of_images: false,
+            minter,
         }
     }
 
@@ -180,6 +185,7 @@ impl World {
         for (namespace, labels) in &mut objects.namespaces {
             self.edits.namespace(namespace, labels);
         }
+        waypoints::deploy(&mut objects);
         let mut notes: Vec<String> = problems
             .iter()
             .filter(|problem| !self.problems.contains(problem))
@@ -328,6 +334,21 @@ impl World {
                 .as_ref()
                 .is_some_and(|(redirection, _)| redirection == "enabled");
             if policy.wanted(&facts) != cni::facts::Wanted::In || enrolled {
+                if waypoints::is_instance(&self.objects, &pod.plan) {
+                    let (runtime, minter) = (&self.runtime, &self.minter);
+                    match waypoints::introduce(runtime, minter, &pod.plan, &pod.place) {
+                        Ok(true) => {
+                            let folder = waypoints::folder(runtime, &pod.place.uid);
+                            pod.files.push(folder);
+                        }
+                        // The control plane has yet to make its authority: this is asked again once it has.
+                        Ok(false) => continue,
+                        Err(error) => {
+                            tracing::warn!(pod = %pod.plan.key, error = format!("{error:#}"), "not started");
+                            continue;
+                        }
+                    }
+                }
                 let sandbox = Sandbox {
                     plan: pod.plan.clone(),
                     place: pod.place.clone(),
@@ -352,6 +373,16 @@ impl World {
         for uid in unborn.map(|(uid, _)| uid.clone()).collect::<Vec<_>>() {
             self.remove(&uid);
         }
+    }
+
+    /// Gives the waypoints new tokens, well before theirs run out.
+    pub(super) fn renew_tokens(&self) -> Result<()> {
+        let instance = |pod: &&LivePod| waypoints::is_instance(&self.objects, &pod.plan);
+        let running = self.pods.values().filter(|pod| pod.handle.is_some());
+        for pod in running.filter(instance) {
+            waypoints::introduce(&self.runtime, &self.minter, &pod.plan, &pod.place)?;
+        }
+        Ok(())
     }
 
     /// Tells every pod to stop, for good.
@@ -380,7 +411,10 @@ impl World {
             .iter()
             .filter(|(file, _)| file.starts_with(self.runtime.etc()))
         {
-            let _ = std::fs::remove_file(file);
+            let _ = match file.is_dir() {
+                true => std::fs::remove_dir_all(file),
+                false => std::fs::remove_file(file),
+            };
         }
     }
 
