@@ -11,8 +11,9 @@ use std::{
 
 use mesh::identity::{Identity, TrustDomain};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, PublicKeyData, RevokedCertParams, SanType, SerialNumber,
 };
 use rustls::{
     DigitallySignedStruct, NamedGroup, SignatureScheme,
@@ -20,6 +21,8 @@ use rustls::{
     crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{
     ca::{Issuer, Issuing},
@@ -143,6 +146,21 @@ impl TestCa {
         signed.expect("a leaf can be signed").der().clone()
     }
 
+    /// A list that takes these leaves back, in PEM.
+    pub fn revoke(&self, leaves: &[&CertificateDer<'_>]) -> String {
+        let now = self.policy.clock().wall();
+        let list = CertificateRevocationListParams {
+            this_update: now.into(),
+            next_update: (now + self.lifetime).into(),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: leaves.iter().map(|leaf| revoked(leaf, now)).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&self.issuer).expect("a list can be signed");
+        list.pem().expect("DER becomes PEM")
+    }
+
     /// A good certificate of `identity`, trusting this CA.
     pub fn certificate(&self, identity: &Identity) -> Arc<WorkloadCertificate> {
         Arc::new(self.build(identity))
@@ -152,6 +170,16 @@ impl TestCa {
         let (leaf, key) = self.sign(&self.leaf(identity));
         WorkloadCertificate::new(&self.policy, vec![leaf], key, self.trust())
             .expect("leaf, key and root fit")
+    }
+}
+
+fn revoked(leaf: &CertificateDer<'_>, now: SystemTime) -> RevokedCertParams {
+    let (_, parsed) = X509Certificate::from_der(leaf).expect("a leaf is a certificate");
+    RevokedCertParams {
+        serial_number: SerialNumber::from_slice(parsed.raw_serial()),
+        revocation_time: now.into(),
+        reason_code: None,
+        invalidity_date: None,
     }
 }
 

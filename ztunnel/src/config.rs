@@ -227,6 +227,8 @@ pub struct Tls {
     pub post_quantum_only: bool,
     /// TLS 1.2 as well.
     pub tls12: bool,
+    /// The list of revoked certificates (`CRL_PATH`).
+    pub revocations: Option<PathBuf>,
 }
 
 /// Log lines.
@@ -331,10 +333,6 @@ impl Config {
         }
         if read.text("PROXY_MODE").is_some_and(|mode| mode != "shared") {
             read.reject("PROXY_MODE", "only shared (one tunnel per node) is built");
-        }
-        // Running on without the checks that were asked for would admit the revoked.
-        if read.some_text("CRL_PATH").is_some() {
-            read.reject("CRL_PATH", "revocation checks are not built");
         }
         if read.flag("UNSTABLE_ENABLE_SOCKS5", false) {
             read.reject("UNSTABLE_ENABLE_SOCKS5", "SOCKS5 is not built");
@@ -555,6 +553,7 @@ fn read_tls(read: &mut Reader<'_>) -> Tls {
             })
             .unwrap_or(false),
         tls12: read.flag("TLS12_ENABLED", false),
+        revocations: read.some_text("CRL_PATH").map(PathBuf::from),
     }
 }
 

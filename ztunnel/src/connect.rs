@@ -16,7 +16,7 @@ use net::{
     copy::Endpoint,
     hbone::{self, ConnectHead, DialError, Tunnel},
     socket::{SocketError, SourceAddress},
-    tls::{self, HandshakeError},
+    tls::{self, HandshakeError, PeerIdentity},
 };
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
@@ -30,7 +30,7 @@ const INNER_DEADLINE: Duration = Duration::from_secs(20);
 pub(crate) struct Connected {
     pub(crate) endpoint: Endpoint,
     /// Proven by TLS; for a double tunnel, the inner one.
-    pub(crate) peer: Option<Identity>,
+    pub(crate) peer: Option<Arc<PeerIdentity>>,
     /// What the peer tells of itself, for telemetry.
     pub(crate) baggage: Option<Baggage>,
     /// To be kept as long as the connection.
@@ -167,7 +167,7 @@ impl Outgoing<'_> {
     fn single(&self, tunnel: Tunnel) -> Connected {
         Connected {
             baggage: self.baggage_of(&tunnel.headers),
-            peer: Some(tunnel.peer.identity.clone()),
+            peer: Some(tunnel.peer.clone()),
             endpoint: tunnel.stream.into(),
             inner: None,
         }

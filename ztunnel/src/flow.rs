@@ -22,7 +22,7 @@ use net::{
 };
 use parking_lot::Mutex;
 
-use crate::{authorize::Denied, metrics::Metrics};
+use crate::{authorize::Denied, metrics::Metrics, revocations::RestsOn};
 
 /// Open connections, cut by policies.
 pub(crate) type Registry = connections::Registry<Live, Box<Denied>>;
@@ -42,6 +42,8 @@ pub(crate) struct Live {
     /// Inbound: what policies are asked about.
     pub(crate) facts: Option<AuthorizationFacts>,
     pub(crate) accepted: Instant,
+    /// What its tunnel was proven with.
+    pub(crate) rests_on: Option<RestsOn>,
     counters: Counters,
     counted: Counted,
     series: Mutex<Option<metrics::Flow>>,
@@ -63,6 +65,7 @@ impl Live {
             trace: None,
             facts: None,
             accepted,
+            rests_on: None,
             counters: Counters::default(),
             counted: Counted::default(),
             series: Mutex::new(None),
@@ -78,6 +81,23 @@ impl Live {
         let Some(series) = &*series else { return };
         series.received(since(self.counters.received(), &self.counted.received));
         series.sent(since(self.counters.sent(), &self.counted.sent));
+    }
+
+    /// A tunnel whose certificate is revoked is dropped, which looks like any other loss from here.
+    fn true_end(&self, seen: EndReason) -> EndReason {
+        let lost = matches!(
+            seen,
+            EndReason::Drained
+                | EndReason::TunnelLost
+                | EndReason::SourceReset
+                | EndReason::DestinationReset
+        );
+        match &self.rests_on {
+            Some(certificates) if lost && certificates.is_revoked() => {
+                EndReason::CertificateRevoked
+            }
+            _ => seen,
+        }
     }
 
     /// The record as of now.
@@ -178,6 +198,7 @@ impl Flow {
             return;
         }
         let live = self.registration.what();
+        let reason = live.true_end(reason);
         live.count_bytes();
         if let Some(series) = live.series.lock().take() {
             series.close(reason.flag());

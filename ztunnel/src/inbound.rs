@@ -35,6 +35,7 @@ use crate::{
     flow::{Early, Flow, Live},
     handshakes::Slot,
     pod::{Pod, TLS_DEADLINE, WAIT},
+    revocations::RestsOn,
 };
 
 /// One peer's connection to the pod's HBONE port.
@@ -159,7 +160,17 @@ impl Inbound {
         let this = self.clone();
         let handler = move |request| serve_stream(this.clone(), request);
         let http2 = &self.pod.node.http2;
-        match hbone::serve(stream, peer, http2, goodbye, handler).await {
+        let chain = Arc::clone(&peer.chain);
+        let serving = hbone::serve(stream, peer, http2, goodbye, handler);
+        let served = tokio::select! {
+            served = serving => served,
+            // Its streams end with the connection, at once.
+            () = self.pod.node.revocations.until_revoked(&chain) => {
+                tracing::info!(peer = %self.peer, "the peer's certificate is revoked: its tunnel is closed");
+                return;
+            }
+        };
+        match served {
             Ok(end) => tracing::debug!(peer = %self.peer, ?end, "HBONE connection ended"),
             Err(error) => self.connection_failed(&error),
         }
@@ -301,6 +312,7 @@ impl Inbound {
         live.asked_host = asked_host;
         live.trace = Some(trace.trace_id());
         live.facts = Some(decided.facts(self, request));
+        live.rests_on = Some(RestsOn::new(request.peer(), &self.pod.node.revocations));
         live
     }
 

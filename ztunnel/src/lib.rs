@@ -21,6 +21,7 @@ mod outbound;
 mod pod;
 mod pods;
 mod reset;
+mod revocations;
 mod run;
 mod runtime;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Every metric of the node tunnel, registered here. Names and labels are Istio's; ours begin with `leyline_`.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use mesh::{
     flow::{Direction, EndReason, TcpLabels},
@@ -11,10 +11,18 @@ use mesh::{
 use net::{
     ca::{Issuer, Issuing},
     metrics::{self, Parties, Tcp, UNKNOWN},
+    tls::{PeerEnd, Revocations},
 };
 use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{
+        MetricType,
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::Gauge,
+        histogram::Histogram,
+    },
     registry::Registry,
 };
 
@@ -57,6 +65,27 @@ impl Issuer for Counted {
             requests.get_or_create(&ResultLabel { result }).inc();
             issued
         })
+    }
+}
+
+/// `istio_crl_policy_rejections_total`.
+#[derive(Debug)]
+struct Refusals(Revocations);
+
+impl Collector for Refusals {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let help = "Handshakes refused because a certificate of the peer is revoked";
+        let name = "istio_crl_policy_rejections";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (reporter, end) in [
+            ("destination", PeerEnd::Client),
+            ("source", PeerEnd::Server),
+        ] {
+            let labels = [("reporter", reporter)];
+            let refused = ConstCounter::new(self.0.refused(end));
+            refused.encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
     }
 }
 
@@ -169,6 +198,11 @@ impl Metrics {
             new.certificate_requests.clone(),
         );
         new
+    }
+
+    /// Enters what revocations refuse; they count it themselves.
+    pub(crate) fn revocations(registry: &mut Registry, revocations: &Revocations) {
+        registry.register_collector(Box::new(Refusals(revocations.clone())));
     }
 
     /// The same issuer, with its requests counted.

@@ -24,6 +24,7 @@ use crate::{
     flow::{Early, Flow, Live},
     pod::{Pod, WAIT},
     reset,
+    revocations::RestsOn,
 };
 
 /// Endpoints that are tried for one connection.
@@ -278,13 +279,16 @@ impl Outbound {
         let record = self.pod.node.metrics.parties.shared(record);
         let mut live = Live::new(record, self.original, self.accepted);
         live.trace = secured.then(|| trace.trace_id());
+        let proven = connected.and_then(|connected| connected.peer.as_ref());
+        live.rests_on = proven.map(|peer| RestsOn::new(peer, &self.pod.node.revocations));
         Flow::open(&self.pod.node.metrics, self.pod.outbound.register(live))
     }
 }
 
 /// Who is at the other end: the next hop's record; behind a gateway, what the peer told of itself and what TLS proved.
 fn destination(hop: &NextHop, connected: Option<&Connected>) -> Party {
-    let proven = connected.and_then(|connected| connected.peer.as_ref());
+    let peer = connected.and_then(|connected| connected.peer.as_ref());
+    let proven = peer.map(|peer| &peer.identity);
     let told = connected.and_then(|connected| connected.baggage.as_ref());
     match (hop.hop, told, hop.workload.as_deref()) {
         (Hop::DoubleHbone, Some(baggage), _) => Party::of_baggage(baggage, proven),

@@ -15,7 +15,7 @@ use net::{
     mesh_state::MeshState,
     netns::Netns,
     socket::{Factory, SourceAddress},
-    tls::WorkloadCertificate,
+    tls::{Revocations, WorkloadCertificate},
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -48,6 +48,7 @@ pub(crate) struct Node {
     pub(crate) resolver: Resolver,
     pub(crate) upstreams: Arc<ResolvConf>,
     pub(crate) http2: hbone::Config,
+    pub(crate) revocations: Revocations,
     /// Connections of one pod at a time.
     pub(crate) max_pod_connections: usize,
 }

@@ -14,7 +14,10 @@ use net::{
     ready::{self, Ready},
     settings::RemoteError,
     socket::{self, Factory, SocketError},
-    tls::{self, control_plane},
+    tls::{
+        self, Revocations, control_plane,
+        revocation_file::{self, RevocationsError},
+    },
     xds,
 };
 use prometheus_client::registry::Registry;
@@ -71,6 +74,9 @@ pub enum RunError {
     /// The local mesh state cannot be used.
     #[error("local mesh state")]
     LocalState(#[from] LocalStateError),
+    /// The list of revoked certificates cannot be used.
+    #[error("CRL_PATH")]
+    Revocations(#[from] RevocationsError),
     /// Certificates have no source.
     #[error("FAKE_CA is set and no issuer was brought: that is for tests")]
     NoIssuer,
@@ -204,7 +210,19 @@ impl Tunnel {
         let issuer = metrics.counted(issuer);
         let certificates =
             Certificates::new(issuer, Arc::new(SystemClock), CertificatesConfig::default());
-        let node = make_node(config.clone(), self.state, certificates, metrics);
+        let revocations = policy.revocations().clone();
+        if let Some(path) = &config.tls.revocations {
+            revocation_file::load(path, &revocations)?;
+            tasks.spawn(revocation_file::follow(path.clone(), revocations.clone()));
+        }
+        Metrics::revocations(&mut registry, &revocations);
+        let node = make_node(
+            config.clone(),
+            self.state,
+            certificates,
+            metrics,
+            revocations,
+        );
         if let Some(path) = config.ca.as_ref().and_then(Remote::root_file) {
             tasks.spawn(renew_with_roots(path.to_owned(), node.certificates.clone()));
         }
@@ -360,6 +378,7 @@ fn make_node(
     state: MeshState,
     certificates: Certificates,
     metrics: Metrics,
+    revocations: Revocations,
 ) -> Arc<Node> {
     let upstreams = ResolvConf::new(config.dns.resolv_conf.clone(), config.inpod.ipv6);
     let upstreams = Arc::new(upstreams);
@@ -377,6 +396,7 @@ fn make_node(
         state,
         certificates,
         metrics,
+        revocations,
         upstreams,
     })
 }

@@ -50,6 +50,7 @@ impl Tunnels {
         let peer = PeerIdentity {
             identity: ca.identity("a", "b"),
             not_after: std::time::SystemTime::now(),
+            chain: std::sync::Arc::from([]),
         };
         let (report, accepted) = mpsc::unbounded_channel();
         let handler = move |request: ConnectRequest| {

@@ -197,6 +197,11 @@ impl Future for Driver {
 }
 
 impl Client {
+    /// Who is at the other end.
+    pub fn peer(&self) -> &Arc<PeerIdentity> {
+        &self.peer
+    }
+
     /// Speaks HTTP/2 over `io`, on which TLS stands with `peer`. Does not wait for the peer's answer.
     pub async fn handshake<IO>(
         io: IO,

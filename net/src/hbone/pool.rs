@@ -5,7 +5,7 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -352,16 +352,21 @@ impl Shared {
 async fn carry(shared: Weak<Shared>, key: Key, target: Target, report: watch::Sender<DialResult>) {
     let Some(pool) = shared.upgrade() else { return };
     let release = pool.config.unused_release;
+    let revocations = target.certificate.policy().revocations().clone();
     let (client, mut driver) = match pool.dial(target).await {
         Ok(dialed) => dialed,
         Err(error) => return pool.dialed(&key, &report, Err(error)),
     };
     pool.dialed(&key, &report, Ok(client.clone()));
     drop((pool, report));
+    let peer = client.peer().clone();
+    let mut revoked = pin!(revocations.until_revoked(&peer.chain));
     loop {
         let check = client.state().unused_since() + release;
         tokio::select! {
             () = &mut driver => break,
+            // With the driver every stream ends at once: nothing more is said to whom the authority has disowned.
+            () = &mut revoked => break,
             () = sleep_until(check) => {}
         }
         let unused = client.state().unused_since().elapsed() >= release;

@@ -595,6 +595,7 @@ where
     let peer = tls::PeerIdentity {
         identity: ca.identity("a", "client"),
         not_after: std::time::SystemTime::now(),
+        chain: std::sync::Arc::from([]),
     };
     let task = tokio::spawn(async move { serve(far, peer, &config, pending(), handler).await });
     (near, task)

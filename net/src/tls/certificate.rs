@@ -138,6 +138,11 @@ impl WorkloadCertificate {
         self.not_before <= now && now < self.not_after
     }
 
+    /// The rules of TLS that it is used under.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
     /// The roots that vouch for peers.
     pub fn trust(&self) -> &TrustBundle {
         &self.trust

@@ -11,7 +11,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::verify::{PeerCertificateError, PeerIdentity, leaf_identity};
+use super::verify::{PeerCertificateError, PeerIdentity, chain_identity};
 
 /// An accepted TLS connection.
 pub type ServerStream<IO> = tokio_rustls::server::TlsStream<IO>;
@@ -136,8 +136,8 @@ where
 }
 
 fn peer_of(chain: Option<&[CertificateDer<'_>]>) -> Result<PeerIdentity, HandshakeError> {
-    let leaf = chain
-        .and_then(<[_]>::first)
+    let (leaf, intermediates) = chain
+        .and_then(<[_]>::split_first)
         .ok_or(HandshakeError::NoCertificate)?;
-    leaf_identity(leaf).map_err(HandshakeError::PeerCertificate)
+    chain_identity(leaf, intermediates).map_err(HandshakeError::PeerCertificate)
 }

@@ -9,6 +9,8 @@ pub mod control_plane;
 mod handshake;
 mod origination;
 mod policy;
+mod revocation;
+pub mod revocation_file;
 mod trust;
 mod verify;
 
@@ -16,6 +18,7 @@ pub use certificate::{BuildCertificateError, PemCertificate, WorkloadCertificate
 pub use handshake::{Blame, ClientStream, HandshakeError, ServerStream, accept, connect};
 pub use origination::{Origination, OriginationError, Originator};
 pub use policy::{KeyExchange, Policy, Versions};
+pub use revocation::{CertificateId, PeerEnd, RevocationListError, Revocations};
 pub use trust::{TrustBundle, TrustBundleError};
 pub use verify::{PeerCertificateError, PeerIdentity};
 

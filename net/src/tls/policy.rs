@@ -8,6 +8,7 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 
+use super::revocation::Revocations;
 use crate::clock::{Clock, SystemClock};
 
 /// The TLS versions that are accepted.
@@ -36,6 +37,7 @@ pub struct Policy {
     pub(super) provider: Arc<CryptoProvider>,
     pub(super) versions: &'static [&'static SupportedProtocolVersion],
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) revocations: Revocations,
 }
 
 static ONLY_13: [&SupportedProtocolVersion; 1] = [&TLS13];
@@ -69,7 +71,13 @@ impl Policy {
                 Versions::Tls12And13 => &BOTH,
             },
             clock,
+            revocations: Revocations::default(),
         }
+    }
+
+    /// The certificates that are refused whoever signed them; shared by the clones of this policy.
+    pub fn revocations(&self) -> &Revocations {
+        &self.revocations
     }
 
     /// The clock by which certificates are valid.

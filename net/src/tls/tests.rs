@@ -335,3 +335,80 @@ fn roots_that_are_no_certificates_are_skipped_unless_all_are() {
     assert_eq!(bundle.certificates().count(), 1);
     assert!(TrustBundle::from_pem("a".parse().unwrap(), junk.as_bytes()).is_err());
 }
+
+/// A client and a server under one policy, and the leaf of one of them.
+fn revocable(ca: &TestCa, policy: &Policy, name: &str) -> (WorkloadCertificate, String) {
+    let (leaf, key) = ca.sign(&ca.leaf(&ca.identity("a", name)));
+    let list = ca.revoke(&[&leaf]);
+    let certificate = WorkloadCertificate::new(policy, vec![leaf], key, ca.trust());
+    (certificate.expect("leaf, key and root fit"), list)
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_is_refused_at_either_end() {
+    for (revoke_client, end) in [(true, PeerEnd::Client), (false, PeerEnd::Server)] {
+        let policy = Policy::default();
+        let ca = TestCa::new("cluster.local", &policy);
+        let (client, clients) = revocable(&ca, &policy, "client");
+        let (server, servers) = revocable(&ca, &policy, "server");
+        let expected = only(server.identity());
+        let (seen, _) = handshake(&server, client.client_config(&expected)).await;
+        assert!(seen.is_ok(), "before: {seen:?}");
+
+        let list = if revoke_client { clients } else { servers };
+        assert_eq!(policy.revocations().replace(list.as_bytes()), Ok(1));
+        let (seen, dialled) = handshake(&server, client.client_config(&expected)).await;
+        let refusal = if revoke_client { seen } else { dialled };
+        assert!(
+            matches!(
+                refusal,
+                Err(HandshakeError::PeerCertificate(
+                    PeerCertificateError::Revoked(_)
+                ))
+            ),
+            "{refusal:?}"
+        );
+        assert_eq!(policy.revocations().refused(end), 1);
+    }
+}
+
+#[tokio::test]
+async fn whoever_holds_a_chain_learns_of_its_revocation() {
+    let policy = Policy::default();
+    let ca = TestCa::new("cluster.local", &policy);
+    let (client, list) = revocable(&ca, &policy, "client");
+    let (server, _) = revocable(&ca, &policy, "server");
+    let (seen, _) = handshake(&server, client.client_config(&only(server.identity()))).await;
+    let chain = seen.unwrap().chain;
+    let told = policy.revocations().until_revoked(&chain);
+    tokio::pin!(told);
+    let other = ca.revoke(&[&ca.sign(&ca.leaf(&ca.identity("a", "other"))).0]);
+    policy.revocations().replace(other.as_bytes()).unwrap();
+    assert!(futures_util::poll!(&mut told).is_pending());
+    policy.revocations().replace(list.as_bytes()).unwrap();
+    tokio::time::timeout(DEADLINE, told).await.expect("told");
+}
+
+#[test]
+fn a_file_that_is_no_list_leaves_the_revoked_as_they_were() {
+    let policy = Policy::default();
+    let ca = TestCa::new("cluster.local", &policy);
+    let (_, list) = revocable(&ca, &policy, "client");
+    let two = format!("{list}\n{}", revocable(&ca, &policy, "other").1);
+    let revocations = policy.revocations();
+    assert_eq!(revocations.replace(two.as_bytes()), Ok(2));
+    let cut = &list.as_bytes()[..list.len() / 2];
+    for (file, about) in [
+        (b"junk".as_slice(), "junk"),
+        (cut, "half a list"),
+        (ca.root_pem().as_bytes(), "another PEM"),
+    ] {
+        assert!(revocations.replace(file).is_err(), "{about}");
+    }
+    assert_eq!(format!("{revocations:?}"), "Revocations { revoked: 2, .. }");
+    assert_eq!(
+        revocations.replace(b" \n"),
+        Ok(0),
+        "empty: none are revoked"
+    );
+}

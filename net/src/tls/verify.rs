@@ -17,7 +17,11 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::{policy::Policy, trust::TrustBundle};
+use super::{
+    policy::Policy,
+    revocation::{CertificateId, PeerEnd, Revocations},
+    trust::TrustBundle,
+};
 
 /// The proven identity of the other end of a TLS connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +30,8 @@ pub struct PeerIdentity {
     pub identity: Identity,
     /// When its certificate ends. The connection may outlive it.
     pub not_after: SystemTime,
+    /// Its certificates, leaf first, as revocations name them.
+    pub chain: Arc<[CertificateId]>,
 }
 
 /// Why a peer's certificate is refused. All of these are the peer's doing, or its CA's.
@@ -52,6 +58,9 @@ pub enum PeerCertificateError {
     /// Its time has not come.
     #[error("the certificate is not valid yet")]
     NotValidYet,
+    /// Its authority has taken it, or an intermediate, back.
+    #[error("the certificate with the serial number {0} is revoked")]
+    Revoked(String),
     /// Its extended key usage leaves out this use.
     #[error("the certificate is not for this use")]
     WrongUse,
@@ -136,7 +145,19 @@ pub(super) fn leaf_identity(
     Ok(PeerIdentity {
         identity: uri.parse().map_err(PeerCertificateError::NotSpiffe)?,
         not_after: time_of(parsed.validity().not_after.timestamp()),
+        chain: Arc::from([]),
     })
+}
+
+/// Reads who a chain, leaf first, speaks for.
+pub(super) fn chain_identity(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+) -> Result<PeerIdentity, PeerCertificateError> {
+    let mut peer = leaf_identity(leaf)?;
+    let chain = std::iter::once(leaf).chain(intermediates);
+    peer.chain = chain.filter_map(CertificateId::of).collect();
+    Ok(peer)
 }
 
 /// A certificate's time, in seconds since the epoch; before it counts as the epoch.
@@ -156,6 +177,7 @@ struct Domain {
 pub(super) struct Verifier {
     domains: BTreeMap<TrustDomain, Domain>,
     algorithms: WebPkiSupportedAlgorithms,
+    revocations: Revocations,
 }
 
 impl Verifier {
@@ -173,6 +195,7 @@ impl Verifier {
         Ok(Self {
             domains,
             algorithms: policy.provider.signature_verification_algorithms,
+            revocations: policy.revocations.clone(),
         })
     }
 
@@ -187,10 +210,19 @@ impl Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let peer = leaf_identity(leaf)?;
+        let peer = chain_identity(leaf, intermediates)?;
         let domain = self.domain(&peer.identity.trust_domain)?;
         let verified = domain.clients.verify_client_cert(leaf, intermediates, now);
-        verified.map_err(|error| attribute(error, &peer.identity.trust_domain))
+        let verified = verified.map_err(|error| attribute(error, &peer.identity.trust_domain))?;
+        self.not_revoked(&peer, PeerEnd::Client)?;
+        Ok(verified)
+    }
+
+    fn not_revoked(&self, peer: &PeerIdentity, end: PeerEnd) -> Result<(), PeerCertificateError> {
+        match self.revocations.refuse(&peer.chain, end) {
+            Some(serial) => Err(PeerCertificateError::Revoked(serial)),
+            None => Ok(()),
+        }
     }
 
     fn verify_server(
@@ -199,7 +231,7 @@ impl Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<PeerIdentity, Error> {
-        let peer = leaf_identity(leaf)?;
+        let peer = chain_identity(leaf, intermediates)?;
         let domain = self.domain(&peer.identity.trust_domain)?;
         let parsed = ParsedCertificate::try_from(leaf)?;
         verify_server_cert_signed_by_trust_anchor(
@@ -210,6 +242,7 @@ impl Verifier {
             self.algorithms.all,
         )
         .map_err(|error| attribute(error, &peer.identity.trust_domain))?;
+        self.not_revoked(&peer, PeerEnd::Server)?;
         Ok(peer)
     }
 }

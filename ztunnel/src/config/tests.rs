@@ -46,7 +46,6 @@ fn every_bad_setting_is_reported_at_once() {
         ("LOCAL_XDS_PATH", "b"),
         ("CA_ADDRESS", ""),
         ("COMPLIANCE_POLICY", "none"),
-        ("CRL_PATH", "/crl.pem"),
         ("LEYLINE_ADMIN_ADDRESS", "0.0.0.0:15000"),
     ])
     .expect_err("bad settings");
@@ -60,7 +59,6 @@ fn every_bad_setting_is_reported_at_once() {
         "LOCAL_XDS",
         "CA_ADDRESS",
         "COMPLIANCE_POLICY",
-        "CRL_PATH",
         "LEYLINE_ADMIN_ADDRESS",
     ] {
         assert!(text.contains(name), "{name} is missing in: {text}");

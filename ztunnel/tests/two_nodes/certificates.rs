@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
-use net::{testing::TestCa, tls::Policy, zds::Request};
+use net::{
+    testing::TestCa,
+    tls::{Policy, WorkloadCertificate},
+    zds::Request,
+};
 
 use crate::{
-    rig::{eventually, node::uid, passes, rig_with},
+    hostile::{ask, peer},
+    rig::{eventually, node::uid, passes, rig_with, soon},
     rig_or_skip,
     telemetry::dump,
 };
@@ -47,4 +52,35 @@ async fn a_renewed_certificate_serves_new_connections_and_old_ones_live_on() {
     let (mut new_client, mut new_server) = rig.pair().await;
     passes(&mut new_client, &mut new_server, b"new").await;
     passes(&mut client, &mut server, b"old").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tunnel_whose_certificate_is_revoked_is_closed_and_not_opened_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ca-crl.pem");
+    let ca = TestCa::new("cluster.local", &Policy::default());
+    let setting = ("CRL_PATH", path.to_str().unwrap());
+    let Some(rig) = rig_with(ca, &[setting]).await else {
+        return;
+    };
+    let listener = rig.listen();
+    let (leaf, key) = rig.ca.sign(&rig.ca.leaf(&rig.ca.identity("ns", "sa-a")));
+    let list = rig.ca.revoke(&[&leaf]);
+    let certificate =
+        WorkloadCertificate::new(&Policy::default(), vec![leaf], key, rig.ca.trust()).unwrap();
+    let client = peer(&rig, &certificate).await.expect("a good peer");
+    assert!(soon(ask(&client, "10.210.0.2:8080")).await.is_ok());
+
+    std::fs::write(&path, list).unwrap();
+    eventually("the tunnel is closed", async || {
+        soon(ask(&client, "10.210.0.2:8080")).await.is_err()
+    })
+    .await;
+    // TLS 1.3 tells a client of its refusal with the first read.
+    if let Some(client) = peer(&rig, &certificate).await {
+        assert!(soon(ask(&client, "10.210.0.2:8080")).await.is_err());
+    }
+    drop(listener);
+    let (mut other, mut server) = rig.pair().await;
+    passes(&mut other, &mut server, b"others are unharmed").await;
 }

@@ -30,7 +30,7 @@ fn tunnel_port(rig: &Rig) -> SocketAddr {
 }
 
 /// A peer at pod `b`'s HBONE port, with this certificate.
-async fn peer(rig: &Rig, certificate: &WorkloadCertificate) -> Option<Client> {
+pub(crate) async fn peer(rig: &Rig, certificate: &WorkloadCertificate) -> Option<Client> {
     let sockets = outside_the_mesh(&rig.a);
     let tcp = sockets.connect(tunnel_port(rig), SourceAddress::Own);
     let tcp = soon(tcp).await.unwrap();
@@ -45,7 +45,7 @@ async fn peer(rig: &Rig, certificate: &WorkloadCertificate) -> Option<Client> {
     Some(client)
 }
 
-async fn ask(client: &Client, authority: &str) -> Result<(), ConnectError> {
+pub(crate) async fn ask(client: &Client, authority: &str) -> Result<(), ConnectError> {
     let head = ConnectHead {
         authority: authority.parse().unwrap(),
         headers: HeaderMap::new(),

@@ -380,6 +380,7 @@ impl Rig {
             peer: Arc::new(PeerIdentity {
                 identity: "spiffe://cluster.local/ns/web/sa/client".parse().unwrap(),
                 not_after: std::time::SystemTime::now() + std::time::Duration::from_secs(3600),
+                chain: Arc::from([]),
             }),
             authority: Authority::address(destination.ip(), PORT),
             target: Target::Service {
