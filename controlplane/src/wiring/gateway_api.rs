@@ -271,7 +271,7 @@ fn outcome(
     let effects: Vec<Effect> = attached
         .parents
         .iter()
-        .map(|parent| attach::effect(namespace, parent, &shadowed))
+        .map(|parent| attach::effect(namespace, parent, shadowed))
         .collect();
     let resolver = |wanted: &BackendObjectRef| lookup.backend(namespace, wanted);
     let translated = translate::translate(route, &resolver);
