@@ -217,6 +217,7 @@ impl Wiring {
         let specified = graph.join(&[&configs, &routes.resources, &istio.resources]);
         let of_waypoints = waypoints::resources(
             &mut graph,
+            &inputs,
             &joins,
             &made,
             &specified,

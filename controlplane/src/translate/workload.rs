@@ -441,11 +441,8 @@ pub fn of_service_entry(
     if claims.is_empty() || spec.workload_selector.is_some() {
         return Vec::new();
     }
-    let Name { namespace, name } = &entry.meta.name;
-    let cluster = &around.settings.cluster_id;
-    let uid = |address: &str| {
-        format!("{cluster}/networking.istio.io/ServiceEntry/{namespace}/{name}/{address}")
-    };
+    let name = &entry.meta.name.name;
+    let uid = |address: &str| inline_uid(around.settings, entry, address);
     let make = |endpoint: &WorkloadEntrySpec, claims: &[Arc<Claim>], bound: &Bound| {
         let around = Surroundings {
             services: entry_services(endpoint, claims),
@@ -486,6 +483,22 @@ pub fn of_service_entry(
         make(&endpoint, std::slice::from_ref(claim), &Bound::default())
     };
     claims.iter().map(implicit).collect()
+}
+
+fn inline_uid(settings: &Settings, entry: &ServiceEntry, address: &str) -> String {
+    let Name { namespace, name } = &entry.meta.name;
+    let cluster = &settings.cluster_id;
+    format!("{cluster}/networking.istio.io/ServiceEntry/{namespace}/{name}/{address}")
+}
+
+/// The labels of the inline endpoint of this uid; those of the entry itself where it has no endpoint written out.
+pub fn labels_of_inline(settings: &Settings, entry: &ServiceEntry, uid: &str) -> Labels {
+    let mut endpoints = entry.spec.endpoints.iter();
+    let found = endpoints.find(|endpoint| inline_uid(settings, entry, &endpoint.address) == uid);
+    match found {
+        Some(endpoint) => inline_labels(entry, endpoint),
+        None => (*entry.meta.labels).clone(),
+    }
 }
 
 fn inline_labels(entry: &ServiceEntry, endpoint: &WorkloadEntrySpec) -> Labels {

@@ -396,3 +396,47 @@ fn what_http_would_decide_is_refused_and_nothing_else() {
     }
     assert_eq!(rules, 31 * 21);
 }
+
+#[test]
+fn a_route_that_changes_is_one_message_to_each_waypoint_that_serves_it() {
+    let mut mesh = Mesh {
+        wiring: Wiring::new(Settings::default(), OfPods::Speak),
+    };
+    let route = |name: &str, path: &str| {
+        format!(
+            "{{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {{name: {name}, namespace: shop}}, \
+             spec: {{parentRefs: [{{group: '', kind: Service, name: web}}], rules: [{{matches: [{{path: {{value: {path}}}}}], \
+             backendRefs: [{{name: web, port: 80}}, {{name: api, port: 80}}]}}]}}}}"
+        )
+    };
+    mesh.set("{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/use-waypoint: one}}}");
+    for waypoint in ["one", "two"] {
+        mesh.set(&format!(
+            "{{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {{name: {waypoint}, namespace: shop}}, \
+             spec: {{gatewayClassName: leyline-waypoint, listeners: [{{name: mesh, port: 15008, protocol: HBONE}}]}}}}"
+        ));
+    }
+    for (number, service) in ["web", "api", "other"].into_iter().enumerate() {
+        mesh.set(&format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: {service}, namespace: shop}}, \
+             spec: {{clusterIP: 10.96.0.{}, ports: [{{name: http, port: 80}}]}}}}",
+            number + 1
+        ));
+    }
+    mesh.set(&route("first", "/a"));
+    mesh.set(&route("second", "/b"));
+    mesh.wiring.settle();
+    mesh.wiring.resources.take();
+
+    let before = mesh.wiring.runs["routes"].count();
+    let (_, changed) = mesh.change(&route("first", "/c"));
+    assert_eq!(changed, ["route/HTTPRoute/shop/first"]);
+    assert_eq!(mesh.wiring.runs["routes"].count() - before, 1);
+
+    let api = "{apiVersion: v1, kind: Service, metadata: {name: other, namespace: shop}, \
+               spec: {clusterIP: 10.96.0.3, ports: [{name: http, port: 81}]}}";
+    let before = mesh.wiring.runs["routes"].count();
+    mesh.change(api);
+    let computed = mesh.wiring.runs["routes"].count() - before;
+    assert_eq!(computed, 0, "a service that no route leads to");
+}

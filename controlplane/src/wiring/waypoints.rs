@@ -1,21 +1,31 @@
 //! What waypoints are told, as derived collections: each waypoint (by its Gateway) has resources of its own.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use mesh::{
-    l7::{served::ServedWorkload, view::Resource as Told},
+    l7::{
+        served::{ServedWorkload, WorkloadLabels},
+        view::Resource as Told,
+    },
     names::{Str, WorkloadUid},
 };
 
 use super::{Facts, Inputs, Joins, Made, gateway_api::Authorizers};
 use crate::{
-    graph::{Collection, Graph, Runs},
-    object::{Name, ObjectRef},
+    graph::{Collection, Context, Graph, Runs},
+    object::{Kind, Labels, Name, ObjectRef, Pod, ServiceEntry, WorkloadEntry},
     output::{Resource, ResourceKey},
-    translate::l7::{
-        self, Key,
-        backend::{self, Overlay},
-        config, keyed, references, served,
+    translate::{
+        Settings,
+        l7::{
+            self, Key,
+            backend::{self, Overlay},
+            config, keyed, references, served,
+        },
+        workload,
     },
 };
 
@@ -34,16 +44,19 @@ enum Need {
 /// All that waypoints are told; `specified`: what came of routes, policies and settings.
 pub(super) fn resources(
     graph: &mut Graph,
+    inputs: &Inputs,
     joins: &Joins,
     made: &Collection<ObjectRef, Made>,
     specified: &PerWaypoint,
     overlays: &Collection<Str, Overlay>,
     runs: &mut BTreeMap<&'static str, Runs>,
 ) -> Collection<ResourceKey, Resource> {
+    let facts = &joins.facts;
     let services = services(graph, joins, specified);
     let backends = backends(graph, &services, overlays);
     let workloads = workloads(graph, made);
-    let all = graph.join(&[specified, &services, &backends, &workloads]);
+    let labels = labels(graph, inputs, facts, made, &backends);
+    let all = graph.join(&[specified, &services, &backends, &workloads, &labels]);
     let (encoded, counted) = graph.derive(&all, |_, (gateway, _), told| {
         let resource = l7::resource(gateway, told);
         vec![(resource.key(), resource)]
@@ -120,6 +133,85 @@ fn backends(
         policy.into_iter().collect()
     });
     backends
+}
+
+/// Labels of the endpoints of services whose policies ask for them: subsets, and locality by labels.
+fn labels(
+    graph: &mut Graph,
+    inputs: &Inputs,
+    facts: &Facts,
+    made: &Collection<ObjectRef, Made>,
+    backends: &PerWaypoint,
+) -> PerWaypoint {
+    let by_service = made.index(|_, made| {
+        let services = made.resources.iter().flat_map(|it| it.services.iter());
+        let services: BTreeSet<Str> = services.cloned().collect();
+        services.into_iter().collect()
+    });
+    let objects = Objects {
+        settings: facts.settings.clone(),
+        pods: inputs.pods.clone(),
+        workload_entries: inputs.workload_entries.clone(),
+        entries: inputs.entries.clone(),
+    };
+    let (asked, _) = graph.derive(backends, move |cx, (gateway, _), told| {
+        let service = match &***told {
+            Told::Backend(policy) if backend::asks_labels(policy) => policy.service.to_string(),
+            _ => return Vec::new(),
+        };
+        let service = Str::from(service);
+        let mut all = BTreeMap::new();
+        for (object, made) in cx.find(&by_service, &service) {
+            let members = made
+                .resources
+                .iter()
+                .filter(|it| it.services.contains(&service));
+            for workload in members {
+                let labels = objects.labels(cx, &object, &workload.name);
+                let key = (gateway.clone(), workload.name.clone(), service.clone());
+                all.insert(key, labels);
+            }
+        }
+        all.into_iter().collect()
+    });
+    let by_workload = asked.index(|(gateway, uid, _), _| vec![(gateway.clone(), uid.clone())]);
+    let by_workload = graph.group(&by_workload);
+    let (labels, _) = graph.derive(&by_workload, |_, (gateway, uid), labels| {
+        let told = labels.first().map(|labels| {
+            Told::Labels(WorkloadLabels {
+                uid: WorkloadUid(uid.clone()),
+                labels: (***labels).clone(),
+            })
+        });
+        told.map(|told| keyed(gateway, told)).into_iter().collect()
+    });
+    labels
+}
+
+/// The objects that workloads are made of.
+struct Objects {
+    settings: Arc<Settings>,
+    pods: Collection<Name, Pod>,
+    workload_entries: Collection<Name, WorkloadEntry>,
+    entries: Collection<Name, ServiceEntry>,
+}
+
+impl Objects {
+    /// The labels of a workload, by the object that it was made of.
+    fn labels(&self, cx: &Context<'_>, object: &ObjectRef, uid: &str) -> Arc<Labels> {
+        let name = &object.name;
+        let found = match object.kind {
+            Kind::Pod => cx.get(&self.pods, name).map(|pod| pod.meta.labels.clone()),
+            Kind::WorkloadEntry => cx
+                .get(&self.workload_entries, name)
+                .map(|entry| Arc::new(workload::entry_labels(&entry))),
+            Kind::ServiceEntry => cx
+                .get(&self.entries, name)
+                .map(|entry| Arc::new(workload::labels_of_inline(&self.settings, &entry, uid))),
+            _ => None,
+        };
+        found.unwrap_or_default()
+    }
 }
 
 /// Workloads that are served by their own addresses.

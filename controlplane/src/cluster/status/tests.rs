@@ -3,7 +3,7 @@ use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::*;
 use crate::{
-    output::{Condition, ObjectVersion, Truth},
+    output::{Condition, ObjectVersion, ParentStatus, Truth},
     testing::api::{Answer, Call, FakeApi},
 };
 
@@ -392,6 +392,68 @@ async fn addresses_are_written_and_stale_ones_taken_away() {
     .await;
     leader.changes.send(vec![with(&[])]).unwrap();
     api.until(entry, has(Value::Null)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn parents_are_written_beside_those_of_others_and_taken_away_with_the_last() {
+    let api = FakeApi::new();
+    let (group, route) = (
+        "apis/gateway.networking.k8s.io/v1",
+        ("httproutes", "shop", "r"),
+    );
+    let other = json!({
+        "controllerName": "example.com/ingress",
+        "parentRef": {"name": "gateway"},
+        "conditions": [],
+    });
+    api.put(
+        group,
+        "httproutes",
+        json!({
+            "apiVersion": "gateway.networking.k8s.io/v1",
+            "kind": "HTTPRoute",
+            "metadata": {"name": "r", "namespace": "shop"},
+            "status": {"parents": [other]},
+        }),
+    );
+    let with = |generation, parents: &[&str]| {
+        let mut change = change(Kind::HttpRoute, "r", generation, Vec::new());
+        let parents = parents.iter().map(|name| ParentStatus {
+            reference: json!({"group": "", "kind": "Service", "name": name}),
+            conditions: vec![condition("Accepted", Truth::True, "kept")],
+        });
+        change.parents = std::sync::Arc::new(parents.collect());
+        change
+    };
+    let names = |wanted: Value| {
+        move |object: Option<&Value>| {
+            let parents = object.unwrap()["status"]["parents"].as_array().unwrap();
+            let names = parents.iter().map(|it| it["parentRef"]["name"].clone());
+            Value::from_iter(names) == wanted
+        }
+    };
+    let leader = lead(&api, vec![with(1, &["web", "api"])]);
+    let written = api
+        .until(route, names(json!(["gateway", "web", "api"])))
+        .await;
+    let parents = &written.unwrap()["status"]["parents"];
+    assert_eq!(parents[0], other);
+    assert_eq!(
+        parents[1]["controllerName"],
+        "leyline.dev/waypoint-controller"
+    );
+    assert_eq!(parents[1]["conditions"][0]["observedGeneration"], 1);
+    let before = patches(&api).len();
+    leader.changes.send(vec![with(1, &["web", "api"])]).unwrap();
+    leader.changes.send(vec![with(2, &["web"])]).unwrap();
+    api.until(route, names(json!(["gateway", "web"]))).await;
+    assert_eq!(
+        patches(&api).len(),
+        before + 1,
+        "what stands is not written"
+    );
+    leader.changes.send(vec![with(3, &[])]).unwrap();
+    api.until(route, names(json!(["gateway"]))).await;
 }
 
 #[tokio::test(start_paused = true)]
