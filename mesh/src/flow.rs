@@ -36,6 +36,8 @@ pub enum Direction {
     Outbound,
     /// Toward the pod: the tunnel reports as the destination.
     Inbound,
+    /// Through a waypoint, which reports as itself.
+    Waypoint,
 }
 
 impl Direction {
@@ -44,6 +46,7 @@ impl Direction {
         match self {
             Self::Outbound => "source",
             Self::Inbound => "destination",
+            Self::Waypoint => "waypoint",
         }
     }
 
@@ -52,6 +55,7 @@ impl Direction {
         match self {
             Self::Outbound => "outbound",
             Self::Inbound => "inbound",
+            Self::Waypoint => "waypoint",
         }
     }
 }
@@ -648,7 +652,7 @@ impl FlowRecord {
     fn bytes_of_pod(&self) -> (u64, u64) {
         match self.direction {
             Direction::Outbound => (self.received_bytes, self.sent_bytes),
-            Direction::Inbound => (self.sent_bytes, self.received_bytes),
+            Direction::Inbound | Direction::Waypoint => (self.sent_bytes, self.received_bytes),
         }
     }
 }

@@ -268,7 +268,7 @@ impl Early {
     fn tell(&self, error: &dyn fmt::Display) {
         access::failed(&FlowRecord {
             error: Some(error.to_string()),
-            ..FlowRecord::new(Direction::Inbound, self.source, self.destination)
+            ..FlowRecord::new(Direction::Waypoint, self.source, self.destination)
         });
     }
 }

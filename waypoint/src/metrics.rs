@@ -56,7 +56,7 @@ impl Metrics {
 
     /// Counts an accepted socket while the guard lives.
     pub(crate) fn socket(&self) -> metrics::SocketGuard {
-        self.tcp.socket(Direction::Inbound)
+        self.tcp.socket(Direction::Waypoint)
     }
 
     /// Counts what was refused early.

@@ -210,7 +210,7 @@ impl Passing {
             hop: connected.map_or(Hop::Hbone, |it| it.hop),
             // Of the way from the client, which its certificate has proven.
             security: Security::MutualTls,
-            ..FlowRecord::new(Direction::Inbound, connection.client, dialled)
+            ..FlowRecord::new(Direction::Waypoint, connection.client, dialled)
         };
         let record = waypoint.metrics.parties.shared(record);
         let live = Live::new(record, Arc::clone(connection), self.kind.sni());

@@ -188,6 +188,20 @@ fn metrics_carry_istios_labels_in_istios_order() {
 }
 
 #[test]
+fn a_waypoint_reports_as_itself() {
+    let through = FlowRecord {
+        direction: Direction::Waypoint,
+        ..record()
+    };
+    assert_eq!(label(&through.labels(), "reporter"), Some("waypoint"));
+    let fields = through.fields();
+    assert_eq!(
+        (fields.bytes_sent, fields.bytes_received),
+        (Some(345), Some(12))
+    );
+}
+
+#[test]
 fn of_a_flow_that_nothing_is_known_of_labels_say_unknown() {
     let bare = FlowRecord::new(Direction::Inbound, socket("1.1.1.1:1"), socket("2.2.2.2:2"));
     let labels = bare.labels();
