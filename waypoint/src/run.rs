@@ -376,7 +376,7 @@ pub(crate) fn assemble(
         peers: Peers::new(config.limits.connections_per_identity),
         http2,
         metrics,
-        http: crate::http::Engine::new(rand::random()),
+        http: crate::http::Engine::new(),
         snapshots,
         certificates,
         config,

@@ -18,7 +18,7 @@ use mesh::l7::{
 use super::{
     download::Ongoing,
     exchange::Exchange,
-    filter::mirror,
+    filter::{mirror, session},
     forward::{self, Answer, Outgoing},
     hygiene::Upgrade,
     life::Underway,
@@ -59,8 +59,11 @@ pub(super) async fn run(
         }
         Action::Invalid(why) => return Err(invalid(why)),
         Action::Forward(backends) => {
-            let draw = ongoing.exchange().draw();
-            choose::backend(backends, draw).ok_or_else(|| invalid("no backend has a weight"))?
+            let exchange = ongoing.exchange();
+            let draw = exchange.draw();
+            let kept = session::backend(exchange, &underway.parts.headers, backends);
+            kept.or_else(|| choose::backend(backends, draw))
+                .ok_or_else(|| invalid("no backend has a weight"))?
         }
     };
     let exchange = ongoing.exchange();
@@ -95,6 +98,9 @@ async fn forward(
         .await
         .map_err(|failed| Box::new(failed.reply()))?;
     outgoing.body.release();
+    if let Some(session) = &plan.session {
+        session.keep(ongoing.exchange(), &plan.members, reached.permit.endpoint());
+    }
     let mut response = reached.response;
     strip(response.headers_mut());
     ongoing.holds(reached.held, reached.permit);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, response};
+use http::{HeaderMap, HeaderValue, header::CONNECTION, response};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use mesh::l7::response_flags::Flag;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -379,9 +379,16 @@ impl Download {
             .head
             .as_ref()
             .is_some_and(|it| it.method == http::Method::HEAD);
+        let refused = reply.flags.contains(Flag::DownstreamProtocolError);
         let rendered = reply.render(exchange.is_grpc());
         let (mut parts, bytes) = rendered.into_parts();
         ongoing.answered(&mut parts);
+        if refused {
+            // Whatever follows such a request is not to be trusted (HTTP/2 has its own ways: hyper drops it there).
+            parts
+                .headers
+                .insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         let bytes = if head_only { Bytes::new() } else { bytes };
         http::Response::from_parts(parts, Self::full(bytes, ongoing))
     }

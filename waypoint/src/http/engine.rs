@@ -17,18 +17,15 @@ pub(crate) struct Engine {
     pub(super) buckets: Buckets,
     /// Bounds copies of requests.
     pub(super) mirrors: Arc<Semaphore>,
-    /// Seals session tokens. Random per process unless all replicas are given the same.
-    pub(super) session_key: [u8; 32],
 }
 
 impl Engine {
-    /// `session_key`: what session tokens are sealed with; a token of another key is as none.
-    pub(crate) fn new(session_key: [u8; 32]) -> Self {
+    /// Knows nobody yet.
+    pub(crate) fn new() -> Self {
         Self {
             upstreams: Upstreams::default(),
             buckets: Buckets::default(),
             mirrors: mirror::room(),
-            session_key,
         }
     }
 

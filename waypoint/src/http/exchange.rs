@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, net::SocketAddr, sync::Arc, time::SystemTime};
 
-use http::{HeaderMap, HeaderValue, Method, Version, request::Parts, uri::Authority};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, request::Parts, uri::Authority};
 use mesh::{
     draw::Draw,
     identity::Identity,
@@ -87,6 +87,8 @@ pub(crate) struct Exchange {
     pub(crate) backend_edit: Option<HeaderEdit>,
     /// What the response tells a browser.
     pub(crate) cors: HeaderMap,
+    /// The header of the response that names the client's session.
+    pub(crate) session: Option<(HeaderName, HeaderValue)>,
     /// Cookies that the response sets.
     pub(crate) cookies: Vec<HeaderValue>,
     /// What authorizers change of the response.
@@ -122,6 +124,7 @@ impl Exchange {
             claims: None,
             backend_edit: None,
             cors: HeaderMap::new(),
+            session: None,
             cookies: Vec::new(),
             response_changes: Vec::new(),
             observed: None,

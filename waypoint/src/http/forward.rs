@@ -19,7 +19,7 @@ use super::{
     hygiene,
     plan::Plan,
     retry,
-    upstream::{Permit, ask::open, endpoint::EndpointState, pool::Held},
+    upstream::{Permit, ask::open, cluster::Wanted, endpoint::EndpointState, pool::Held},
 };
 
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
@@ -127,13 +127,19 @@ async fn attempt(
 ) -> Result<Reached, Box<Failed>> {
     let exchange = ongoing.exchange();
     let draw = exchange.draw();
-    let avoided: &[_] = match plan.retry.policy().ignore_previous {
+    let avoided: &[_] = match plan.retry.ignore_previous {
         true => tried,
         false => &[],
     };
-    let acquired = plan
-        .cluster
-        .acquire(&plan.members, avoided, plan.hash, draw);
+    let wanted = Wanted {
+        tried: avoided,
+        hash: plan.hash,
+        session: plan.session.as_ref().and_then(|it| it.endpoint.as_deref()),
+        destination: exchange.connection.destination,
+        host: Some(outgoing.authority.host()),
+        draw,
+    };
+    let acquired = plan.cluster.acquire(&plan.members, &wanted);
     let permit = acquired.map_err(|it| Box::new(Failed::new(Cause::Unavailable(it))))?;
     let endpoint = Arc::clone(permit.endpoint());
     tried.push(Arc::clone(&endpoint));
@@ -216,13 +222,12 @@ async fn within<T>(
 }
 
 fn told(plan: &Plan, endpoint: &Arc<EndpointState>) -> exchange::Upstream {
-    let address = endpoint.workload.addresses.first();
     exchange::Upstream {
         service: plan.members.service.as_ref().map(|it| it.key()),
         port: plan.members.port,
         subset: plan.members.subset.clone(),
-        address: address.map(|it| (*it, endpoint.port).into()),
-        workload: Some(Arc::clone(&endpoint.workload)),
+        address: endpoint.address(),
+        workload: endpoint.workload().cloned(),
         peer: None,
     }
 }

@@ -10,6 +10,7 @@ mod failure;
 mod filter;
 mod forward;
 mod grpc;
+mod guard;
 mod hygiene;
 mod life;
 mod plan;

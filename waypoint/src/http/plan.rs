@@ -12,6 +12,10 @@ use tokio::time::Instant;
 
 use super::{
     exchange::Exchange,
+    filter::{
+        hash,
+        session::{self, Session},
+    },
     grpc,
     life::Underway,
     upstream::{
@@ -27,54 +31,38 @@ pub(super) struct Plan {
     pub(super) members: Arc<Members>,
     /// The version of HTTP that the endpoint gets.
     pub(super) version: Version,
-    pub(super) retry: Retry,
+    pub(super) retry: RetryPolicy,
     pub(super) per_try: Option<Duration>,
     /// When the whole response must be there.
     pub(super) deadline: Option<Instant>,
     /// Of the request, where endpoints are chosen by one.
     pub(super) hash: Option<u64>,
+    /// The client's session, where the rule or the service keeps one.
+    pub(super) session: Option<Session>,
     /// Whether the number of the try is told to the endpoint.
     pub(super) tell_attempt: bool,
 }
 
-/// Where the retry policy is.
-pub(super) enum Retry {
-    /// In the rule.
-    Own(Arc<RetryPolicy>),
-    /// In the configuration.
-    Default(RetryPolicy),
-}
-
-impl Retry {
-    pub(super) fn policy(&self) -> &RetryPolicy {
-        match self {
-            Self::Own(policy) => policy,
-            Self::Default(policy) => policy,
-        }
-    }
-}
-
 impl Plan {
     /// The plan for a request to the endpoints of `key`.
-    pub(super) fn new(exchange: &Exchange, underway: &Underway, key: &ClusterKey) -> Self {
-        let snapshot = &exchange.snapshot;
+    pub(super) fn new(exchange: &mut Exchange, underway: &Underway, key: &ClusterKey) -> Self {
+        let snapshot = Arc::clone(&exchange.snapshot);
         let cluster = exchange.connection.waypoint.http.upstreams.cluster(key);
-        let members = cluster.members(snapshot);
+        let members = cluster.members(&snapshot);
         let rule = exchange.rule();
-        let retry = match rule.and_then(|it| it.retry.clone()) {
-            Some(own) => Retry::Default(own),
-            None => Retry::Default(default_retry(snapshot)),
-        };
+        let own = rule.and_then(|it| it.retry.clone());
+        let retry = own.unwrap_or_else(|| default_retry(&snapshot));
         let timeouts = rule.map(|it| it.timeouts).unwrap_or_default();
         Self {
             version: version(exchange, underway, &members),
-            per_try: retry.policy().per_try_timeout.or(timeouts.per_try),
+            per_try: retry.per_try_timeout.or(timeouts.per_try),
             deadline: deadline(exchange, underway, timeouts.request),
             tell_attempt: snapshot
                 .l7
                 .config()
                 .is_some_and(|it| it.headers.attempt_count),
-            hash: None,
+            hash: hash::of_request(exchange, &underway.parts, &members.policy.balancer),
+            session: session::of_request(exchange, &underway.parts.headers, &members),
             retry,
             members,
             cluster,

@@ -42,7 +42,7 @@ impl<'a> Retries<'a> {
 
     /// How long to wait before another try; none: there is none.
     pub(super) fn again(&mut self, outcome: &Result<Reached, Box<Failed>>) -> Option<Duration> {
-        let policy = self.plan.retry.policy();
+        let policy = &self.plan.retry;
         if policy.attempts == 0 || !self.matches(policy, outcome) {
             return None;
         }
@@ -61,7 +61,7 @@ impl<'a> Retries<'a> {
 
     /// Tells that no retry was left for a failure that asks for one.
     pub(super) fn settle(&self, exchange: &mut Exchange, outcome: &Result<Reached, Box<Failed>>) {
-        let policy = self.plan.retry.policy();
+        let policy = &self.plan.retry;
         if self.counted && self.wanted && self.matches(policy, outcome) {
             exchange.flag(Flag::RetryLimitExceeded);
         }

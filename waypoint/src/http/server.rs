@@ -13,6 +13,7 @@ use net::drain;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
+    guard::Guard,
     hygiene::MAX_HEADERS,
     life::{self, Served},
 };
@@ -52,7 +53,7 @@ where
         .max_buf_size(BUFFER.max(MAX_HEAD + 4096))
         .auto_date_header(false)
         .pipeline_flush(true)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(Guard::new(stream, MAX_HEAD)), service)
         .with_upgrades();
     let mut serving = pin!(serving);
     let ended = tokio::select! {

@@ -18,6 +18,9 @@ pub(crate) fn apply(exchange: &Exchange, headers: &mut HeaderMap) {
     for (name, value) in &exchange.cors {
         headers.insert(name.clone(), value.clone());
     }
+    if let Some((name, value)) = &exchange.session {
+        headers.insert(name.clone(), value.clone());
+    }
     for cookie in &exchange.cookies {
         headers.append(http::header::SET_COOKIE, cookie.clone());
     }

@@ -1,6 +1,11 @@
 //! The engine in process: clients over a duplex pipe, backends over loopback.
 
+mod abuse;
+mod balancing;
 mod basics;
+mod failures;
 pub(super) mod rig;
+mod routes;
 mod security;
+mod streams;
 mod telling;

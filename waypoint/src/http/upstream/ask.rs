@@ -14,7 +14,7 @@ use mesh::{draw::Draw, names::NamespacedHostname};
 
 use super::{
     ClusterKey, Permit,
-    cluster::{Cluster, Members, Unavailable},
+    cluster::{Cluster, Members, Unavailable, Wanted},
     endpoint::{EndpointState, OpenError},
     pool::{Held, Lease},
 };
@@ -58,8 +58,15 @@ impl Call<'_> {
         &self,
         request: Request<Upload>,
     ) -> Result<Response<Tracked>, AskError> {
-        let draw = Draw(rand::random());
-        let permit = self.cluster.acquire(&self.members, &[], None, draw);
+        let wanted = Wanted {
+            tried: &[],
+            hash: None,
+            session: None,
+            destination: self.destination,
+            host: request.uri().host(),
+            draw: Draw(rand::random()),
+        };
+        let permit = self.cluster.acquire(&self.members, &wanted);
         let permit = permit.map_err(AskError::Unavailable)?;
         let lease = open(
             self.waypoint,
@@ -124,7 +131,7 @@ pub(in crate::http) async fn open(
     let upstream = Upstream {
         service: members.service.as_ref(),
         destination,
-        endpoint: endpoint.address(),
+        endpoint: endpoint.endpoint.clone(),
         // Others will use the connection too.
         client: None,
         trace: None,

@@ -1,9 +1,11 @@
 //! The endpoints of one service's port, and what requests to them share: limits, load, health.
 
 use std::{
+    collections::HashMap,
+    net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -12,11 +14,12 @@ use http::Version;
 use mesh::{
     draw::Draw,
     l7::{
-        backend::{BackendPolicy, TrafficPolicy},
-        served::{AppProtocol, ServedService},
+        backend::{BackendPolicy, Balancer, TrafficPolicy},
+        balance::{self, Candidate, Chance, Load, Plan},
+        served::{AppProtocol, Resolution, ServedService},
     },
     names::Str,
-    service::Service,
+    service::{LoadBalancingMode, Service},
     view::Endpoints,
     workload::Workload,
 };
@@ -30,8 +33,13 @@ use super::{
     outlier::{self, Verdict},
     pool::PoolLimits,
 };
-use crate::{backend::Tls, snapshot::Snapshot};
+use crate::{
+    backend::{Endpoint, Tls},
+    snapshot::Snapshot,
+};
 
+/// Endpoints by address or host that are remembered.
+const MAX_ELSEWHERE: usize = 1024;
 /// Time for a connection to an endpoint where no DestinationRule says otherwise.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a cluster that nothing uses is remembered.
@@ -44,7 +52,10 @@ pub(crate) struct Cluster {
     began: Instant,
     active: AtomicU32,
     retries: AtomicU32,
+    turn: AtomicU64,
     budget: Mutex<Budget>,
+    /// Endpoints that no service names: by address or by host.
+    elsewhere: Mutex<Vec<Arc<EndpointState>>>,
     members: RwLock<Arc<Members>>,
     used: Mutex<Instant>,
 }
@@ -79,8 +90,38 @@ pub(crate) struct Members {
     /// How connections to them are used.
     pub(crate) limits: PoolLimits,
     endpoints: Vec<Arc<EndpointState>>,
-    /// Whether the service and its port exist.
-    known: bool,
+    plan: Plan,
+    choice: Choice,
+}
+
+/// How an endpoint is found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Choice {
+    /// Not at all: the service or its port does not exist.
+    #[default]
+    Unknown,
+    /// Among those that are known.
+    Known,
+    /// The address that the client dialled.
+    Dialled,
+    /// The name that the request is for, within the service's wildcard.
+    Named,
+}
+
+/// What a choice depends on.
+pub(crate) struct Wanted<'a> {
+    /// These are avoided.
+    pub(crate) tried: &'a [Arc<EndpointState>],
+    /// Of the request, where endpoints are chosen by one.
+    pub(crate) hash: Option<u64>,
+    /// The endpoint of the client's session.
+    pub(crate) session: Option<&'a str>,
+    /// The address that the client dialled.
+    pub(crate) destination: SocketAddr,
+    /// The host of the request.
+    pub(crate) host: Option<&'a str>,
+    /// Chance.
+    pub(crate) draw: Draw,
 }
 
 /// What members were made of; made again when one of it is another.
@@ -133,7 +174,9 @@ impl Cluster {
             began: Instant::now(),
             active: AtomicU32::new(0),
             retries: AtomicU32::new(0),
+            turn: AtomicU64::new(0),
             budget: Mutex::default(),
+            elsewhere: Mutex::default(),
             members: RwLock::default(),
             used: Mutex::new(Instant::now()),
         }
@@ -143,7 +186,7 @@ impl Cluster {
     pub(crate) fn members(&self, snapshot: &Snapshot) -> Arc<Members> {
         let from = Origin::of(&self.key, snapshot);
         let before = Arc::clone(&self.members.read());
-        if before.known && before.from.same(&from) {
+        if before.choice != Choice::Unknown && before.from.same(&from) {
             return before;
         }
         let members = Arc::new(Members::new(&self.key, snapshot, from, &before));
@@ -155,29 +198,63 @@ impl Cluster {
         self.began.elapsed()
     }
 
-    /// Draws an endpoint that is not among `tried`, if there is another, and counts a request to it.
+    /// Chooses an endpoint that was not tried, if there is another, and counts a request to it.
     ///
     /// # Errors
     /// If there is none, or too many requests are there already.
     pub(crate) fn acquire(
         self: &Arc<Self>,
         members: &Members,
-        tried: &[Arc<EndpointState>],
-        hash: Option<u64>,
-        draw: Draw,
+        wanted: &Wanted<'_>,
     ) -> Result<Permit, Unavailable> {
         let most = members.policy.pool.max_requests.unwrap_or(u32::MAX);
         if self.active.fetch_add(1, Ordering::AcqRel) >= most {
             self.release();
             return Err(Unavailable::Overflow);
         }
-        match members.pick(tried, hash, draw, self.now()) {
+        match self.choose(members, wanted) {
             Ok(endpoint) => Ok(Permit::new(Arc::clone(self), endpoint)),
             Err(unavailable) => {
                 self.release();
                 Err(unavailable)
             }
         }
+    }
+
+    fn choose(
+        &self,
+        members: &Members,
+        wanted: &Wanted<'_>,
+    ) -> Result<Arc<EndpointState>, Unavailable> {
+        match members.choice {
+            Choice::Unknown => Err(Unavailable::Unknown),
+            Choice::Known => {
+                let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+                members.pick(wanted, turn, self.now())
+            }
+            Choice::Dialled => Ok(self.elsewhere(Endpoint::Address(wanted.destination))),
+            Choice::Named => {
+                let host = wanted.host.ok_or(Unavailable::Unknown)?;
+                let name = members.name(host).ok_or(Unavailable::Unknown)?;
+                let port = members.target_port();
+                Ok(self.elsewhere(Endpoint::Hostname { name, port }))
+            }
+        }
+    }
+
+    /// What is known of an endpoint that no service names. Few are remembered: unused ones make room.
+    fn elsewhere(&self, endpoint: Endpoint) -> Arc<EndpointState> {
+        let mut known = self.elsewhere.lock();
+        if let Some(found) = known.iter().find(|it| it.endpoint == endpoint) {
+            return Arc::clone(found);
+        }
+        if known.len() >= MAX_ELSEWHERE {
+            known.retain(|it| !it.is_unused());
+            known.truncate(MAX_ELSEWHERE - 1);
+        }
+        let state = Arc::new(EndpointState::new(endpoint));
+        known.push(Arc::clone(&state));
+        state
     }
 
     pub(super) fn release(&self) {
@@ -224,8 +301,7 @@ impl Cluster {
         if outlier::may_eject(policy, ejected, members.endpoints.len()) {
             endpoint.health.lock().eject(policy, now);
             tracing::info!(
-                endpoint = %endpoint.workload.uid,
-                port = endpoint.port,
+                endpoint = ?endpoint.endpoint,
                 "an endpoint that failed in a row is passed over"
             );
         }
@@ -237,7 +313,10 @@ impl Cluster {
         for endpoint in &members.endpoints {
             endpoint.sweep(members.limits);
         }
-        let unused = members.endpoints.iter().all(|it| it.is_unused());
+        let elsewhere = self.elsewhere.lock().clone();
+        elsewhere.iter().for_each(|it| it.sweep(members.limits));
+        let mut all = members.endpoints.iter().chain(&elsewhere);
+        let unused = all.all(|it| it.is_unused());
         let forgotten = self.used.lock().elapsed() > FORGET;
         forgotten && unused && self.active.load(Ordering::Acquire) == 0
     }
@@ -257,10 +336,6 @@ impl Members {
     fn new(key: &ClusterKey, snapshot: &Snapshot, from: Origin, before: &Self) -> Self {
         let mut members = match key {
             ClusterKey::Service { port, subset, .. } => Self {
-                known: from
-                    .service
-                    .as_ref()
-                    .is_some_and(|it| it.ports.contains_key(port)),
                 service: from.service.clone(),
                 port: *port,
                 subset: subset.clone(),
@@ -269,11 +344,11 @@ impl Members {
                 ..Self::default()
             },
             ClusterKey::Workload { port, .. } => Self {
-                known: from.workload.is_some(),
                 port: *port,
                 ..Self::default()
             },
         };
+        members.choice = choice(&from, &members);
         members.limits = limits(&members.policy);
         members.connect_timeout = members
             .policy
@@ -281,22 +356,31 @@ impl Members {
             .connect_timeout
             .unwrap_or(CONNECT_TIMEOUT);
         members.endpoints = members.resolve(&from, snapshot, before);
+        members.plan = members.plan(snapshot);
         members.from = from;
         members
     }
 
-    /// The endpoints of which one is chosen.
+    /// The endpoints of which one is chosen. Those that stay are the same as before.
     fn resolve(
         &self,
         from: &Origin,
         snapshot: &Snapshot,
         before: &Self,
     ) -> Vec<Arc<EndpointState>> {
+        let known: HashMap<_, _> = before
+            .endpoints
+            .iter()
+            .filter_map(|it| Some((&it.workload()?.uid, it)))
+            .collect();
         let state = |workload: &Arc<Workload>, port: u16| {
-            let known = before.endpoints.iter().find(|it| it.serves(workload, port));
-            match known {
+            let known = known.get(&workload.uid);
+            match known.filter(|it| it.serves(workload, port)) {
                 Some(known) => Arc::clone(known),
-                None => Arc::new(EndpointState::new(Arc::clone(workload), port)),
+                None => Arc::new(EndpointState::new(Endpoint::Workload {
+                    workload: Arc::clone(workload),
+                    port,
+                })),
             }
         };
         if let Some(workload) = &from.workload {
@@ -305,14 +389,109 @@ impl Members {
         let (Some(service), Some(endpoints)) = (&from.service, &from.endpoints) else {
             return Vec::new();
         };
-        let _ = snapshot;
+        let subset = self.subset.as_ref().map(|name| {
+            let backend = from.backend.as_ref();
+            backend.and_then(|it| it.subsets.get(name))
+        });
+        let chosen = |workload: &Workload| match subset {
+            None => true,
+            // A subset that no DestinationRule names has no endpoints.
+            Some(None) => false,
+            Some(Some(subset)) => {
+                let labels = snapshot.l7.labels(&workload.uid).map(Arc::as_ref);
+                balance::has_labels(labels, &subset.labels)
+            }
+        };
         let found = endpoints.iter().filter_map(|endpoint| {
             let own = endpoint.ports().get(&self.port).filter(|it| **it > 0);
             let target = service.ports.get(&self.port).filter(|it| **it > 0);
             let port = own.or(target).copied()?;
-            Some(state(&endpoint.workload, port))
+            chosen(&endpoint.workload).then(|| state(&endpoint.workload, port))
         });
         found.collect()
+    }
+
+    fn plan(&self, snapshot: &Snapshot) -> Plan {
+        let candidates: Vec<_> = self
+            .endpoints
+            .iter()
+            .filter_map(|it| it.workload())
+            .map(|workload| candidate(workload, snapshot))
+            .collect();
+        Plan::new(
+            self.service.as_deref(),
+            &self.policy,
+            candidate(&snapshot.own, snapshot),
+            &candidates,
+        )
+    }
+
+    /// The session's endpoint if it is still there, else one of the plan.
+    fn pick(
+        &self,
+        wanted: &Wanted<'_>,
+        turn: u64,
+        now: Duration,
+    ) -> Result<Arc<EndpointState>, Unavailable> {
+        let tried =
+            |it: &Arc<EndpointState>| wanted.tried.iter().any(|tried| Arc::ptr_eq(tried, it));
+        if let Some(session) = wanted.session
+            && let Some(endpoint) = self.of_session(session)
+            && !tried(endpoint)
+        {
+            return Ok(Arc::clone(endpoint));
+        }
+        let chance = Chance {
+            hash: wanted.hash,
+            draw: wanted.draw,
+            turn,
+        };
+        let outlier = self.policy.outlier.as_ref();
+        let ignored = outlier.is_none_or(|policy| {
+            policy.min_health_percent > 0
+                && outlier::panics(policy, self.ejected(now), self.endpoints.len())
+        });
+        let load = |at: usize, usable: bool| Load {
+            usable,
+            active: self.endpoints[at].active(),
+            age: self.policy.warmup.map(|_| self.endpoints[at].age()),
+        };
+        let healthy = |at: usize| ignored || !self.endpoints[at].health.lock().is_ejected(now);
+        let plan = &self.plan;
+        let fresh = |at| load(at, healthy(at) && !tried(&self.endpoints[at]));
+        // Better one that was tried or failed before than none.
+        let picked = plan.pick(chance, fresh);
+        let picked = picked.or_else(|| plan.pick(chance, |at| load(at, healthy(at))));
+        let picked = picked.or_else(|| plan.pick(chance, |at| load(at, true)));
+        let at = picked.ok_or(Unavailable::NoEndpoint)?;
+        Ok(Arc::clone(&self.endpoints[at]))
+    }
+
+    /// The endpoint that a session's token names, if it may be used.
+    pub(crate) fn of_session(&self, token: &str) -> Option<&Arc<EndpointState>> {
+        let service = self.service.as_ref()?;
+        let mut usable = self.plan.members().map(|at| &self.endpoints[at]);
+        usable.find(|it| it.token(service) == token)
+    }
+
+    /// The host of a request, if it is within the service's wildcard.
+    fn name(&self, host: &str) -> Option<Str> {
+        let pattern = &self.service.as_ref()?.hostname;
+        let suffix = pattern.strip_prefix('*').unwrap_or(pattern);
+        let host = host.to_ascii_lowercase();
+        let within = match pattern.starts_with('*') {
+            true => host.len() > suffix.len() && host.ends_with(suffix),
+            false => host == suffix,
+        };
+        within.then(|| host.into())
+    }
+
+    fn target_port(&self) -> u16 {
+        let target = self
+            .service
+            .as_ref()
+            .and_then(|it| it.ports.get(&self.port));
+        target.copied().filter(|it| *it > 0).unwrap_or(self.port)
     }
 
     /// TLS with the application, where it is asked for. The name that is asked for is the service's: connections are
@@ -335,38 +514,33 @@ impl Members {
         let ejected = |it: &&Arc<EndpointState>| it.health.lock().is_ejected(now);
         self.endpoints.iter().filter(ejected).count()
     }
+}
 
-    /// The less loaded of two that were drawn.
-    fn pick(
-        &self,
-        tried: &[Arc<EndpointState>],
-        hash: Option<u64>,
-        draw: Draw,
-        now: Duration,
-    ) -> Result<Arc<EndpointState>, Unavailable> {
-        if !self.known {
-            return Err(Unavailable::Unknown);
-        }
-        let _ = hash;
-        let known = |it: &Arc<EndpointState>| tried.iter().any(|tried| Arc::ptr_eq(tried, it));
-        let usable: Vec<_> = self
-            .endpoints
-            .iter()
-            .filter(|it| !known(it) && !it.health.lock().is_ejected(now))
-            .collect();
-        let usable = match usable.is_empty() {
-            true => self.endpoints.iter().collect(),
-            false => usable,
+fn candidate<'a>(workload: &'a Workload, snapshot: &'a Snapshot) -> Candidate<'a> {
+    Candidate {
+        workload,
+        labels: snapshot.l7.labels(&workload.uid).map(Arc::as_ref),
+    }
+}
+
+fn choice(from: &Origin, members: &Members) -> Choice {
+    let Some(service) = &from.service else {
+        return match from.workload {
+            Some(_) => Choice::Known,
+            None => Choice::Unknown,
         };
-        let weights: Vec<_> = usable.iter().map(|it| it.workload.capacity).collect();
-        let (one, two) = draw.split();
-        let first = one.weighted(&weights).ok_or(Unavailable::NoEndpoint)?;
-        let second = two.weighted(&weights).unwrap_or(first);
-        let less = match usable[second].active() < usable[first].active() {
-            true => second,
-            false => first,
-        };
-        Ok(Arc::clone(usable[less]))
+    };
+    if !service.ports.contains_key(&members.port) {
+        return Choice::Unknown;
+    }
+    let resolution = from.served.as_ref().map(|it| it.resolution);
+    let passes = service.load_balancing.mode == LoadBalancingMode::Passthrough
+        || members.policy.balancer == Balancer::Passthrough;
+    match resolution {
+        Some(Resolution::DynamicDns) => Choice::Named,
+        Some(Resolution::None) => Choice::Dialled,
+        _ if passes => Choice::Dialled,
+        _ => Choice::Known,
     }
 }
 

@@ -1,16 +1,21 @@
 //! One endpoint of a cluster: the connections to it, its load, its health.
 
 use std::{
+    net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
+use aws_lc_rs::digest;
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use http::Version;
-use mesh::workload::Workload;
+use mesh::{service::Service, workload::Workload};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::{
     outlier::Health,
@@ -21,10 +26,10 @@ use crate::backend::{Backend, ConnectError, Connected, Endpoint, Upstream};
 /// What is known of one endpoint.
 #[derive(Debug)]
 pub(crate) struct EndpointState {
-    /// The workload.
-    pub(crate) workload: Arc<Workload>,
-    /// Where it listens.
-    pub(crate) port: u16,
+    /// What is dialled.
+    pub(crate) endpoint: Endpoint,
+    since: Instant,
+    token: OnceLock<String>,
     /// Requests that it is working on.
     pub(super) active: AtomicU32,
     /// How it did so far.
@@ -45,10 +50,11 @@ pub(crate) enum OpenError {
 }
 
 impl EndpointState {
-    pub(super) fn new(workload: Arc<Workload>, port: u16) -> Self {
+    pub(super) fn new(endpoint: Endpoint) -> Self {
         Self {
-            workload,
-            port,
+            endpoint,
+            since: Instant::now(),
+            token: OnceLock::new(),
             active: AtomicU32::new(0),
             health: Mutex::default(),
             http1: Arc::default(),
@@ -56,18 +62,69 @@ impl EndpointState {
         }
     }
 
-    /// What is dialled.
-    pub(super) fn address(&self) -> Endpoint {
-        Endpoint::Workload {
-            workload: Arc::clone(&self.workload),
-            port: self.port,
+    /// The workload, if it is one.
+    pub(crate) fn workload(&self) -> Option<&Arc<Workload>> {
+        match &self.endpoint {
+            Endpoint::Workload { workload, .. } => Some(workload),
+            Endpoint::Address(_) | Endpoint::Hostname { .. } => None,
         }
+    }
+
+    /// Its address, where it has one.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        match &self.endpoint {
+            Endpoint::Workload { workload, port } => {
+                let address = workload.addresses.first();
+                address.map(|it| (*it, *port).into())
+            }
+            Endpoint::Address(address) => Some(*address),
+            Endpoint::Hostname { .. } => None,
+        }
+    }
+
+    /// For how long it has been known.
+    pub(super) fn age(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// What names it in a session of `service`.
+    ///
+    /// A digest of service, workload and port: every replica of the waypoint makes the same without sharing a secret, it
+    /// tells nothing of the endpoint, and whoever makes one up can name only what the service's clients may reach
+    /// anyway.
+    pub(crate) fn token(&self, service: &Service) -> &str {
+        self.token.get_or_init(|| {
+            let mut context = digest::Context::new(&digest::SHA256);
+            let port = match &self.endpoint {
+                Endpoint::Workload { port, .. } | Endpoint::Hostname { port, .. } => *port,
+                Endpoint::Address(address) => address.port(),
+            };
+            let workload = self.workload().map_or("", |it| &it.uid.0);
+            let port = port.to_be_bytes();
+            let parts: [&[u8]; 4] = [
+                b"leyline session",
+                service.hostname.as_bytes(),
+                workload.as_bytes(),
+                &port,
+            ];
+            for part in parts {
+                context.update(&u64::try_from(part.len()).unwrap_or(0).to_be_bytes());
+                context.update(part);
+            }
+            BASE64_URL_SAFE_NO_PAD.encode(&context.finish().as_ref()[..18])
+        })
     }
 
     /// Whether `workload` is reached and proven as this one is, so that connections to this one can serve it.
     pub(super) fn serves(&self, workload: &Workload, port: u16) -> bool {
-        let own = &self.workload;
-        self.port == port
+        let Endpoint::Workload {
+            workload: own,
+            port: own_port,
+        } = &self.endpoint
+        else {
+            return false;
+        };
+        *own_port == port
             && own.uid == workload.uid
             && own.addresses == workload.addresses
             && own.hostname == workload.hostname

@@ -1,0 +1,96 @@
+//! Which endpoint a request goes to.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use http::Version;
+use mesh::l7::{
+    backend::{BackendPolicy, Balancer, HashKey, HashTable, TrafficPolicy},
+    view,
+};
+
+use super::rig::{Answer, Backend, Rig, full};
+
+async fn three(balancer: Balancer) -> (Rig, [Backend; 3]) {
+    let backends = [
+        Backend::echo(Version::HTTP_11, "a").await,
+        Backend::echo(Version::HTTP_11, "b").await,
+        Backend::echo(Version::HTTP_11, "c").await,
+    ];
+    let [a, b, c] = &backends;
+    let rig = Rig::new(Version::HTTP_11, &[a, b, c]).await;
+    rig.tell([view::Resource::Backend(Box::new(BackendPolicy {
+        service: rig.target.clone(),
+        sources: Vec::new(),
+        policy: TrafficPolicy {
+            balancer,
+            ..TrafficPolicy::default()
+        },
+        ports: BTreeMap::new(),
+        subsets: BTreeMap::new(),
+    }))]);
+    (rig, backends)
+}
+
+#[tokio::test]
+async fn endpoints_in_turn_have_the_same_share() {
+    let (rig, backends) = three(Balancer::RoundRobin).await;
+    let mut client = rig.client(Version::HTTP_11).await;
+    for _ in 0..30 {
+        client.get("/").await;
+    }
+    assert_eq!(backends.each_ref().map(Backend::requests), [10, 10, 10]);
+}
+
+#[tokio::test]
+async fn equal_keys_have_equal_endpoints() {
+    let header = HashKey::Header("x-user".parse().unwrap());
+    let (rig, backends) = three(Balancer::ConsistentHash {
+        key: header,
+        table: HashTable::Ring(1024),
+    })
+    .await;
+    let mut client = rig.client(Version::HTTP_11).await;
+    for user in 0..20 {
+        let mut endpoints = Vec::new();
+        for _ in 0..3 {
+            let request = client
+                .request("GET", "/")
+                .header("x-user", user.to_string());
+            let answer = Answer::of(client.send(request.body(full("")).unwrap()).await).await;
+            endpoints.push(answer.header("x-backend").to_owned());
+        }
+        endpoints.dedup();
+        assert_eq!(endpoints.len(), 1, "user {user}");
+    }
+    assert!(backends.iter().all(|it| it.requests() > 0));
+}
+
+#[tokio::test]
+async fn a_cookie_that_is_missing_is_made_and_kept_to() {
+    let key = HashKey::Cookie {
+        name: "user".into(),
+        path: None,
+        ttl: Some(Duration::ZERO),
+        attributes: Vec::new(),
+    };
+    let (rig, _backends) = three(Balancer::ConsistentHash {
+        key,
+        table: HashTable::Maglev(65_537),
+    })
+    .await;
+    let mut client = rig.client(Version::HTTP_11).await;
+    let first = client.get("/").await;
+    let cookie = first
+        .header("set-cookie")
+        .split(';')
+        .next()
+        .unwrap()
+        .to_owned();
+    assert!(cookie.starts_with("user="), "{cookie}");
+    for _ in 0..10 {
+        let request = client.request("GET", "/").header("cookie", &cookie);
+        let answer = Answer::of(client.send(request.body(full("")).unwrap()).await).await;
+        assert_eq!(answer.header("x-backend"), first.header("x-backend"));
+        assert_eq!(answer.header("set-cookie"), "");
+    }
+}
