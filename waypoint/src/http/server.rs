@@ -52,7 +52,6 @@ where
         .max_header_size(MAX_HEAD)
         .max_buf_size(BUFFER.max(MAX_HEAD + 4096))
         .auto_date_header(false)
-        .pipeline_flush(true)
         .serve_connection(TokioIo::new(Guard::new(stream, MAX_HEAD)), service)
         .with_upgrades();
     let mut serving = pin!(serving);

@@ -12,8 +12,8 @@ async fn told(rig: &Rig, bytes: &[u8]) -> Vec<String> {
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
     let text = String::from_utf8_lossy(&answer).into_owned();
-    let lines = text.split("\r\n").filter(|it| it.starts_with("HTTP/1."));
-    lines.map(|it| it[9..12].to_owned()).collect()
+    let answers = text.split("HTTP/1.1 ").skip(1);
+    answers.map(|it| it[..3].to_owned()).collect()
 }
 
 #[tokio::test]
