@@ -12,8 +12,9 @@ async fn told(rig: &Rig, bytes: &[u8]) -> Vec<String> {
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
     let text = String::from_utf8_lossy(&answer).into_owned();
-    let answers = text.split("HTTP/1.1 ").skip(1);
-    answers.map(|it| it[..3].to_owned()).collect()
+    let heads = text.split("HTTP/1.").skip(1);
+    let statuses = heads.filter_map(|it| it.get(1..)?.strip_prefix(' '));
+    statuses.map(|it| it[..3].to_owned()).collect()
 }
 
 #[tokio::test]
