@@ -154,6 +154,15 @@ pub fn extract(how: Propagation, headers: &HeaderMap) -> Option<Parent> {
     }
 }
 
+/// What a client that names no span says of sampling: B3 can refuse, or ask, without a trace.
+pub fn decision_alone(how: Propagation, headers: &HeaderMap) -> Option<bool> {
+    if how == Propagation::W3c {
+        return None;
+    }
+    let told = text(headers, &B3).or_else(|| text(headers, &B3_SAMPLED));
+    told.and_then(decision)
+}
+
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }

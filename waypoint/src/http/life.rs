@@ -110,7 +110,8 @@ async fn enforce(exchange: &mut Exchange, underway: &mut Underway) -> Result<(),
     filter::external_authz::of_policies(exchange, underway).await?;
     filter::authenticate::apply(exchange, &mut underway.parts)?;
     filter::authorize::apply(exchange, &underway.parts)?;
-    if exchange.claims.is_some() {
+    let facts = exchange.connection.facts(None);
+    if exchange.claims.is_some() && exchange.snapshot.l7.routes_ask_claims(&facts) {
         selected = route::select(exchange, &underway.parts);
     }
     selected?;

@@ -316,8 +316,9 @@ fn begin(plan: &Plan, headers: &mut HeaderMap, draw: Draw) -> Option<trace::Span
     let tracing = plan.tracing.as_ref()?;
     let (choice, ids) = draw.split();
     let id = headers.get("x-request-id").and_then(|it| it.to_str().ok());
-    let sampled = trace::sampled(id, tracing.per_million, choice);
     let how = tracing.propagation.unwrap_or(trace::Propagation::Both);
+    let sampled = trace::decision_alone(how, headers)
+        .unwrap_or_else(|| trace::sampled(id, tracing.per_million, choice));
     let span = trace::Span::new(trace::extract(how, headers), sampled, ids);
     if let Some(how) = tracing.propagation {
         span.inject(how, headers);

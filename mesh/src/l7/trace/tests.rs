@@ -91,6 +91,19 @@ fn a_b3_parent_without_a_decision_leaves_it_to_us() {
 }
 
 #[test]
+fn b3_decides_without_a_trace() {
+    let alone = |name, value| decision_alone(Propagation::B3, &headers(&[(name, value)]));
+    assert_eq!(alone("b3", "0"), Some(false));
+    assert_eq!(alone("b3", "1"), Some(true));
+    assert_eq!(alone("x-b3-sampled", "0"), Some(false));
+    assert_eq!(alone("b3", "x"), None);
+    assert_eq!(
+        decision_alone(Propagation::W3c, &headers(&[("b3", "0")])),
+        None
+    );
+}
+
+#[test]
 fn sampling_is_stable_by_request_id_and_near_its_share() {
     let hit = |id: &str| sampled(Some(id), 10_000, Draw(id.len() as u64));
     let hits = (0..100_000).filter(|id| hit(&format!("id-{id}"))).count();

@@ -282,6 +282,11 @@ impl Rig {
 
     /// A waypoint that knows nothing.
     pub(crate) async fn empty() -> Self {
+        Self::logging(None).await
+    }
+
+    /// The same, with access logs to the output of `logs`.
+    pub(crate) async fn logging(logs: Option<net::log::Handle>) -> Self {
         let pod = [
             ("POD_NAME", "wp-1"),
             ("POD_NAMESPACE", "demo"),
@@ -300,7 +305,7 @@ impl Rig {
         let certificates = Certificates::new(ca, clock, CertificatesConfig::default());
         let snapshots = Snapshots::new(&config.node);
         let mut registry = prometheus_client::registry::Registry::default();
-        let waypoint = assemble(config, snapshots, certificates, None, &mut registry);
+        let waypoint = assemble(config, snapshots, certificates, logs, &mut registry);
         Self {
             registry,
             waypoint,

@@ -1,20 +1,24 @@
 //! What is told of requests: metrics and spans.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use mesh::l7::{
-    config::{Normalization, ProxyHeaders, TraceProtocol, TraceProvider, WaypointConfig},
+    config::{
+        LogFormat, LogProvider, Normalization, ProxyHeaders, TraceProtocol, TraceProvider,
+        WaypointConfig,
+    },
     served::AppProtocol,
     view::Resource,
 };
+use parking_lot::Mutex;
 use prometheus_client::encoding::text;
 use proto::opentelemetry::proto::collector::trace::v1::ExportTraceServiceRequest;
 use tokio::sync::mpsc;
 
-use super::rig::{Backend, PORT, Rig, full};
+use super::rig::{Answer, Backend, PORT, Rig, SERVICE, full};
 
 fn scrape(rig: &Rig) -> String {
     let mut out = String::new();
@@ -59,6 +63,59 @@ async fn every_request_is_counted_with_what_became_of_it() {
         told.contains("response_code=\"503\",response_flags=\"UH\""),
         "{told}"
     );
+}
+
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn every_request_is_a_line_of_the_access_log() {
+    let written = Written::default();
+    let options = net::log::Options::default();
+    let (_subscriber, logs) = net::log::subscriber(&options, written.clone()).unwrap();
+    let echo = Backend::echo(Version::HTTP_11, "one").await;
+    let rig = Rig::logging(Some(logs.clone())).await;
+    rig.serve(SERVICE, AppProtocol::Http, &[&echo]);
+    let file = LogProvider::File {
+        path: "/dev/stdout".into(),
+        format: LogFormat::DefaultText,
+    };
+    rig.tell([Resource::Config(WaypointConfig {
+        log_providers: [("file".into(), file)].into(),
+        access_logs: vec!["file".into()],
+        tracing: Vec::new(),
+        ..config()
+    })]);
+    let mut client = rig.client(Version::HTTP_2).await;
+    let request = client
+        .request("POST", "/a?b=1")
+        .header("user-agent", "probe");
+    let request = request.header("x-request-id", "id-1");
+    let sent = client.send(request.body(full("hello")).unwrap()).await;
+    assert_eq!(Answer::of(sent).await.body, "hello");
+    logs.flush();
+    let text = String::from_utf8(written.0.lock().clone()).unwrap();
+    let (_, line) = text.trim_end().split_once("] ").expect("a line");
+    let times = line.split(' ').nth(9).unwrap();
+    assert!(times.parse::<u64>().is_ok(), "{line}");
+    for part in [
+        "\"POST /a?b=1 HTTP/2\" 200 - via_upstream - \"-\" 5 5 ",
+        "\"-\" \"probe\" \"id-1\" \"echo\" \"127.0.0.1:",
+        "inbound-vip|80|http|echo.demo.svc.cluster.local - 10.1.0.1:80 10.0.0.9:4000 - default",
+    ] {
+        assert!(line.contains(part), "{part} is not in {line}");
+    }
 }
 
 #[tokio::test]
