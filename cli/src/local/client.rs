@@ -17,7 +17,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde_json::Value;
 
 use super::{
-    logs,
+    control, logs,
     objects::Key,
     parts::{Action, CONTROL_PLANE, tunnel},
     protocol::{PodStatus, Reply, Request, Status, receive_reply, send_request},
@@ -552,9 +552,10 @@ pub(crate) fn explain(client: &Client, asked: &Question) -> Result<ExitCode> {
     let status = client.status()?;
     let node = node_of_source(&status, asked.source())?;
     let fetch = |node: &str| client.json(&tunnel(node), "/config_dump");
+    let waypoint = |pod: &str| client.json(&format!("{}{pod}", control::POD), "/config_dump");
     let objects = client.json(CONTROL_PLANE, "/status").unwrap_or_default();
     let place = |by: &mesh::explain::Decider| place(&objects, by);
-    explain::local(asked, &node, &fetch, &place)
+    explain::local(asked, &node, &fetch, &waypoint, &place)
 }
 
 /// The node of a pod that is named `NAMESPACE/POD`, `POD.NAMESPACE` or by its address; also by its deployment's name.

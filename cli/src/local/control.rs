@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    net::{Ipv4Addr, SocketAddr},
     os::{
         fd::OwnedFd,
         unix::{
@@ -45,12 +46,16 @@ enum Answer {
     Command(Box<Task>, [OwnedFd; 3]),
     Status(Box<Status>, Option<Endpoint>),
     Admin(Endpoint, String, String),
+    PodAdmin(Netns, SocketAddr, String, String),
     Part(Acting),
-    Forward(Netns, std::net::SocketAddr, OwnedFd),
+    Forward(Netns, SocketAddr, OwnedFd),
 }
 
+/// What stands before a pod's name where a part's is expected: `pod/NAMESPACE/POD`.
+pub(super) const POD: &str = "pod/";
+
 /// An endpoint and from where it can be reached.
-type Endpoint = (tokio::runtime::Handle, std::net::SocketAddr);
+type Endpoint = (tokio::runtime::Handle, SocketAddr);
 
 /// Accepts requests and hands each to `take`.
 pub(super) fn listen(
@@ -95,6 +100,12 @@ async fn serve(stream: UnixStream, take: impl Fn(Asked)) {
                 Err(error) => Reply::Error(format!("{method} {address}{path}: {error}")),
             }
         }
+        Ok(Answer::PodAdmin(netns, address, method, path)) => {
+            match pod_admin(netns, address, method, path).await {
+                Ok(answer) => Reply::Ok(json!({"status": answer.status, "body": answer.body})),
+                Err(error) => Reply::Error(format!("ask the pod on its {address}: {error}")),
+            }
+        }
         Ok(Answer::Forward(netns, address, file)) => match carry(netns, address, file).await {
             Ok(()) => Reply::Ok(Value::Null),
             Err(error) => Reply::Error(format!("carry a connection to {address}: {error}")),
@@ -109,8 +120,35 @@ async fn serve(stream: UnixStream, take: impl Fn(Asked)) {
     let _ = send_reply(&stream, &reply);
 }
 
+/// Where a proxy in a pod answers as a part does.
+fn pod_endpoint(name: &str) -> SocketAddr {
+    let port = match name {
+        "metrics" => 15020,
+        "ready" => 15021,
+        _ => 15000,
+    };
+    SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)
+}
+
+/// Asks a proxy in a pod, as from inside of the pod.
+async fn pod_admin(
+    netns: Netns,
+    address: SocketAddr,
+    method: String,
+    path: String,
+) -> io::Result<http::Answer> {
+    const LIMIT: Duration = Duration::from_secs(10);
+    let asked = tokio::task::spawn_blocking(move || {
+        netns.run(move |runtime| {
+            let handle = runtime.handle();
+            runtime.block_on(http::request(handle, &method, address, &path, LIMIT))
+        })
+    });
+    asked.await.map_err(io::Error::other)?
+}
+
 /// Joins a connection from outside to one made in `netns`, until both have ended.
-async fn carry(netns: Netns, address: std::net::SocketAddr, outside: OwnedFd) -> io::Result<()> {
+async fn carry(netns: Netns, address: SocketAddr, outside: OwnedFd) -> io::Result<()> {
     const LIMIT: Duration = Duration::from_secs(10);
     let inside = tokio::task::spawn_blocking(move || netns.connect(address, LIMIT));
     let joined = |stream: std::net::TcpStream| {
@@ -227,9 +265,15 @@ pub(super) fn answer(mesh: &mut Mesh, asked: Asked) -> (bool, bool) {
             endpoint: name,
             method,
             path,
-        } => match endpoint(mesh, &part, &name) {
-            Ok(endpoint) => Answer::Admin(endpoint, method, path),
-            Err(error) => now(Err(error)),
+        } => match part.strip_prefix(POD) {
+            Some(pod) => match mesh.world.find_pod(pod) {
+                Ok(pod) => Answer::PodAdmin(pod.netns.clone(), pod_endpoint(&name), method, path),
+                Err(error) => now(Err(error)),
+            },
+            None => match endpoint(mesh, &part, &name) {
+                Ok(endpoint) => Answer::Admin(endpoint, method, path),
+                Err(error) => now(Err(error)),
+            },
         },
         Request::Down => {
             down = true;
@@ -264,7 +308,7 @@ fn way(
     target: &str,
     port: u16,
     from: Option<&str>,
-) -> Result<(Netns, std::net::SocketAddr), String> {
+) -> Result<(Netns, SocketAddr), String> {
     let netns = match from {
         Some(pod) => &world.find_pod(pod)?.netns,
         None => {
@@ -284,7 +328,7 @@ fn way(
         Some(address) => *address,
         None => world.find_pod(target)?.place.address.v4.into(),
     };
-    Ok((netns.clone(), std::net::SocketAddr::new(address, port)))
+    Ok((netns.clone(), SocketAddr::new(address, port)))
 }
 
 fn label(

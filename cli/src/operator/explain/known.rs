@@ -6,10 +6,13 @@ use anyhow::{Context, Result, anyhow, bail};
 use mesh::{
     dns,
     dump::ConfigDump,
-    explain::{Destination, Explanation, Node, Nodes, Question, explain},
+    explain::{Destination, Explanation, Node, Nodes, Question, Request, explain},
+    l7,
     view::MeshView,
     workload::Workload,
 };
+
+use serde_json::Value;
 
 use crate::operator::{
     object::{Named, Type},
@@ -70,6 +73,18 @@ pub(super) struct Known {
     pub source: Tunnel,
     /// By node.
     pub others: BTreeMap<String, Tunnel>,
+    /// What waypoints know of requests, by `namespace/name` of their pods.
+    pub waypoints: BTreeMap<String, l7::view::View>,
+}
+
+/// What a waypoint knows of requests, as its dump tells.
+pub(super) fn requests(dump: &Value) -> Result<l7::view::View> {
+    let section = dump
+        .get("l7")
+        .context("the dump has no section l7: is it a waypoint's?")?;
+    let all: Vec<l7::dump::Dumped> =
+        serde_json::from_value(section.clone()).context("read the dump's section l7")?;
+    Ok(l7::dump::read(&all)?)
 }
 
 /// The tunnels of one question: the source's is that of its node.
@@ -85,6 +100,11 @@ impl Nodes for Asked<'_> {
         }
         self.known.others.get(name).map(Tunnel::node)
     }
+
+    fn waypoint(&self, pod: &Workload) -> Option<&l7::view::View> {
+        let name = format!("{}/{}", pod.namespace, pod.name);
+        self.known.waypoints.get(&name)
+    }
 }
 
 impl Known {
@@ -94,6 +114,7 @@ impl Known {
         source: &str,
         destination: &str,
         namespace: &str,
+        request: Option<Request>,
     ) -> Result<Explanation> {
         let source = self.source(source, namespace)?;
         let (host, port) = split(destination)?;
@@ -106,6 +127,7 @@ impl Known {
             source: Arc::clone(&source),
             port,
             names,
+            request,
         };
         let asked = Asked {
             known: self,

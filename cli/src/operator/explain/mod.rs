@@ -15,30 +15,32 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use mesh::explain::Explanation;
+use mesh::explain::{Explanation, Request};
 use serde_json::Value;
 
 use super::{
     access::Access,
-    cluster::{ADMIN_PORT, Cluster, is_running, node_of},
+    cluster::{ADMIN_PORT, Cluster, PodName, is_running, node_of},
     object::{Named, Type},
     output::{self, Form},
     ztunnel_config::{dump::Dump, tunnel_of},
 };
-use known::{Known, Tunnel};
+use known::{Known, Tunnel, requests};
 
 /// Why a connection is allowed, denied or routed so: the data plane's own decision
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   leyline explain web-0.shop orders.shop:7000
   leyline explain deployment/web.shop 10.96.0.7:80 -o json
+  leyline explain web-0.shop orders.shop:7000 --method POST --path /v1/orders --header 'x-canary: 1'
   leyline explain web-0.shop pod/orders-1.shop:7000 -f node1.json -f node2=node2.json")]
 pub(crate) struct Explain {
     #[command(flatten)]
     asked: Question,
     #[command(flatten)]
     access: Access,
-    /// Decide by this config_dump and ask no cluster: FILE of the source's tunnel, NODE=FILE of another; may be repeated
+    /// Decide by this config_dump and ask no cluster: FILE of the source's tunnel, NODE=FILE of another, NAMESPACE/POD=FILE
+    /// of a waypoint; may be repeated
     #[arg(long = "file", short, value_name = "[NODE=]FILE")]
     files: Vec<String>,
     /// The tunnels' admin port
@@ -55,9 +57,64 @@ pub(crate) struct Question {
     /// To what: HOST:PORT, IP:PORT, service/NAME[.NAMESPACE]:PORT or pod/NAME[.NAMESPACE]:PORT
     #[arg(value_name = "DST:PORT")]
     destination: String,
+    #[command(flatten)]
+    request: Asks,
     /// Form of the output
     #[arg(long, short, value_enum, default_value_t)]
     output: Form,
+}
+
+const REQUEST: &str = "The request that a waypoint on the way is asked about";
+
+/// The request that waypoints on the way are asked about.
+#[derive(Debug, Default, Args)]
+struct Asks {
+    /// Its method [default: GET]
+    #[arg(long, help_heading = REQUEST)]
+    method: Option<String>,
+    /// Its path, with its query [default: /]
+    #[arg(long, help_heading = REQUEST)]
+    path: Option<String>,
+    /// Its host [default: the service's]
+    #[arg(long, help_heading = REQUEST)]
+    host: Option<String>,
+    /// One of its headers; may be repeated
+    #[arg(long = "header", short = 'H', value_name = "NAME: VALUE", help_heading = REQUEST)]
+    headers: Vec<String>,
+}
+
+impl Asks {
+    /// None: nothing is asked of waypoints.
+    fn request(&self) -> Result<Option<Request>> {
+        let parts = [&self.method, &self.path, &self.host];
+        if parts.iter().all(|it| it.is_none()) && self.headers.is_empty() {
+            return Ok(None);
+        }
+        let method = self.method.as_deref().unwrap_or("GET");
+        let mut headers = http::HeaderMap::new();
+        for text in &self.headers {
+            let (name, value) = header(text)?;
+            headers.append(name, value);
+        }
+        Ok(Some(Request {
+            method: method
+                .parse()
+                .with_context(|| format!("{method:?} is not a method"))?,
+            host: self.host.as_deref().map(Into::into),
+            path: self.path.as_deref().unwrap_or("/").into(),
+            headers,
+        }))
+    }
+}
+
+/// `NAME: VALUE` or `NAME=VALUE`.
+fn header(text: &str) -> Result<(http::HeaderName, http::HeaderValue)> {
+    let pair = text.split_once([':', '=']);
+    let parsed = pair.and_then(|(name, value)| {
+        let name = name.trim().parse().ok()?;
+        Some((name, value.trim().parse().ok()?))
+    });
+    parsed.with_context(|| format!("{text:?} is not a header: NAME: VALUE"))
 }
 
 /// Nodes whose tunnels are asked for one explanation.
@@ -96,15 +153,22 @@ fn shown(
 fn from_files(asked: &Question, files: &[String], namespace: Option<&str>) -> Result<Explanation> {
     let mut first = None;
     let mut others = BTreeMap::new();
+    let mut waypoints = BTreeMap::new();
     for file in files {
-        let (node, path) = match file.split_once('=') {
-            Some((node, path)) => (Some(node.to_owned()), PathBuf::from(path)),
+        let (of, path) = match file.split_once('=') {
+            Some((of, path)) => (Some(of.to_owned()), PathBuf::from(path)),
             None => (None, PathBuf::from(file)),
         };
         let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        let dump = Dump::parse(&text).with_context(|| path.display().to_string())?;
-        let tunnel = Tunnel::read(&dump).with_context(|| path.display().to_string())?;
-        match node {
+        let place = || path.display().to_string();
+        if let Some(pod) = of.as_ref().filter(|it| it.contains('/')) {
+            let dump: Value = serde_json::from_slice(&text).with_context(place)?;
+            waypoints.insert(pod.clone(), requests(&dump).with_context(place)?);
+            continue;
+        }
+        let dump = Dump::parse(&text).with_context(place)?;
+        let tunnel = Tunnel::read(&dump).with_context(place)?;
+        match of {
             None if first.is_none() => first = Some(tunnel),
             None => bail!("{file}: a second dump needs its node: NODE={file}"),
             Some(node) => drop(others.insert(node, tunnel)),
@@ -114,9 +178,12 @@ fn from_files(asked: &Question, files: &[String], namespace: Option<&str>) -> Re
         Some(first) => first,
         None => bail!("the dump of the source's tunnel is missing: -f FILE without a node"),
     };
-    let known = Known { source, others };
-    let namespace = namespace.unwrap_or("default");
-    known.explain(&asked.source, &asked.destination, namespace)
+    let known = Known {
+        source,
+        others,
+        waypoints,
+    };
+    asked.of(&known, &asked.source, namespace.unwrap_or("default"))
 }
 
 async fn from_cluster(cluster: &Cluster, asked: &Question, port: u16) -> Result<Explanation> {
@@ -130,8 +197,18 @@ async fn from_cluster(cluster: &Cluster, asked: &Question, port: u16) -> Result<
     let mut known = Known {
         source: read(dump).with_context(|| tunnel.to_string())?,
         others: BTreeMap::new(),
+        waypoints: BTreeMap::new(),
     };
-    let first = known.explain(&source.name, &asked.destination, &cluster.namespace)?;
+    let mut first = asked.of(&known, &source.name, &cluster.namespace)?;
+    if asked.asks()? {
+        for pod in waypoints(&first) {
+            match waypoint(cluster, &pod, port).await {
+                Ok(view) => drop(known.waypoints.insert(pod, view)),
+                Err(error) => eprintln!("warning: waypoint {pod}: {error:#}"),
+            }
+        }
+        first = asked.of(&known, &source.name, &cluster.namespace)?;
+    }
     let own = source.node.unwrap_or_default();
     for node in nodes(&first)
         .into_iter()
@@ -151,7 +228,23 @@ async fn from_cluster(cluster: &Cluster, asked: &Question, port: u16) -> Result<
             Err(error) => eprintln!("warning: {error:#}"),
         }
     }
-    known.explain(&source.name, &asked.destination, &cluster.namespace)
+    asked.of(&known, &source.name, &cluster.namespace)
+}
+
+async fn waypoint(cluster: &Cluster, pod: &str, port: u16) -> Result<mesh::l7::view::View> {
+    let (namespace, name) = pod.split_once('/').unwrap_or(("default", pod));
+    let pod = PodName {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    };
+    requests(&cluster.json(&pod, port, "/config_dump").await?)
+}
+
+/// The waypoints on the way, as `namespace/name`.
+fn waypoints(explanation: &Explanation) -> BTreeSet<String> {
+    let paths = explanation.paths.iter();
+    let on_the_way = paths.filter_map(|it| it.waypoint.clone());
+    on_the_way.take(MAX_NODES).collect()
 }
 
 /// The nodes of the endpoints.
@@ -200,19 +293,31 @@ async fn any_tunnel(cluster: &Cluster) -> Result<super::cluster::PodName> {
         .context("no node tunnel runs in this cluster\n  remedy: leyline check")
 }
 
-/// Of the embedded mesh: `fetch` reads the dump of a node's tunnel, `place` says where an object stands.
+/// Of the embedded mesh: `fetch` reads the dump of a node's tunnel, `fetch_waypoint` that of a waypoint's pod, and `place`
+/// says where an object stands.
 pub(crate) fn local(
     asked: &Question,
     node: &str,
     fetch: &dyn Fn(&str) -> Result<Value>,
+    fetch_waypoint: &dyn Fn(&str) -> Result<Value>,
     place: &dyn Fn(&mesh::explain::Decider) -> Option<String>,
 ) -> Result<ExitCode> {
     let read = |node: &str| Tunnel::read(&Dump::new(fetch(node)?)?);
     let mut known = Known {
         source: read(node)?,
         others: BTreeMap::new(),
+        waypoints: BTreeMap::new(),
     };
-    let first = known.explain(&asked.source, &asked.destination, "default")?;
+    let mut first = asked.of(&known, &asked.source, "default")?;
+    if asked.asks()? {
+        for pod in waypoints(&first) {
+            match fetch_waypoint(&pod).and_then(|it| requests(&it)) {
+                Ok(view) => drop(known.waypoints.insert(pod, view)),
+                Err(error) => eprintln!("warning: waypoint {pod}: {error:#}"),
+            }
+        }
+        first = asked.of(&known, &asked.source, "default")?;
+    }
     for other in nodes(&first)
         .into_iter()
         .filter(|it| it != node)
@@ -222,7 +327,7 @@ pub(crate) fn local(
             known.others.insert(other, tunnel);
         }
     }
-    let explanation = known.explain(&asked.source, &asked.destination, "default")?;
+    let explanation = asked.of(&known, &asked.source, "default")?;
     output::print(&shown(&explanation, asked.output, place)?)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -231,5 +336,20 @@ impl Question {
     /// Who connects, as it was written.
     pub(crate) fn source(&self) -> &str {
         &self.source
+    }
+
+    /// Whether waypoints are asked of a request.
+    fn asks(&self) -> Result<bool> {
+        Ok(self.request.request()?.is_some())
+    }
+
+    /// The explanation by what is known; `source` as it was found, names without a namespace are of `namespace`.
+    fn of(&self, known: &Known, source: &str, namespace: &str) -> Result<Explanation> {
+        known.explain(
+            source,
+            &self.destination,
+            namespace,
+            self.request.request()?,
+        )
     }
 }
