@@ -78,14 +78,14 @@ pub(super) async fn run(
 
 async fn forward(
     ongoing: &mut Ongoing,
-    underway: Underway,
+    mut underway: Underway,
     key: &ClusterKey,
     chosen: Option<(&Selected, &WeightedBackend)>,
 ) -> Result<Answer, Box<Reply>> {
     let exchange = ongoing.exchange();
     let plan = Plan::new(exchange, &underway, key);
     let authority = exchange.head.as_ref().map(|it| it.authority.clone());
-    let outgoing = outgoing(&underway, authority);
+    let outgoing = outgoing(&mut underway, authority);
     if let Some((selected, backend)) = chosen {
         mirror::start(exchange, selected, backend, &outgoing);
     }
@@ -111,9 +111,9 @@ async fn forward(
 }
 
 /// The request as each try sends it.
-fn outgoing(underway: &Underway, authority: Option<Authority>) -> Outgoing {
-    let parts = &underway.parts;
-    let mut headers = parts.headers.clone();
+fn outgoing(underway: &mut Underway, authority: Option<Authority>) -> Outgoing {
+    let parts = &mut underway.parts;
+    let mut headers = std::mem::take(&mut parts.headers);
     strip(&mut headers);
     let path = parts.uri.path_and_query().cloned();
     Outgoing {

@@ -137,10 +137,11 @@ async fn attempt(
         session: plan.session.as_ref().and_then(|it| it.endpoint.as_deref()),
         destination: exchange.connection.destination,
         host: Some(outgoing.authority.host()),
+        http1: plan.version != Version::HTTP_2,
         draw,
     };
     let acquired = plan.cluster.acquire(&plan.members, &wanted);
-    let permit = acquired.map_err(|it| Box::new(Failed::new(Cause::Unavailable(it))))?;
+    let mut permit = acquired.map_err(|it| Box::new(Failed::new(Cause::Unavailable(it))))?;
     let endpoint = Arc::clone(permit.endpoint());
     tried.push(Arc::clone(&endpoint));
     exchange.upstream = Some(told(plan, &endpoint));
@@ -148,12 +149,17 @@ async fn attempt(
     let started = Instant::now();
     let attempts = exchange.attempts;
     let sending = async {
+        let slot = match plan.version {
+            Version::HTTP_2 => None,
+            _ => plan.members.connection().await,
+        };
         let lease = open(
             &connection.waypoint,
             &plan.members,
             &endpoint,
             plan.version,
             connection.destination,
+            Some(connection.client),
         );
         let lease = lease.await?;
         let reused = lease.reused;
@@ -162,15 +168,15 @@ async fn attempt(
             let headers = request.headers_mut();
             headers.insert(ATTEMPT_COUNT, HeaderValue::from(attempts));
         }
-        lease
-            .send(request)
-            .await
-            .map_err(|error| Failed::sent(error, reused, &outgoing.body))
+        let sent = lease.send(request).await;
+        let sent = sent.map_err(|error| Failed::sent(error, reused, &outgoing.body))?;
+        Ok((sent, slot))
     };
     let sent = within(plan, started, &outgoing.body, sending).await;
     let exchange = ongoing.exchange();
     match sent {
-        Ok((response, held)) => {
+        Ok(((response, held), slot)) => {
+            permit.holds(slot);
             exchange.responded = Some(Instant::now());
             permit.answered(response.status().as_u16());
             Ok(Reached {

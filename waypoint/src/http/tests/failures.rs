@@ -248,6 +248,37 @@ async fn requests_over_the_limit_are_503_and_marked() {
 }
 
 #[tokio::test]
+async fn connections_are_limited_and_so_are_those_who_wait_for_one() {
+    let slow = Backend::start(Version::HTTP_11, |_| async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        Response::new(full(""))
+    })
+    .await;
+    let rig = Rig::new(Version::HTTP_11, &[&slow]).await;
+    let pool = ConnectionPool {
+        max_connections: Some(1),
+        max_pending_requests: Some(1),
+        ..ConnectionPool::default()
+    };
+    policy(
+        &rig,
+        TrafficPolicy {
+            pool,
+            ..TrafficPolicy::default()
+        },
+    );
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        clients.push(rig.client(Version::HTTP_11).await);
+    }
+    let asking = clients.iter_mut().map(|it| it.get("/"));
+    let answers = futures_util::future::join_all(asking).await;
+    let fine = answers.iter().filter(|it| it.status == StatusCode::OK);
+    assert_eq!(fine.count(), 2);
+    assert_eq!((slow.requests(), slow.connections()), (2, 1));
+}
+
+#[tokio::test]
 async fn an_endpoint_that_fails_in_a_row_is_passed_over() {
     let bad = Backend::start(Version::HTTP_11, |_| async {
         Response::builder().status(500).body(full("")).unwrap()

@@ -64,6 +64,7 @@ impl Call<'_> {
             session: None,
             destination: self.destination,
             host: request.uri().host(),
+            http1: self.version != Version::HTTP_2,
             draw: Draw(rand::random()),
         };
         let permit = self.cluster.acquire(&self.members, &wanted);
@@ -74,6 +75,7 @@ impl Call<'_> {
             permit.endpoint(),
             self.version,
             self.destination,
+            None,
         );
         let lease = lease.await.inspect_err(|_| permit.failed())?;
         let (response, held) = lease.send(request).await.map_err(|failed| {
@@ -127,16 +129,18 @@ pub(in crate::http) async fn open(
     endpoint: &EndpointState,
     version: Version,
     destination: SocketAddr,
+    client: Option<SocketAddr>,
 ) -> Result<Lease, OpenError> {
+    let proxy_protocol = members.policy.proxy_protocol;
     let upstream = Upstream {
         service: members.service.as_ref(),
         destination,
         endpoint: endpoint.endpoint.clone(),
-        // Others will use the connection too.
-        client: None,
+        // Others will use the connection too, unless it begins with the client's address.
+        client: proxy_protocol.and(client),
         trace: None,
         tls: members.tls(version),
-        proxy_protocol: None,
+        proxy_protocol,
         deadline: members.connect_timeout,
     };
     endpoint

@@ -24,7 +24,10 @@ use mesh::{
     workload::Workload,
 };
 use parking_lot::{Mutex, RwLock};
-use tokio::time::Instant;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
 use super::{
     ClusterKey, Permit,
@@ -92,6 +95,8 @@ pub(crate) struct Members {
     endpoints: Vec<Arc<EndpointState>>,
     plan: Plan,
     choice: Choice,
+    /// Connections of HTTP/1.1 that may be, where they are limited.
+    connections: Option<Arc<Semaphore>>,
 }
 
 /// How an endpoint is found.
@@ -120,6 +125,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) destination: SocketAddr,
     /// The host of the request.
     pub(crate) host: Option<&'a str>,
+    /// Whether the request will have a connection of its own.
+    pub(crate) http1: bool,
     /// Chance.
     pub(crate) draw: Draw,
 }
@@ -207,7 +214,7 @@ impl Cluster {
         members: &Members,
         wanted: &Wanted<'_>,
     ) -> Result<Permit, Unavailable> {
-        let most = members.policy.pool.max_requests.unwrap_or(u32::MAX);
+        let most = members.most(wanted.http1);
         if self.active.fetch_add(1, Ordering::AcqRel) >= most {
             self.release();
             return Err(Unavailable::Overflow);
@@ -355,6 +362,8 @@ impl Members {
             .pool
             .connect_timeout
             .unwrap_or(CONNECT_TIMEOUT);
+        let connections = members.policy.pool.max_connections;
+        members.connections = connections.map(|it| Arc::new(Semaphore::new(it as usize)));
         members.endpoints = members.resolve(&from, snapshot, before);
         members.plan = members.plan(snapshot);
         members.from = from;
@@ -424,6 +433,24 @@ impl Members {
             candidate(&snapshot.own, snapshot),
             &candidates,
         )
+    }
+
+    /// Requests at once: as the policy says, and no more than there are connections and places to wait for one.
+    fn most(&self, http1: bool) -> u32 {
+        let pool = &self.policy.pool;
+        let requests = pool.max_requests.unwrap_or(u32::MAX);
+        let waiting = pool.max_pending_requests.unwrap_or(u32::MAX);
+        match pool.max_connections.filter(|_| http1) {
+            Some(connections) => requests.min(connections.saturating_add(waiting)),
+            None => requests,
+        }
+    }
+
+    /// Waits for one of the connections of HTTP/1.1, where they are limited.
+    pub(crate) async fn connection(&self) -> Option<OwnedSemaphorePermit> {
+        let connections = Arc::clone(self.connections.as_ref()?);
+        // Never closed.
+        connections.acquire_owned().await.ok()
     }
 
     /// The session's endpoint if it is still there, else one of the plan.
@@ -567,7 +594,11 @@ fn limits(policy: &TrafficPolicy) -> PoolLimits {
     let default = PoolLimits::default();
     PoolLimits {
         idle_timeout: pool.http_idle_timeout.unwrap_or(default.idle_timeout),
-        max_requests: pool.max_requests_per_connection.filter(|it| *it > 0),
+        max_requests: match policy.proxy_protocol {
+            // The connection names one client.
+            Some(_) => Some(1),
+            None => pool.max_requests_per_connection.filter(|it| *it > 0),
+        },
         max_streams: pool.max_concurrent_streams.filter(|it| *it > 0),
     }
 }

@@ -14,6 +14,7 @@ use std::{
 
 use mesh::names::{NamespacedHostname, Str, WorkloadUid};
 use parking_lot::RwLock;
+use tokio::sync::OwnedSemaphorePermit;
 
 use cluster::Cluster;
 use endpoint::EndpointState;
@@ -79,12 +80,23 @@ impl Upstreams {
 pub(crate) struct Permit {
     cluster: Arc<Cluster>,
     endpoint: Arc<EndpointState>,
+    /// One of a limited number of connections.
+    slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Permit {
     pub(super) fn new(cluster: Arc<Cluster>, endpoint: Arc<EndpointState>) -> Self {
         endpoint.active.fetch_add(1, Ordering::Relaxed);
-        Self { cluster, endpoint }
+        Self {
+            cluster,
+            endpoint,
+            slot: None,
+        }
+    }
+
+    /// Holds one of a limited number of connections, too.
+    pub(super) fn holds(&mut self, slot: Option<OwnedSemaphorePermit>) {
+        self.slot = slot;
     }
 
     /// The endpoint.
