@@ -36,6 +36,7 @@ fn settings(text: &str) -> Settings {
             ("as-istio", _) => settings.failure = FailurePolicy::AsIstio,
             ("dry-run", _) => settings.send_dry_run = true,
             ("network", network) => settings.network = network.into(),
+            ("alias", domain) => settings.trust_domain_aliases.push(domain.parse().unwrap()),
             ("trust-domain", domain) => settings.trust_domain = domain.parse().unwrap(),
             ("visibility", rules) => {
                 let rules = crate::source::tree::parse(&rules.replace(';', ","))

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use crate::object;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder},
@@ -50,6 +51,7 @@ pub struct Metrics {
     services: Gauge,
     certificates: Certificates,
     reviews: Reviews,
+    kubernetes: KubernetesEvents,
 }
 
 /// Reviews of the admission webhook.
@@ -58,6 +60,19 @@ struct Reviews {
     passed: Count,
     refused: Count,
     unanswered: Count,
+}
+
+/// What the API server told: of Kubernetes' own kinds, and of the mesh's. Clones count together.
+#[derive(Debug, Clone, Default)]
+pub struct KubernetesEvents {
+    own: Family<KubernetesEvent, Count>,
+    custom: Family<KubernetesEvent, Count>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KubernetesEvent {
+    r#type: &'static str,
+    event: &'static str,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -130,17 +145,27 @@ impl Metrics {
             services: Gauge::default(),
             certificates: Certificates::default(),
             reviews: Reviews::default(),
+            kubernetes: KubernetesEvents::default(),
         };
         let mut registry = Registry::default();
         metrics.register_xds(&mut registry);
         metrics.certificates.register(&mut registry);
         metrics.reviews.register(&mut registry);
+        metrics.kubernetes.register(&mut registry);
+        net::metrics::register_process(&mut registry, None);
         let tag = env!("CARGO_PKG_VERSION");
         let build = Family::<[(&str, &str); 2], Gauge>::default();
         build
             .get_or_create(&[("component", "pilot"), ("tag", tag)])
             .set(1);
         registry.register("istio_build", "Version of this component", build);
+        let clusters = Family::<[(&str, &str); 1], Gauge>::default();
+        clusters.get_or_create(&[("cluster_type", "local")]).set(1);
+        registry.register(
+            "istiod_managed_clusters",
+            "Clusters whose objects are watched",
+            clusters,
+        );
         let info = Family::<[(&str, &str); 1], Gauge>::default();
         info.get_or_create(&[("version", tag)]).set(1);
         registry.register("pilot_info", "Version of this control plane", info);
@@ -199,6 +224,11 @@ impl Metrics {
             "Seconds from a change to its sending",
             self.convergence.clone(),
         );
+    }
+
+    /// What the API server told.
+    pub fn kubernetes_events(&self) -> &KubernetesEvents {
+        &self.kubernetes
     }
 
     /// The whole as OpenMetrics text.
@@ -289,6 +319,38 @@ impl Metrics {
     pub(crate) fn expiries(&self, root: i64, chain: i64) {
         self.certificates.root_expiry.set(root);
         self.certificates.chain_expiry.set(chain);
+    }
+}
+
+impl KubernetesEvents {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "pilot_k8s_reg_events",
+            "Changes of Kubernetes' own objects",
+            self.own.clone(),
+        );
+        registry.register(
+            "pilot_k8s_cfg_events",
+            "Changes of the mesh's objects",
+            self.custom.clone(),
+        );
+    }
+
+    /// `change`: `add`, `update` or `delete`.
+    pub(crate) fn count(&self, kind: object::Kind, change: &'static str) {
+        let events = match kind {
+            object::Kind::Namespace
+            | object::Kind::Node
+            | object::Kind::Pod
+            | object::Kind::Service
+            | object::Kind::EndpointSlice => &self.own,
+            _ => &self.custom,
+        };
+        let event = KubernetesEvent {
+            r#type: kind.as_str(),
+            event: change,
+        };
+        events.get_or_create(&event).increment();
     }
 }
 
@@ -440,6 +502,9 @@ mod tests {
         metrics.pushed(ADDRESS_TYPE_URL, 300);
         metrics.csr(CsrOutcome::Issued);
         metrics.csr(CsrOutcome::TtlTooLong);
+        let events = metrics.kubernetes_events();
+        events.count(object::Kind::Pod, "update");
+        events.count(object::Kind::AuthorizationPolicy, "add");
         let text = metrics.encode().unwrap();
         for line in [
             "pilot_xds_pushes{type=\"wds\"} 1",
@@ -447,6 +512,9 @@ mod tests {
             "citadel_server_success_cert_issuance_count 1",
             "citadel_server_csr_sign_err_count{error=\"ttl\"} 1",
             "pilot_services 0",
+            "pilot_k8s_reg_events{type=\"Pod\",event=\"update\"} 1",
+            "pilot_k8s_cfg_events{type=\"AuthorizationPolicy\",event=\"add\"} 1",
+            "istiod_managed_clusters{cluster_type=\"local\"} 1",
             "# EOF",
         ] {
             assert!(text.lines().any(|known| known == line), "{line}\n{text}");

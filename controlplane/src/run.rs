@@ -43,9 +43,9 @@ use crate::{
         CaSource, Config,
         mesh::{MeshConfig, MeshConfigError},
     },
-    metrics::Metrics,
+    metrics::{KubernetesEvents, Metrics},
     output::{Changes, Subscription},
-    serve::{DiscoveryService, access::Access, registry::Registry, store::Store},
+    serve::{DiscoveryService, Limits, access::Access, registry::Registry, store::Store},
     source::cluster::{
         Troubles,
         client::{ClientError, client},
@@ -203,8 +203,8 @@ impl ControlPlane {
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<(), RunError> {
         let mut shutdown = std::pin::pin!(shutdown);
-        let (world, source) = self.world().await?;
         let metrics = Metrics::new();
+        let (world, source) = self.world(metrics.kubernetes_events()).await?;
         let (root, chain) = self.authority.load().expiries();
         metrics.expiries(root, chain);
         let (trigger, drain) = drain::channel();
@@ -275,12 +275,16 @@ impl ControlPlane {
     }
 
     /// The world, and what feeds it if it is not a folder's.
-    async fn world(&self) -> Result<(World, Option<kubernetes::Source>), RunError> {
+    async fn world(
+        &self,
+        events: &KubernetesEvents,
+    ) -> Result<(World, Option<kubernetes::Source>), RunError> {
         let settings = self.config.settings();
         match (&self.client, &self.config.cluster) {
             (Some(client), Some(cluster)) => {
                 let (file, mesh) = (cluster.mesh_config.clone(), self.mesh.clone());
-                let (world, source) = kubernetes::Source::start(client, settings, file, mesh)?;
+                let (world, source) =
+                    kubernetes::Source::start(client, settings, file, mesh, events)?;
                 Ok((world, Some(source)))
             }
             _ => {
@@ -383,6 +387,9 @@ impl Config {
         if let Some(trust_domain) = &mesh.trust_domain {
             self.trust_domain.clone_from(trust_domain);
         }
+        cluster
+            .trust_domain_aliases
+            .clone_from(&mesh.trust_domain_aliases);
         if let Some(root) = &mesh.root_namespace {
             self.root_namespace.clone_from(root);
         }
@@ -402,6 +409,10 @@ impl Config {
             cluster_domain: self.cluster_domain.as_str().into(),
             root_namespace: self.root_namespace.as_str().into(),
             entry_visibility: cluster.and_then(|it| it.entry_visibility.clone()),
+            system_namespace: cluster.map(|it| it.namespace.as_str().into()),
+            trust_domain_aliases: cluster
+                .map(|it| it.trust_domain_aliases.clone())
+                .unwrap_or_default(),
         }
     }
 }
@@ -435,7 +446,10 @@ impl Parts {
             self.registry.clone(),
             authentication.clone(),
             access.clone(),
-            config.max_streams_per_second,
+            Limits {
+                streams_per_second: config.max_streams_per_second,
+                max_age: config.max_stream_age,
+            },
             self.metrics.clone(),
             drain.clone(),
         );

@@ -48,7 +48,7 @@ use crate::{
     metrics::Metrics,
     object::Name,
     output::{Changes, PodFacts, Resource, ResourceKey},
-    serve::{DiscoveryService, access::Access, registry::Registry, store::Store},
+    serve::{DiscoveryService, Limits, MAX_AGE, access::Access, registry::Registry, store::Store},
     tls::{self, Services},
 };
 
@@ -201,7 +201,10 @@ impl Plane {
             registry.clone(),
             authentication.clone(),
             access.clone(),
-            1000,
+            Limits {
+                streams_per_second: 1000,
+                max_age: MAX_AGE,
+            },
             metrics.clone(),
             watch.clone(),
         );

@@ -408,7 +408,8 @@ fn copy<K: Key, V: Data + Clone>(
 }
 
 fn facts(graph: &mut Graph, settings: &Arc<Settings>, inputs: &Inputs, of_pods: OfPods) -> Facts {
-    let root = settings.root_namespace.clone();
+    let system = settings.system_namespace.as_ref();
+    let root = system.unwrap_or(&settings.root_namespace).clone();
     let configured = !settings.network.is_empty();
     let (network, _) = graph.derive(&inputs.namespaces, move |_, name, meta| {
         let label = meta.label("topology.istio.io/network");

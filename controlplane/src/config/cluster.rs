@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use ::mesh::identity::TrustDomain;
+
 use super::Problems;
 use crate::{
     gateway,
@@ -40,6 +42,10 @@ pub struct Discovery {
     /// Address of xDS and certificates over TLS
     #[arg(long = "secureGRPCAddr")]
     pub secure_grpc_addr: Option<String>,
+
+    /// How long a proxy's stream lasts before it has to prove itself anew
+    #[arg(long = "keepaliveMaxServerConnectionAge")]
+    pub connection_age: Option<String>,
 
     /// DNS suffix of services
     #[arg(long = "domain")]
@@ -149,8 +155,6 @@ pub struct Discovery {
 #[derive(Debug, Clone, Default, clap::Args)]
 #[allow(missing_docs, reason = "upstream's own names")]
 pub struct WithoutEffect {
-    #[arg(long = "keepaliveMaxServerConnectionAge", hide = true)]
-    pub connection_age: Option<String>,
     #[arg(long = "keepaliveInterval", hide = true)]
     pub keepalive_interval: Option<String>,
     #[arg(long = "keepaliveTimeout", hide = true)]
@@ -210,6 +214,8 @@ pub struct ClusterConfig {
     pub failure: FailurePolicy,
     /// From where hosts of ServiceEntries are seen, as the mesh's configuration says.
     pub entry_visibility: Option<EntryVisibility>,
+    /// Other names of the trust domain in policies, as the mesh's configuration says.
+    pub trust_domain_aliases: Vec<TrustDomain>,
     /// What is deployed for Gateways.
     pub gateways: gateway::Checked,
 }
@@ -266,6 +272,7 @@ impl Problems {
             send_dry_run,
             failure,
             entry_visibility: None,
+            trust_domain_aliases: Vec::new(),
             gateways: gateways?,
         })
     }

@@ -19,6 +19,8 @@ use crate::{
 pub struct MeshConfig {
     /// `trustDomain`.
     pub trust_domain: Option<TrustDomain>,
+    /// `trustDomainAliases`: other names of the trust domain in policies.
+    pub trust_domain_aliases: Vec<TrustDomain>,
     /// `rootNamespace`.
     pub root_namespace: Option<String>,
     /// `discoverySelectors`: ORed; none selects every namespace.
@@ -47,6 +49,7 @@ pub enum MeshConfigError {
 #[serde(rename_all = "camelCase", default)]
 struct Wire {
     trust_domain: Option<String>,
+    trust_domain_aliases: Vec<String>,
     root_namespace: Option<String>,
     discovery_selectors: Vec<LabelSelector>,
     service_entry_visibility: Option<EntryVisibility>,
@@ -60,6 +63,24 @@ impl MeshConfig {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(MeshConfigError::Read(error)),
         }
+    }
+
+    /// The fields that are read once, at the start, and say something else in `now`.
+    pub fn needs_restart(&self, now: &Self) -> Vec<&'static str> {
+        let fields = [
+            ("trustDomain", self.trust_domain != now.trust_domain),
+            (
+                "trustDomainAliases",
+                self.trust_domain_aliases != now.trust_domain_aliases,
+            ),
+            ("rootNamespace", self.root_namespace != now.root_namespace),
+            (
+                "serviceEntryVisibility",
+                self.entry_visibility != now.entry_visibility,
+            ),
+        ];
+        let changed = fields.into_iter().filter(|(_, changed)| *changed);
+        changed.map(|(field, _)| field).collect()
     }
 
     /// Reads the YAML. Fields that are unknown are named and tolerated: most of upstream's are for sidecars.
@@ -77,15 +98,16 @@ impl MeshConfig {
             return Err(invalid(wrong.join("; ")));
         };
         let given = |text: Option<String>| text.filter(|text| !text.is_empty());
-        let trust_domain = match given(wire.trust_domain) {
-            Some(text) => {
-                let parsed: Result<TrustDomain, _> = text.parse();
-                Some(parsed.map_err(|error| invalid(format!("trustDomain: {text:?}: {error}")))?)
-            }
-            None => None,
+        let domain = |field: &str, text: String| {
+            let parsed: Result<TrustDomain, _> = text.parse();
+            parsed.map_err(|error| invalid(format!("{field}: {text:?}: {error}")))
         };
+        let trust_domain = given(wire.trust_domain).map(|text| domain("trustDomain", text));
+        let aliases = wire.trust_domain_aliases.into_iter();
+        let aliases = aliases.map(|text| domain("trustDomainAliases", text));
         Ok(Self {
-            trust_domain,
+            trust_domain: trust_domain.transpose()?,
+            trust_domain_aliases: aliases.collect::<Result<_, _>>()?,
             root_namespace: given(wire.root_namespace),
             discovery_selectors: wire.discovery_selectors,
             entry_visibility: wire.service_entry_visibility,
@@ -102,6 +124,7 @@ mod tests {
     fn what_matters_is_read_and_what_does_not_is_named() {
         let config = MeshConfig::parse(
             "trustDomain: example.org
+trustDomainAliases: [old.example]
 rootNamespace: mesh
 accessLogFile: /dev/stdout
 defaultConfig: {discoveryAddress: istiod.mesh.svc:15012}
@@ -115,6 +138,7 @@ serviceEntryVisibility:
         )
         .unwrap();
         assert_eq!(config.trust_domain.unwrap().as_str(), "example.org");
+        assert_eq!(config.trust_domain_aliases[0].as_str(), "old.example");
         assert_eq!(config.root_namespace.as_deref(), Some("mesh"));
         assert_eq!(config.discovery_selectors.len(), 2);
         assert_eq!(config.entry_visibility.unwrap().policies.len(), 1);
@@ -122,10 +146,24 @@ serviceEntryVisibility:
     }
 
     #[test]
+    fn what_takes_effect_at_the_next_start_only_is_named() {
+        let before = MeshConfig::parse("rootNamespace: mesh").unwrap();
+        let now = "trustDomain: example.org
+rootNamespace: mesh
+discoverySelectors: [{matchLabels: {a: b}}]
+serviceEntryVisibility: {defaultVisibility: NONE}";
+        let now = MeshConfig::parse(now).unwrap();
+        let fields = ["trustDomain", "serviceEntryVisibility"];
+        assert_eq!(before.needs_restart(&now), fields);
+        assert!(now.needs_restart(&now).is_empty());
+    }
+
+    #[test]
     fn mistakes_in_what_matters_are_refused() {
         for text in [
             "trustDomain: [a]",
             "trustDomain: Not_One",
+            "trustDomainAliases: [ok.example, Not_One]",
             "discoverySelectors: {matchLabels: {a: b}}",
             "discoverySelectors: [{matchLables: {a: b}}]",
             "serviceEntryVisibility: {defaultVisibility: SOME}",

@@ -10,7 +10,12 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use ::mesh::identity::TrustDomain;
 
+use crate::serve::MAX_AGE;
+
 pub use cluster::{ClusterConfig, Discovery};
+
+/// A stream that lasts less long costs more than it proves.
+const SHORTEST_AGE: Duration = Duration::from_secs(60);
 
 /// Flags and their environment variables as text. [`Config::try_from`] checks them.
 #[derive(Debug, Clone, clap::Parser)]
@@ -151,6 +156,8 @@ pub struct Config {
     pub trusted_node_accounts: Vec<ServiceAccount>,
     /// New xDS streams per second.
     pub max_streams_per_second: u32,
+    /// How long a proxy's stream lasts before it has to prove itself anew.
+    pub max_stream_age: Duration,
     /// How long open streams may last after the end was asked for.
     pub shutdown_grace: Duration,
 }
@@ -375,12 +382,23 @@ impl TryFrom<Args> for Config {
             Some(text) => problems.duration("shutdownDuration", text),
             None => problems.seconds("shutdown-seconds", &args.shutdown_seconds, 0),
         };
+        let max_stream_age = match given(args.discovery.connection_age.as_deref()) {
+            Some(text) => problems.duration("keepaliveMaxServerConnectionAge", text),
+            None => Some(MAX_AGE),
+        };
+        if max_stream_age.is_some_and(|age| age < SHORTEST_AGE) {
+            problems.add(
+                "keepaliveMaxServerConnectionAge",
+                format_args!("proxies would do nothing but come back: at least {SHORTEST_AGE:?}"),
+            );
+        }
         let (
             Some(xds_listen),
             Some(admin_listen),
             Some(trust_domain),
             Some(ca),
             Some(streams),
+            Some(max_stream_age),
             Some(shutdown_grace),
             true,
         ) = (
@@ -389,6 +407,7 @@ impl TryFrom<Args> for Config {
             trust_domain,
             ca,
             streams,
+            max_stream_age,
             shutdown_grace,
             problems.0.is_empty(),
         )
@@ -411,6 +430,7 @@ impl TryFrom<Args> for Config {
             token_audiences: non_empty(args.token_audiences),
             trusted_node_accounts,
             max_streams_per_second: streams_per_second(streams),
+            max_stream_age,
             shutdown_grace,
         })
     }
@@ -589,7 +609,7 @@ mod tests {
             "--domain",
             "cluster.example",
             "--keepaliveMaxServerConnectionAge",
-            "30m",
+            "45m",
             "--clusterID=east",
             "-n",
             "mesh",
@@ -602,6 +622,7 @@ mod tests {
         assert_eq!(config.cluster_domain, "cluster.example");
         assert_eq!((&*config.cluster_id, &*cluster.namespace), ("east", "mesh"));
         assert_eq!(config.shutdown_grace.as_secs(), 20);
+        assert_eq!(config.max_stream_age.as_secs(), 45 * 60);
         assert_eq!(cluster.ready_listen.port(), 8080);
         let names = &config.serving_names[..3];
         assert_eq!(

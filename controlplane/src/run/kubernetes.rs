@@ -12,7 +12,7 @@ use crate::{
     cluster::{Discovery, ca_store::CaStore, writers::Writers},
     config::{ClusterConfig, Config, mesh::MeshConfig},
     gateway::{self, Deployed, Mesh},
-    metrics::Metrics,
+    metrics::{KubernetesEvents, Metrics},
     serve::registry::Registry,
     source::cluster::{self, Event, Troubles},
     world::{self, Selectors, Settings, StartError, World},
@@ -63,17 +63,19 @@ pub struct Context {
 
 impl Source {
     /// Starts the informers and the world that they feed; follows the mesh's configuration, `mesh` at first, in `file`.
+    /// What the API server tells is counted in `events`.
     pub fn start(
         client: &Client,
         settings: Settings,
         file: PathBuf,
         mesh: MeshConfig,
+        events: &KubernetesEvents,
     ) -> Result<(World, Self), StartError> {
         let selectors = Selectors::new(mesh.discovery_selectors.clone());
         let (root, revision) = (settings.root_namespace.clone(), settings.revision.clone());
         let (world, feed) = World::fed(cluster::kinds(), settings, selectors.clone())?;
         let troubles = Troubles::default();
-        let mut informers = cluster::start(client, &revision, &feed, &troubles);
+        let mut informers = cluster::start(client, &revision, &feed, &troubles, events);
         let (found, discovery) = watch::channel(chosen(root.clone(), selectors));
         informers.spawn(follow(file, mesh, move |selectors| {
             found.send_replace(chosen(root.clone(), selectors.clone()));
@@ -116,9 +118,12 @@ async fn follow<F: Future<Output = bool>>(
             }
             _ => continue,
         };
-        if at_start(&now) != at_start(&known) {
+        let fields = known.needs_restart(&now);
+        if !fields.is_empty() {
             tracing::warn!(
-                "another trust domain, root namespace or visibility takes effect at the next start"
+                fields = fields.join(", "),
+                file = %path.display(),
+                "these fields of the mesh's configuration are read at the start: restart the control plane (kubectl rollout restart) for them to take effect"
             );
         }
         let is_other = now.discovery_selectors != known.discovery_selectors;
@@ -130,15 +135,6 @@ async fn follow<F: Future<Output = bool>>(
             }
         }
     }
-}
-
-/// What of it is read once.
-fn at_start(mesh: &MeshConfig) -> impl PartialEq + '_ {
-    (
-        &mesh.trust_domain,
-        &mesh.root_namespace,
-        &mesh.entry_visibility,
-    )
 }
 
 /// Starts everything that writes to the cluster. Called on every replica once the first world is whole; who writes is

@@ -22,5 +22,5 @@ mod view;
 #[cfg(test)]
 mod tests;
 
-pub use service::DiscoveryService;
 pub(crate) use service::PATH;
+pub use service::{DiscoveryService, Limits, MAX_AGE};

@@ -37,8 +37,18 @@ use crate::{
 /// Largest request: a proxy that comes back sends the version of each of its resources.
 const MAX_REQUEST_BYTES: usize = 128 << 20;
 
-/// Tokens end, accounts are taken away: no stream outlives its proof by more than this, give or take a tenth.
-const MAX_AGE: Duration = Duration::from_secs(30 * 60);
+/// Tokens end, accounts are taken away: no stream outlives its proof by more than this, give or take a tenth, where
+/// nothing else is said.
+pub const MAX_AGE: Duration = Duration::from_secs(30 * 60);
+
+/// What is not without bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// New streams per second.
+    pub streams_per_second: u32,
+    /// How long one lasts, give or take a tenth, before its proxy has to prove itself anew.
+    pub max_age: Duration,
+}
 
 /// Where calls of this service go.
 pub(crate) const PATH: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/";
@@ -58,6 +68,7 @@ struct Shared {
     authentication: Authentication,
     access: Access,
     limit: Limit,
+    max_age: Duration,
     metrics: Arc<Metrics>,
     drain: drain::Watch,
 }
@@ -86,7 +97,7 @@ impl DiscoveryService {
         registry: Arc<Registry>,
         authentication: Authentication,
         access: Access,
-        streams_per_second: u32,
+        limits: Limits,
         metrics: Arc<Metrics>,
         drain: drain::Watch,
     ) -> Self {
@@ -96,7 +107,8 @@ impl DiscoveryService {
                 registry,
                 authentication,
                 access,
-                limit: Limit::per_second(streams_per_second),
+                limit: Limit::per_second(limits.streams_per_second),
+                max_age: limits.max_age,
                 metrics,
                 drain,
             }),
@@ -144,6 +156,7 @@ impl Shared {
             .map_err(|_| Status::unavailable("too many new streams"))?;
         let mut codec = ProstCodec::<DeltaDiscoveryRequest, DeltaDiscoveryRequest>::default();
         let requests = Streaming::new_request(codec.decoder(), body, None, Some(MAX_REQUEST_BYTES));
+        let max_age = self.max_age.mul_f64(rand::random_range(0.9..=1.1));
         let stream = Stream {
             head: self.store.watch(),
             drain: self.drain.clone(),
@@ -154,7 +167,7 @@ impl Shared {
             subscriber: None,
             pieces: VecDeque::new(),
             behind: None,
-            expires: Instant::now() + MAX_AGE.mul_f64(rand::random_range(0.9..=1.1)),
+            expires: Instant::now() + max_age,
             end: None,
         };
         let body = StreamBody::new(stream::unfold(Some(stream), next_frame));

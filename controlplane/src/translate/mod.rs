@@ -31,9 +31,13 @@ pub mod workload;
 pub struct Settings {
     /// The mesh's own trust domain.
     pub trust_domain: TrustDomain,
+    /// Other names of the mesh's trust domain: a policy that names one of them means all of them.
+    pub trust_domain_aliases: Vec<TrustDomain>,
     /// This cluster's id.
     pub cluster_id: Str,
-    /// The network of this cluster's pods; empty: as the root namespace's label `topology.istio.io/network` says.
+    /// The namespace of the control plane, where there is one; else the root namespace stands for it.
+    pub system_namespace: Option<Str>,
+    /// The network of this cluster's pods; empty: as the system namespace's label `topology.istio.io/network` says.
     pub network: Str,
     /// `cluster.local` in most clusters.
     pub cluster_domain: Str,
@@ -63,6 +67,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             trust_domain: TrustDomain::default(),
+            trust_domain_aliases: Vec::new(),
+            system_namespace: None,
             cluster_id: "Kubernetes".into(),
             network: "".into(),
             cluster_domain: "cluster.local".into(),
@@ -76,6 +82,22 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// A principal, or the start of one, under every name of the mesh's trust domain if it has one of them; else as it is.
+    /// Forms that leave the trust domain open are as they are.
+    pub fn in_every_name(&self, principal: &str) -> Vec<String> {
+        let own = std::iter::once(&self.trust_domain);
+        let mut all = own.chain(&self.trust_domain_aliases);
+        let names = all.clone().map(TrustDomain::as_str);
+        match principal.split_once('/') {
+            Some((domain, rest))
+                if !self.trust_domain_aliases.is_empty() && all.any(|it| it.as_str() == domain) =>
+            {
+                names.map(|name| format!("{name}/{rest}")).collect()
+            }
+            _ => vec![principal.to_owned()],
+        }
+    }
+
     /// The trust domain as the wire has it: empty for the default one.
     pub fn wire_trust_domain(&self) -> String {
         match self.trust_domain.as_str() {

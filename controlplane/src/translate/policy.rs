@@ -102,7 +102,7 @@ pub fn translate(settings: &Settings, policy: &Sourced<Policy>) -> Outcome {
     };
     let numbered = spec.rules.iter().zip(1..);
     let rules = numbered
-        .flat_map(|(rule, number)| rules(meta, reading, rule, number, &mut lost))
+        .flat_map(|(rule, number)| rules(settings, meta, reading, rule, number, &mut lost))
         .collect();
     if !lost.bad.is_empty() && settings.failure == FailurePolicy::Closed {
         let message = format!(
@@ -192,6 +192,7 @@ fn not_enforced(
 
 /// The rules that one rule comes to: several where a source needs clauses of its own.
 fn rules(
+    settings: &Settings,
     meta: &Meta,
     reading: Reading,
     rule: &AuthorizationRule,
@@ -199,6 +200,7 @@ fn rules(
     lost: &mut Lost,
 ) -> Vec<Rule> {
     let mut parts = Parts {
+        settings,
         namespace: &meta.name.namespace,
         field: format!("rules[{}]", number - 1),
         lost,
@@ -268,6 +270,7 @@ fn combine(others: Vec<Clause>, from: Vec<Vec<Match>>, reading: Reading) -> Vec<
 
 /// Reads the parts of one rule.
 struct Parts<'a> {
+    settings: &'a Settings,
     namespace: &'a str,
     field: String,
     lost: &'a mut Lost,
@@ -334,11 +337,11 @@ impl Parts<'_> {
                 ("notRemoteIpBlocks", &source.not_remote_ip_blocks),
             ],
         );
-        let mut not_principals = strings(&source.not_principals);
+        let mut not_principals = self.principals(&source.not_principals);
         not_principals
             .extend(self.trust_domains("from.source.notTrustDomains", &source.not_trust_domains));
         let first = Match {
-            principals: strings(&source.principals),
+            principals: self.principals(&source.principals),
             not_principals,
             namespaces: strings(&source.namespaces),
             not_namespaces: strings(&source.not_namespaces),
@@ -377,8 +380,8 @@ impl Parts<'_> {
                 ..Match::default()
             },
             "source.principal" => Match {
-                principals: strings(values),
-                not_principals: strings(not_values),
+                principals: self.principals(values),
+                not_principals: self.principals(not_values),
                 ..Match::default()
             },
             "source.serviceAccount" => Match {
@@ -440,6 +443,17 @@ impl Parts<'_> {
             }
         }
         addresses
+    }
+
+    /// Principals, by every name of the mesh's trust domain.
+    fn principals(&self, texts: &Texts) -> Vec<StringMatch> {
+        let texts = texts.iter().flatten();
+        let named = texts.flat_map(|text| self.settings.in_every_name(text));
+        named
+            .map(|text| StringMatch {
+                match_type: Some(string(&text)),
+            })
+            .collect()
     }
 
     /// `namespace/account`, or an account of the policy's own namespace.

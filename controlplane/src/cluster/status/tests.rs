@@ -3,6 +3,7 @@ use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::*;
 use crate::{
+    metrics::KubernetesEvents,
     output::{Condition, ObjectVersion, ParentStatus, Truth},
     testing::api::{Answer, Call, FakeApi},
 };
@@ -512,7 +513,13 @@ async fn an_object_that_came_in_past_admission_is_told_what_is_wrong_with_it() {
     api.put("apis/security.istio.io/v1", POLICY.0, policy.clone());
     let settings = crate::world::Settings::default();
     let (client, mesh) = (api.client(), crate::config::mesh::MeshConfig::default());
-    let started = crate::run::kubernetes::Source::start(&client, settings, "absent".into(), mesh);
+    let started = crate::run::kubernetes::Source::start(
+        &client,
+        settings,
+        "absent".into(),
+        mesh,
+        &KubernetesEvents::default(),
+    );
     let (world, _source) = started.unwrap();
     let listed = tokio::time::timeout(crate::testing::DEADLINE, world.listed());
     listed.await.expect("the world is whole");

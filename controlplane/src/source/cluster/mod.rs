@@ -17,7 +17,10 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -32,6 +35,7 @@ use tokio::{
 };
 
 use crate::{
+    metrics::KubernetesEvents,
     object::{Kind, ObjectRef},
     world::Selectors,
 };
@@ -261,7 +265,13 @@ impl Troubles {
 type Crds = watch::Receiver<Option<Arc<BTreeSet<String>>>>;
 
 /// Starts all informers. They end with the set.
-pub fn start(client: &Client, revision: &str, feed: &Feed, troubles: &Troubles) -> JoinSet<()> {
+pub fn start(
+    client: &Client,
+    revision: &str,
+    feed: &Feed,
+    troubles: &Troubles,
+    events: &KubernetesEvents,
+) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     tasks.spawn(watch_tags(
         client.clone(),
@@ -277,6 +287,8 @@ pub fn start(client: &Client, revision: &str, feed: &Feed, troubles: &Troubles) 
             client: client.clone(),
             feed: feed.clone(),
             troubles: troubles.clone(),
+            events: events.clone(),
+            is_listed: AtomicBool::new(false),
         };
         match watched.custom {
             true => tasks.spawn(task.run_custom(crds.clone())),
@@ -291,6 +303,9 @@ struct Task {
     client: Client,
     feed: Feed,
     troubles: Troubles,
+    events: KubernetesEvents,
+    /// What comes now is a change, and no part of a list.
+    is_listed: AtomicBool,
 }
 
 /// The world's thread has ended; so does whoever feeds it.
@@ -377,6 +392,18 @@ impl Task {
         self.take(Step::Listed).await
     }
 
+    fn count(&self, step: &Step) {
+        let change = match step {
+            Step::Listing => return self.is_listed.store(false, Ordering::Relaxed),
+            Step::Listed => return self.is_listed.store(true, Ordering::Relaxed),
+            Step::Is(_) if self.is_listed.load(Ordering::Relaxed) => "update",
+            Step::Is(_) => "add",
+            Step::Gone(_) => "delete",
+            Step::Failed(_) => return,
+        };
+        self.events.count(self.watched.kind, change);
+    }
+
     async fn take(&self, step: Step) -> Result<(), Ended> {
         let kind = self.watched.kind;
         let unreadable = |error: decode::Unreadable| {
@@ -384,6 +411,7 @@ impl Task {
             tracing::warn!(resource = self.watched.plural(), error, "not read");
             Ok(())
         };
+        self.count(&step);
         let event = match step {
             Step::Listing => Event::Listing(kind),
             Step::Listed => {

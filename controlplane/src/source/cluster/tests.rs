@@ -19,6 +19,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 
 use super::{Troubles, kinds, start};
 use crate::{
+    metrics::KubernetesEvents,
     object::Kind,
     output::{Subscription, Truth},
     testing::DEADLINE,
@@ -277,7 +278,13 @@ impl Fed {
     fn with(server: &Scripted, selectors: Selectors) -> Self {
         let (world, feed) = World::fed(kinds(), Settings::default(), selectors).unwrap();
         let troubles = Troubles::default();
-        let informers = start(&server.client(), "default", &feed, &troubles);
+        let informers = start(
+            &server.client(),
+            "default",
+            &feed,
+            &troubles,
+            &KubernetesEvents::default(),
+        );
         Self {
             server: server.clone(),
             changes: world.subscribe(),
