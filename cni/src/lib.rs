@@ -71,9 +71,22 @@ pub async fn main(
         tracing::info!(arguments = ?command.ignored, "arguments without effect here");
     }
     match command.task {
-        Task::Agent => run(Config::from_lookup(lookup)?, stop).await,
+        Task::Agent => {
+            if asks_for_iptables(lookup) {
+                tracing::warn!(
+                    "NATIVE_NFTABLES=false has no effect: redirection is always by nftables, which works beside iptables"
+                );
+            }
+            run(Config::from_lookup(lookup)?, stop).await
+        }
         Task::LeaveCluster => leave_cluster(lookup).await,
     }
+}
+
+/// Whether the backend is asked for that only upstream's agent has.
+fn asks_for_iptables(lookup: &dyn Fn(&str) -> Option<String>) -> bool {
+    lookup("NATIVE_NFTABLES")
+        .is_some_and(|text| matches!(&*text, "0" | "f" | "F" | "false" | "FALSE" | "False"))
 }
 
 async fn leave_cluster(lookup: &(dyn Fn(&str) -> Option<String> + Sync)) -> Result<(), Error> {

@@ -35,13 +35,21 @@ pub(super) async fn ending(client: Client, cluster: &Cluster) -> Ending {
     }
 }
 
-/// `Ok`: the DaemonSet is there, and is being deleted or not. That it is gone, or that we may no longer ask, is the end
-/// of the mesh (`helm uninstall` removes our account too); an API server that cannot say changes nothing.
+/// `Ok`: the DaemonSet is there, and is being deleted or not. That it is gone, or that our account is (401, which is what
+/// `helm uninstall` leads to), is the end of the mesh. That we may not ask is a mistake in a role, which must not take
+/// a node's pods out of the mesh; and an API server that cannot say changes nothing.
 fn judge(being_deleted: Result<bool, &kube::Error>) -> Ending {
     match being_deleted {
         Ok(false) => Ending::Stay,
         Ok(true) => Ending::Leave,
-        Err(kube::Error::Api(status)) if matches!(status.code, 401 | 403 | 404) => Ending::Leave,
+        Err(kube::Error::Api(status)) if matches!(status.code, 401 | 404) => Ending::Leave,
+        Err(kube::Error::Api(status)) if status.code == 403 => {
+            tracing::error!(
+                message = status.message,
+                "the agent may not read its own DaemonSet, and so cannot tell a restart from an uninstall; pods stay in the mesh. Its Role needs get on daemonsets; if the mesh is being removed, run `cni-agent leave-cluster` with a role that has it"
+            );
+            Ending::Stay
+        }
         Err(error) => {
             tracing::warn!(
                 error = chain(error),
@@ -98,7 +106,7 @@ mod tests {
             (Ok(true), Ending::Leave),
             (Err(refused(404)), Ending::Leave),
             (Err(refused(401)), Ending::Leave),
-            (Err(refused(403)), Ending::Leave),
+            (Err(refused(403)), Ending::Stay),
             (Err(refused(500)), Ending::Stay),
             (Err(refused(429)), Ending::Stay),
         ];
