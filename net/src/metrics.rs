@@ -2,6 +2,7 @@
 //!
 //! Each binary registers its families in one file of its own. Names and labels are Istio's (node-tunnel.md 1.7).
 
+mod certificates;
 mod parties;
 mod process;
 mod tcp;
@@ -21,6 +22,7 @@ use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use tokio::net::TcpListener;
 
 use crate::{drain, http1};
+pub use certificates::register as register_certificates;
 pub use parties::Parties;
 pub use process::register as register_process;
 pub use tcp::{Flow, Labels, MAX_SERIES, SocketGuard, Tcp};

@@ -210,6 +210,7 @@ impl Tunnel {
         let issuer = metrics.counted(issuer);
         let certificates =
             Certificates::new(issuer, Arc::new(SystemClock), CertificatesConfig::default());
+        metrics::register_certificates(&mut registry, certificates.clone());
         let revocations = policy.revocations().clone();
         if let Some(path) = &config.tls.revocations {
             revocation_file::load(path, &revocations)?;
