@@ -52,6 +52,24 @@ impl Release {
             .and_then(|it| it.strip_prefix('-'));
         version.is_some_and(|it| it.starts_with(|c: char| c.is_ascii_digit()))
     }
+
+    /// Why helm would not apply anything to it at the moment, with the remedy.
+    pub(crate) fn unfinished(&self) -> Option<String> {
+        let name = &self.name;
+        match self.status.as_str() {
+            "uninstalling" => Some(format!(
+                "the removal of release {name} has not ended: its pre-delete hook did not see every node agent leave\n  \
+                 remedy: leyline uninstall once more, then install; if agents stay because their nodes are gone, delete \
+                 their pods first: kubectl delete pod --force -l k8s-app=istio-cni-node"
+            )),
+            "pending-install" | "pending-upgrade" | "pending-rollback" => Some(format!(
+                "another helm works on release {name}, or was stopped at it ({})\n  remedy: wait for it; if there is \
+                 none any more: helm rollback {name}, or helm uninstall {name} where it was the first install",
+                self.status
+            )),
+            _ => None,
+        }
+    }
 }
 
 impl Helm {
@@ -199,6 +217,26 @@ mod tests {
         assert!(release("leyline-0.1.0").is_ours());
         for other in ["leyline-demo-0.1.0", "istiod-1.30.0", "leyline"] {
             assert!(!release(other).is_ours(), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_release_whose_removal_failed_is_told_with_the_remedy() {
+        let release = |status: &str| Release {
+            name: "leyline".to_owned(),
+            chart: "leyline-0.1.0".to_owned(),
+            revision: "1".to_owned(),
+            status: status.to_owned(),
+        };
+        for status in ["deployed", "failed", "superseded"] {
+            assert_eq!(release(status).unfinished(), None, "{status}");
+        }
+        for (status, remedy) in [
+            ("uninstalling", "leyline uninstall"),
+            ("pending-upgrade", "helm rollback leyline"),
+        ] {
+            let told = release(status).unfinished().unwrap();
+            assert!(told.contains("remedy: ") && told.contains(remedy), "{told}");
         }
     }
 

@@ -98,6 +98,11 @@ pub(crate) async fn install(command: Install, before: &Access) -> Result<ExitCod
         return Ok(ExitCode::SUCCESS);
     }
     let cluster = Cluster::connect(&access).await?;
+    let releases = helm.releases(&namespace)?.into_iter();
+    let mut own = releases.filter(|it| it.name == release);
+    if let Some(problem) = own.find_map(|it| it.unfinished()) {
+        bail!(problem);
+    }
     let client = cluster.client();
     let version = cluster
         .ask("reach the cluster", client.apiserver_version())
@@ -379,7 +384,12 @@ pub(crate) async fn uninstall(command: Uninstall, before: &Access) -> Result<Exi
     for release in &chosen {
         let arguments = ["uninstall", release, "--namespace", &namespace, "--wait"];
         helm.run(&arguments.map(OsString::from))
-            .with_context(|| format!("remove release {release}"))?;
+            .with_context(|| {
+                format!(
+                    "remove release {release}\n  remedy: if node agents did not leave in time, see why (kubectl -n \
+                     {namespace} get pods -l k8s-app=istio-cni-node), then leyline uninstall once more"
+                )
+            })?;
         println!("{} release {release} removed", mark(true));
     }
     if command.purge {

@@ -27,10 +27,12 @@ const fn analyzer(code: &'static str, level: Level, name: &'static str) -> Analy
 }
 
 /// Every kind of finding. Codes `IST` are istioctl's, `LEY` our own.
-pub(super) const ANALYZERS: [Analyzer; 9] = [
+pub(super) const ANALYZERS: [Analyzer; 11] = [
     analyzer("IST0101", Level::Error, "ReferencedResourceNotFound"),
     analyzer("IST0106", Level::Error, "SchemaValidationError"),
+    analyzer("IST0127", Level::Warning, "NoMatchingWorkloadsFound"),
     analyzer("IST0133", Level::Warning, "SchemaWarning"),
+    analyzer("IST0166", Level::Warning, "IneffectiveSelector"),
     analyzer("IST0171", Level::Warning, "NegativeConditionStatus"),
     analyzer("LEY-A01", Level::Warning, "DuplicateObject"),
     analyzer("LEY-A02", Level::Warning, "PolicyNotWhollyEnforced"),
@@ -39,7 +41,7 @@ pub(super) const ANALYZERS: [Analyzer; 9] = [
     analyzer("LEY-A05", Level::Warning, "RefusedByProxies"),
 ];
 
-fn of(code: &str) -> Option<Analyzer> {
+pub(super) fn of(code: &str) -> Option<Analyzer> {
     ANALYZERS.into_iter().find(|it| it.code == code)
 }
 

@@ -2,6 +2,7 @@
 //! translation, before anything is applied.
 
 mod findings;
+mod selectors;
 #[cfg(test)]
 mod tests;
 
@@ -98,14 +99,15 @@ pub(crate) async fn run(command: Analyze, before: &Access) -> Result<ExitCode> {
     };
     let root = access.istio_namespace().to_owned();
     let statuses = tokio::task::spawn_blocking({
-        let (texts, objects) = (texts.clone(), objects.clone());
+        let (texts, objects, root) = (texts.clone(), objects.clone(), root.clone());
         move || statuses(&texts, &objects, &root)
     })
     .await??;
     let namespace = cluster.as_ref().map(|it| it.namespace.clone());
     let wanted = namespace.filter(|_| !command.all_namespaces);
     let suppressed = suppressed(&texts, &objects);
-    let mut found = findings(&statuses, wanted.as_deref(), &suppressed);
+    let selecting = selectors::findings(&texts, &objects, &root);
+    let mut found = findings(&statuses, selecting, wanted.as_deref(), &suppressed);
     found.retain(|it| {
         it.level >= command.output_threshold && !command.suppress.iter().any(|wish| wish.covers(it))
     });
@@ -141,6 +143,7 @@ fn told(found: &[Finding], form: Form) -> Result<()> {
 /// The findings, worst first; of one namespace, where that is wanted, and of every file.
 fn findings(
     statuses: &[ObjectStatus],
+    selecting: Vec<selectors::Told>,
     namespace: Option<&str>,
     suppressed: &BTreeMap<String, String>,
 ) -> Vec<Finding> {
@@ -153,6 +156,11 @@ fn findings(
         .iter()
         .filter(wanted)
         .flat_map(|it| findings::of_object(it, !in_cluster(it)))
+        .chain(selecting.into_iter().filter_map(|it| {
+            let of_file = it.finding.reference.is_some();
+            let wanted = of_file || namespace.is_none_or(|wanted| wanted == it.namespace);
+            wanted.then_some(it.finding)
+        }))
         .filter(|it| {
             let codes = suppressed.get(&it.origin);
             !codes.is_some_and(|codes| findings::annotated(codes, it.code))
@@ -232,7 +240,7 @@ fn keys(text: &str) -> Vec<String> {
     documents(text).iter().map(|it| named(it).0).collect()
 }
 
-fn documents(text: &str) -> Vec<std::sync::Arc<Node>> {
+pub(super) fn documents(text: &str) -> Vec<std::sync::Arc<Node>> {
     tree::parse(text).unwrap_or_default()
 }
 

@@ -34,7 +34,8 @@ fn of_files(files: &[(&str, &str)], objects: &[Value]) -> Vec<Finding> {
         .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
         .collect();
     let statuses = statuses(&texts, objects, "istio-system").unwrap();
-    findings(&statuses, None, &suppressed(&texts, objects))
+    let selecting = selectors::findings(&texts, objects, "istio-system");
+    findings(&statuses, selecting, None, &suppressed(&texts, objects))
 }
 
 fn codes(found: &[Finding]) -> Vec<(&str, &str)> {
