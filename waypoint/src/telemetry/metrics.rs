@@ -107,6 +107,7 @@ pub(crate) struct Metrics(u8);
 
 impl Metrics {
     /// All of them.
+    #[cfg(test)]
     pub(crate) const ALL: Self = Self(0b11_1111);
     /// None of them.
     pub(crate) const NONE: Self = Self(0);
