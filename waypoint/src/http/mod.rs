@@ -13,6 +13,7 @@ mod grpc;
 mod guard;
 mod hygiene;
 mod life;
+mod patience;
 mod plan;
 mod reply;
 mod retry;

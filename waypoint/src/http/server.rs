@@ -13,9 +13,11 @@ use net::drain;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
+    download::STREAM_IDLE,
     guard::Guard,
     hygiene::MAX_HEADERS,
     life::{self, Served},
+    patience::Patience,
 };
 use crate::connection::Connection;
 
@@ -45,6 +47,7 @@ where
     });
     let service =
         service_fn(|request: Request<Incoming>| life::respond(Arc::clone(&served), request));
+    let stream = Guard::new(Patience::new(stream, STREAM_IDLE), MAX_HEAD);
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -52,7 +55,7 @@ where
         .max_header_size(MAX_HEAD)
         .max_buf_size(BUFFER.max(MAX_HEAD + 4096))
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(Guard::new(stream, MAX_HEAD)), service)
+        .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut serving = pin!(serving);
     let ended = tokio::select! {
@@ -87,7 +90,7 @@ where
         .initial_connection_window_size(WINDOWS.1)
         .enable_connect_protocol()
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Patience::new(stream, STREAM_IDLE)), service);
     let mut serving = pin!(serving);
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
