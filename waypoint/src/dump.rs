@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{Json, routing::get};
-use mesh::{dump::ConfigDump, flow::FlowRecord, view::MeshView};
+use mesh::{dump::ConfigDump, flow::FlowRecord, l7, view::MeshView};
 use net::{admin::Admin, log, version::Version};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -33,7 +33,7 @@ pub(crate) fn endpoint(
             view_of(|it| value(ConfigDump::from(&*it.mesh).services)),
         )
         .section("policies", view_of(|it| policies(&it.mesh)))
-        .section("waypoint", view_of(|it| json!(format!("{:#?}", it.l7))))
+        .section("l7", view_of(|it| value(l7::dump::dump(&it.l7))))
         .section("version", move || version.clone())
         .section("config", move || config.clone())
         .section("certificates", move || certificates(&of_certificates))

@@ -4,8 +4,6 @@
 //! in `mesh::l7::dispatch`, what it speaks is declared or looked at (`detect`); HTTP goes to `http`, everything else to
 //! `tcp`. Both reach endpoints through `backend`. What is known is one snapshot (`snapshot`), written by the xDS client.
 
-#![allow(dead_code, reason = "HTTP is not served yet")]
-
 mod authentication;
 mod authorize;
 mod backend;

@@ -62,13 +62,10 @@ impl Metrics {
     /// Counts what was refused early.
     pub(crate) fn refused(&self, reason: EndReason) {
         let labels = RefusedLabels {
-            reporter: REPORTER,
+            reporter: Direction::Waypoint.reporter(),
             reason: reason.to_string(),
             response_flags: reason.flag().as_str(),
         };
         self.refused.get_or_create(&labels).inc();
     }
 }
-
-/// The label `reporter` of everything that a waypoint tells.
-const REPORTER: &str = "waypoint";
