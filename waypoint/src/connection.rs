@@ -20,8 +20,6 @@ pub(crate) struct Connection {
     pub(crate) accepted: Instant,
     /// The peer's end of the TCP connection; the client pod's address, unless it came through a gateway.
     pub(crate) client: SocketAddr,
-    /// Our end of it.
-    pub(crate) local: SocketAddr,
     /// Who asks, as its certificate proves.
     pub(crate) peer: Arc<PeerIdentity>,
     pub(crate) authority: Authority,
@@ -31,8 +29,6 @@ pub(crate) struct Connection {
     pub(crate) service: Option<NamespacedHostname>,
     /// Where the client went: the service's address and port, or the workload's.
     pub(crate) destination: SocketAddr,
-    /// The CONNECT's: hints for telemetry, never for decisions.
-    pub(crate) headers: HeaderMap,
     pub(crate) trace: Option<Traceparent>,
     /// The client, for telemetry: the record of its address, else what its identity and baggage tell.
     pub(crate) source: Party,

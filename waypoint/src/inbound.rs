@@ -283,14 +283,12 @@ impl Inbound {
         Connection {
             accepted,
             client: self.client,
-            local: self.local,
             peer: Arc::clone(request.peer()),
             authority: request.authority().clone(),
             service: target.service().map(|service| service.key()),
             destination: destination(&target, self.local.ip(), request.authority()),
             trace: trace.and_then(Traceparent::parse),
             source: source_of(waypoint, snapshot, self.client, request.peer(), told),
-            headers: told.clone(),
             target,
             waypoint: Arc::clone(waypoint),
         }

@@ -30,8 +30,6 @@ use crate::config::Node;
 /// One state of knowledge.
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshot {
-    /// Grows with each publish.
-    pub(crate) version: u64,
     /// Our own record: as the mesh has it, else what the settings say, so that a control plane that has not heard of our
     /// pod (any longer) costs nothing but preferences of place.
     pub(crate) own: Arc<Workload>,
@@ -74,7 +72,6 @@ impl Snapshots {
     /// Knows nothing yet.
     pub(crate) fn new(node: &Node) -> Self {
         let nothing = Snapshot {
-            version: 0,
             own: own_record(node, &MeshView::default()),
             mesh: Arc::default(),
             l7: Arc::default(),
@@ -162,7 +159,6 @@ impl Snapshots {
         let mesh = next.mesh.view();
         let version = *self.0.version.borrow() + 1;
         self.0.current.store(Arc::new(Snapshot {
-            version,
             own: own_record(&self.0.node, &mesh),
             mesh,
             l7: Arc::new(next.l7.clone()),

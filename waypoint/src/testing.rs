@@ -26,7 +26,7 @@ use net::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::{AbortHandle, JoinSet},
+    task::JoinSet,
 };
 
 use crate::{
@@ -166,11 +166,6 @@ impl Rig {
             }
         });
         workload
-    }
-
-    /// Runs beside the test.
-    pub(crate) fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
-        self.tasks.spawn(task)
     }
 
     /// Who the waypoint is.

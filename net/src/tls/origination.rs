@@ -209,7 +209,7 @@ fn read_client(
 }
 
 impl Origination {
-    /// Speaks TLS over `io`, within `deadline`; answers what ALPN agreed on, too.
+    /// Speaks TLS over `io`, within `deadline`.
     ///
     /// # Errors
     /// The handshake's.
@@ -217,7 +217,7 @@ impl Origination {
         &self,
         io: IO,
         deadline: Duration,
-    ) -> Result<(ClientStream<IO>, Option<Vec<u8>>), OriginationError>
+    ) -> Result<ClientStream<IO>, OriginationError>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
@@ -225,10 +225,8 @@ impl Origination {
         let handshake = connector.connect(self.name.clone(), io);
         let stream = timeout(deadline, handshake)
             .await
-            .map_err(|_| HandshakeError::Timeout { after: deadline })?
-            .map_err(HandshakeError::from)?;
-        let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
-        Ok((stream, alpn))
+            .map_err(|_| HandshakeError::Timeout { after: deadline })?;
+        Ok(stream.map_err(HandshakeError::from)?)
     }
 }
 

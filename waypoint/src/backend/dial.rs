@@ -1,11 +1,6 @@
 //! Carries out a next hop.
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use mesh::{
@@ -85,11 +80,6 @@ impl Backend {
         self.pool.stats()
     }
 
-    /// The addresses of a name, of both families; empty: none.
-    pub(crate) async fn resolve(&self, name: &Str) -> Arc<[IpAddr]> {
-        self.resolver.resolve(name).await
-    }
-
     /// Connects, within the deadline. Cancel-safe.
     ///
     /// # Errors
@@ -112,10 +102,9 @@ impl Backend {
         let config = self
             .originator
             .config(inside.settings, inside.host, inside.alpn)?;
-        let (stream, alpn) = config.connect(connected.stream, TLS_DEADLINE).await?;
+        let stream = config.connect(connected.stream, TLS_DEADLINE).await?;
         Ok(Connected {
             stream: Stream::Tls(Box::new(stream)),
-            alpn,
             ..connected
         })
     }
@@ -213,7 +202,6 @@ fn plain(stream: TcpStream, address: SocketAddr) -> Connected {
         hop: Hop::Tcp,
         peer: None,
         baggage: None,
-        alpn: None,
     }
 }
 
@@ -352,7 +340,6 @@ fn connected(
         address,
         hop,
         baggage,
-        alpn: None,
     }
 }
 

@@ -11,7 +11,6 @@ mod stream;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh::{
-    flow::Security,
     headers::{Baggage, Traceparent},
     identity::Identity,
     l7::backend::BackendTls,
@@ -76,16 +75,4 @@ pub(crate) struct Connected {
     pub(crate) peer: Option<Identity>,
     /// What the peer tells of the endpoint, for telemetry.
     pub(crate) baggage: Option<Baggage>,
-    /// What TLS inside agreed on.
-    pub(crate) alpn: Option<Vec<u8>>,
-}
-
-impl Connected {
-    /// What protects the bytes on their way.
-    pub(crate) fn security(&self) -> Security {
-        match self.hop {
-            Hop::Tcp => Security::Plaintext,
-            Hop::Hbone | Hop::DoubleHbone => Security::MutualTls,
-        }
-    }
 }

@@ -381,7 +381,6 @@ impl Rig {
             waypoint: Arc::clone(&self.waypoint),
             accepted: std::time::Instant::now(),
             client: "10.0.0.9:4000".parse().unwrap(),
-            local: "10.0.0.1:15008".parse().unwrap(),
             peer: Arc::new(PeerIdentity {
                 identity: "spiffe://cluster.local/ns/web/sa/client".parse().unwrap(),
                 not_after: std::time::SystemTime::now() + std::time::Duration::from_secs(3600),
@@ -397,7 +396,6 @@ impl Rig {
             },
             service: Some(self.target.clone()),
             destination,
-            headers: http::HeaderMap::new(),
             trace: None,
             source: Party::default(),
         })
