@@ -19,7 +19,7 @@ use super::{
     hygiene,
     plan::Plan,
     retry,
-    upstream::{Permit, ask::open, cluster::Wanted, endpoint::EndpointState, pool::Held},
+    upstream::{Permit, ask::open, endpoint::EndpointState, members::Wanted, pool::Held},
 };
 
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");

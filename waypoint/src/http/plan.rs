@@ -18,10 +18,7 @@ use super::{
     },
     grpc,
     life::Underway,
-    upstream::{
-        ClusterKey,
-        cluster::{Cluster, Members},
-    },
+    upstream::{ClusterKey, cluster::Cluster, members::Members},
 };
 use crate::snapshot::Snapshot;
 

@@ -18,7 +18,7 @@ use super::{
     super::{
         action,
         exchange::Exchange,
-        upstream::{cluster::Members, endpoint::EndpointState},
+        upstream::{endpoint::EndpointState, members::Members},
     },
     hash::cookie,
 };

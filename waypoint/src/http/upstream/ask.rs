@@ -14,8 +14,9 @@ use mesh::{draw::Draw, names::NamespacedHostname};
 
 use super::{
     ClusterKey, Permit,
-    cluster::{Cluster, Members, Unavailable, Wanted},
+    cluster::{Cluster, Unavailable},
     endpoint::{EndpointState, OpenError},
+    members::{Members, Wanted},
     pool::{Held, Lease},
 };
 use crate::{

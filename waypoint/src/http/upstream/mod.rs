@@ -4,6 +4,7 @@ pub(crate) mod ask;
 mod budget;
 pub(super) mod cluster;
 pub(super) mod endpoint;
+pub(super) mod members;
 mod outlier;
 pub(super) mod pool;
 
