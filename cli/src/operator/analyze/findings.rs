@@ -71,18 +71,63 @@ impl fmt::Display for Finding {
 
 /// The findings of one object, in the order of its conditions.
 pub(super) fn of_object(status: &ObjectStatus, from_file: bool) -> Vec<Finding> {
-    let told = status.conditions.iter().filter_map(|condition| {
-        let analyzer = of(code(condition)?)?;
+    let finding = |code, message| {
+        let analyzer = of(code)?;
         Some(Finding {
             level: analyzer.level,
             code: analyzer.code,
-            message: message(condition),
+            message,
             origin: origin(status),
             reference: (from_file && !status.file.is_empty())
                 .then(|| format!("{}:{}", status.file, status.line)),
         })
+    };
+    let own = status.conditions.iter();
+    let own = own.filter_map(|condition| finding(code(condition)?, message(condition)));
+    let at_parents = status.parents.iter().flat_map(|parent| {
+        let wrong = parent.conditions.iter().filter_map(|condition| {
+            let code = code_at_parent(condition)?;
+            Some((
+                code,
+                format!(
+                    "{}: {}",
+                    called(&parent.reference),
+                    message_at_parent(condition)
+                ),
+            ))
+        });
+        wrong.collect::<Vec<_>>()
     });
-    told.collect()
+    let at_parents = at_parents.filter_map(|(code, message)| finding(code, message));
+    own.chain(at_parents).collect()
+}
+
+/// Which finding a condition of a route or policy at one of its parents is. Rules that cannot be kept are told of the
+/// object itself.
+fn code_at_parent(condition: &Condition) -> Option<&'static str> {
+    let fails = condition.status == Truth::False;
+    Some(match (condition.type_, fails, condition.reason) {
+        ("Accepted", true, "NoMatchingParent" | "TargetNotFound") => "IST0101",
+        ("ResolvedRefs", true, _) => "IST0101",
+        ("Accepted", true, _) => "IST0171",
+        _ => return None,
+    })
+}
+
+fn message_at_parent(condition: &Condition) -> String {
+    format!(
+        "{}: {}: {}",
+        condition.type_, condition.reason, condition.message
+    )
+}
+
+/// A parent by its kind and name.
+fn called(reference: &serde_json::Value) -> String {
+    let text = |field: &str| reference[field].as_str().unwrap_or_default();
+    match reference["port"].as_u64() {
+        Some(port) => format!("{} {} port {port}", text("kind"), text("name")),
+        None => format!("{} {}", text("kind"), text("name")),
+    }
 }
 
 /// Which finding a condition is; none where it is as it should be, or only tells.

@@ -141,3 +141,43 @@ fn a_finding_is_a_line_as_istioctl_writes_it() {
     let expected = "Error [IST0106] (AuthorizationPolicy typo.shop p.yaml:5) spec.rules[0].form: unknown field";
     assert_eq!(finding.to_string(), expected);
 }
+
+#[test]
+fn routes_are_told_of_at_each_parent() {
+    let route = "\
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec:
+  clusterIP: 10.96.0.8
+  ports: [{name: http, port: 80}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: web, namespace: shop}
+spec:
+  parentRefs:
+  - {group: '', kind: Service, name: web, port: 80}
+  - {group: '', kind: Service, name: wep}
+  rules: [{backendRefs: [{name: nowhere, port: 80}]}]
+";
+    let found = of_files(&[("shop/route.yaml", route)], &[]);
+    let told: Vec<_> = found
+        .iter()
+        .filter(|it| it.origin == "HTTPRoute web.shop")
+        .map(|it| (it.code, it.message.as_str()))
+        .collect();
+    let missing = "ResolvedRefs: BackendNotFound: there is no Service shop/nowhere; answered 500";
+    let expected = [
+        ("IST0171", "Service web port 80: Accepted: NoWaypoint: not enforced: no waypoint serves web (label istio.io/use-waypoint)".to_owned()),
+        ("IST0101", format!("Service web port 80: {missing}")),
+        ("IST0101", "Service wep: Accepted: NoMatchingParent: there is no Service shop/wep".to_owned()),
+        ("IST0101", format!("Service wep: {missing}")),
+    ];
+    for (code, message) in &expected {
+        assert!(
+            told.contains(&(code, message)),
+            "{message:?} not in {told:#?}"
+        );
+    }
+}

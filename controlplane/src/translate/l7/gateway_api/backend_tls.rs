@@ -247,7 +247,18 @@ fn holds_certificates(pem: &str) -> bool {
 
 /// What an XBackendTrafficPolicy asks for. One that cannot be read asks for nothing.
 pub fn traffic(policy: &BackendTrafficPolicy) -> Wish<Traffic> {
-    let (asks, accepted) = match asked(&policy.spec) {
+    let of_port = policy
+        .spec
+        .target_refs
+        .iter()
+        .any(|target| target.section_name.is_some());
+    let asked = match of_port {
+        true => {
+            Err("targetRefs[].sectionName is not supported: it is for whole services".to_owned())
+        }
+        false => asked(&policy.spec),
+    };
+    let (asks, accepted) = match asked {
         Ok(asks) => (asks, accepted()),
         Err(problem) => {
             let message = format!("{problem}; it has no effect");
