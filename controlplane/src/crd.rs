@@ -3,6 +3,7 @@
 //! is a mistake that can be told.
 
 pub mod gateway_api;
+pub mod istio;
 #[cfg(test)]
 mod published;
 #[cfg(test)]

@@ -16,6 +16,7 @@ pub mod crd;
 pub mod gateway;
 pub mod graph;
 mod intern;
+pub mod keys;
 pub mod metrics;
 pub mod object;
 pub mod output;

@@ -32,7 +32,9 @@ pub enum Kind {
     BackendTrafficPolicy,
     ConfigMap,
     Deployment,
+    DestinationRule,
     EndpointSlice,
+    EnvoyFilter,
     Gateway,
     GatewayClass,
     GrpcRoute,
@@ -42,11 +44,15 @@ pub enum Kind {
     PeerAuthentication,
     Pod,
     ReferenceGrant,
+    RequestAuthentication,
     Service,
     ServiceAccount,
     ServiceEntry,
     TcpRoute,
+    Telemetry,
     TlsRoute,
+    VirtualService,
+    WasmPlugin,
     WorkloadEntry,
 }
 
@@ -109,6 +115,7 @@ pub enum Object {
     BackendTlsPolicy(BackendTlsPolicy),
     BackendTrafficPolicy(BackendTrafficPolicy),
     ConfigMap(ConfigMap),
+    DestinationRule(DestinationRule),
     EndpointSlice(EndpointSlice),
     Gateway(Gateway),
     GatewayClass(GatewayClass),
@@ -118,13 +125,16 @@ pub enum Object {
     Node(Meta),
     PeerAuthentication(PeerAuthentication),
     Pod(Pod),
+    RequestAuthentication(RequestAuthentication),
     Service(Service),
     ServiceEntry(ServiceEntry),
     TcpRoute(TcpRoute),
     TlsRoute(TlsRoute),
+    Telemetry(Telemetry),
+    VirtualService(VirtualService),
     WorkloadEntry(WorkloadEntry),
     /// A kind that is checked and has no part in the mesh itself (Deployment, ServiceAccount; ReferenceGrant, which routes
-    /// of the mesh do not need).
+    /// of the mesh do not need; EnvoyFilter and WasmPlugin, which nothing here can do).
     Other(Kind, Meta),
 }
 
@@ -258,6 +268,14 @@ with_meta! {
     BackendTlsPolicy gateway_api::BackendTlsPolicySpec,
     /// An XBackendTrafficPolicy.
     BackendTrafficPolicy gateway_api::BackendTrafficPolicySpec,
+    /// A DestinationRule.
+    DestinationRule crd::istio::DestinationRuleSpec,
+    /// A RequestAuthentication.
+    RequestAuthentication crd::istio::RequestAuthenticationSpec,
+    /// A Telemetry.
+    Telemetry crd::istio::TelemetrySpec,
+    /// A VirtualService.
+    VirtualService crd::istio::VirtualServiceSpec,
 }
 
 /// A ConfigMap, of which only roots of certificates are read.
@@ -342,6 +360,12 @@ impl Kind {
             ("discovery.k8s.io", "EndpointSlice") => Self::EndpointSlice,
             ("security.istio.io", "AuthorizationPolicy") => Self::AuthorizationPolicy,
             ("security.istio.io", "PeerAuthentication") => Self::PeerAuthentication,
+            ("security.istio.io", "RequestAuthentication") => Self::RequestAuthentication,
+            ("telemetry.istio.io", "Telemetry") => Self::Telemetry,
+            ("extensions.istio.io", "WasmPlugin") => Self::WasmPlugin,
+            ("networking.istio.io", "DestinationRule") => Self::DestinationRule,
+            ("networking.istio.io", "EnvoyFilter") => Self::EnvoyFilter,
+            ("networking.istio.io", "VirtualService") => Self::VirtualService,
             ("networking.istio.io", "ServiceEntry") => Self::ServiceEntry,
             ("networking.istio.io", "WorkloadEntry") => Self::WorkloadEntry,
             ("gateway.networking.k8s.io", "Gateway") => Self::Gateway,
@@ -361,6 +385,7 @@ impl Kind {
             "gateway.networking.k8s.io" => &["v1", "v1beta1", "v1alpha3", "v1alpha2"],
             "gateway.networking.x-k8s.io" => &["v1alpha1"],
             "networking.istio.io" => &["v1", "v1beta1", "v1alpha3"],
+            "telemetry.istio.io" | "extensions.istio.io" => &["v1", "v1alpha1"],
             _ => &["v1"],
         };
         versions.contains(&version).then_some(known)
@@ -374,6 +399,12 @@ impl Kind {
             Self::BackendTrafficPolicy => "XBackendTrafficPolicy",
             Self::ConfigMap => "ConfigMap",
             Self::Deployment => "Deployment",
+            Self::DestinationRule => "DestinationRule",
+            Self::EnvoyFilter => "EnvoyFilter",
+            Self::RequestAuthentication => "RequestAuthentication",
+            Self::Telemetry => "Telemetry",
+            Self::VirtualService => "VirtualService",
+            Self::WasmPlugin => "WasmPlugin",
             Self::EndpointSlice => "EndpointSlice",
             Self::Gateway => "Gateway",
             Self::GatewayClass => "GatewayClass",
@@ -421,6 +452,8 @@ impl Kind {
                 | Self::HttpRoute
                 | Self::TcpRoute
                 | Self::TlsRoute
+                | Self::RequestAuthentication
+                | Self::DestinationRule
         )
     }
 }
@@ -470,6 +503,36 @@ pub fn read_object(kind: Kind, node: &Node) -> (Option<Object>, Vec<Fault>) {
                 spec: o.spec,
             })
         }),
+        Kind::DestinationRule => of(node, |o: crd::istio::DestinationRule| {
+            Object::DestinationRule(DestinationRule {
+                meta: meta(&o.metadata),
+                spec: o.spec,
+            })
+        }),
+        Kind::RequestAuthentication => of(node, |o: crd::istio::RequestAuthentication| {
+            Object::RequestAuthentication(RequestAuthentication {
+                meta: meta(&o.metadata),
+                spec: o.spec,
+            })
+        }),
+        Kind::Telemetry => of(node, |o: crd::istio::Telemetry| {
+            Object::Telemetry(Telemetry {
+                meta: meta(&o.metadata),
+                spec: o.spec,
+            })
+        }),
+        Kind::VirtualService => of(node, |o: crd::istio::VirtualService| {
+            Object::VirtualService(VirtualService {
+                meta: meta(&o.metadata),
+                spec: o.spec,
+            })
+        }),
+        Kind::EnvoyFilter | Kind::WasmPlugin => of(
+            node,
+            |o: crd::Custom<serde_json::Value, serde_json::Value>| {
+                Object::Other(kind, meta(&o.metadata))
+            },
+        ),
         Kind::GatewayClass => of(node, |o: crd::GatewayClass| {
             Object::GatewayClass(GatewayClass {
                 meta: meta(&o.metadata),
@@ -552,6 +615,10 @@ impl Object {
             Self::HttpRoute(o) => &o.meta,
             Self::TcpRoute(o) => &o.meta,
             Self::TlsRoute(o) => &o.meta,
+            Self::DestinationRule(o) => &o.meta,
+            Self::RequestAuthentication(o) => &o.meta,
+            Self::Telemetry(o) => &o.meta,
+            Self::VirtualService(o) => &o.meta,
             Self::EndpointSlice(o) => &o.meta,
             Self::Gateway(o) => &o.meta,
             Self::GatewayClass(o) => &o.meta,

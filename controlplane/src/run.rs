@@ -20,7 +20,12 @@ use std::{
 };
 
 use axum::Router;
-use net::{accept, drain};
+use net::{
+    accept,
+    clock::SystemClock,
+    drain,
+    tls::{KeyExchange, Originator, Policy, Versions},
+};
 use proto::{
     ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL, WAYPOINT_TYPE_URL,
     ca::istio_certificate_service_server::IstioCertificateServiceServer,
@@ -43,6 +48,7 @@ use crate::{
         CaSource, Config,
         mesh::{MeshConfig, MeshConfigError},
     },
+    keys::{self, Fetcher, Reach},
     metrics::{KubernetesEvents, Metrics},
     output::{Changes, Subscription},
     serve::{DiscoveryService, Limits, access::Access, registry::Registry, store::Store},
@@ -51,6 +57,7 @@ use crate::{
         client::{ClientError, client},
     },
     tls::{self, Services, TlsError},
+    translate::l7::istio::mesh::MeshSettings,
     world::{Settings, StartError, World},
 };
 
@@ -232,6 +239,7 @@ impl ControlPlane {
             take(&parts.store, &parts.metrics, &first);
         }
         tasks.spawn(self.serving.clone().renew());
+        tasks.spawn(keys::keep(world.clone(), Arc::new(self.fetcher())));
         tasks.spawn(follow(changes, parts.store.clone(), parts.metrics.clone()));
         let writers = self.writers(&parts, &drain);
         let acceptor = Arc::new(tls::Acceptor::new(
@@ -272,6 +280,17 @@ impl ControlPlane {
         }
         tasks.shutdown().await;
         Ok(())
+    }
+
+    /// Fetches keys of tokens. A folder's mesh is on one machine, with its issuers.
+    fn fetcher(&self) -> Fetcher {
+        let (versions, exchange) = (Versions::Tls12And13, KeyExchange::Default);
+        let policy = Policy::new(versions, exchange, Arc::new(SystemClock));
+        let reach = match self.config.cluster {
+            Some(_) => Reach::Others,
+            None => Reach::Local,
+        };
+        Fetcher::new(Originator::new(policy), reach)
     }
 
     /// The world, and what feeds it if it is not a folder's.
@@ -372,11 +391,17 @@ impl Keys {
 impl Config {
     /// Reads the mesh's configuration, which says more than flags do.
     fn read_mesh(&mut self) -> Result<MeshConfig, RunError> {
-        let Some(cluster) = &mut self.cluster else {
+        let file = self.cluster.as_ref().map(|cluster| &cluster.mesh_config);
+        let Some(file) = file.or(self.mesh_config.as_ref()) else {
             return Ok(MeshConfig::default());
         };
-        let mesh = MeshConfig::load(&cluster.mesh_config)?;
-        cluster.entry_visibility.clone_from(&mesh.entry_visibility);
+        let mesh = MeshConfig::load(file)?;
+        if let Some(cluster) = &mut self.cluster {
+            cluster.entry_visibility.clone_from(&mesh.entry_visibility);
+            cluster
+                .trust_domain_aliases
+                .clone_from(&mesh.trust_domain_aliases);
+        }
         if !mesh.without_effect.is_empty() {
             let fields = mesh.without_effect.join(", ");
             tracing::info!(
@@ -387,12 +412,15 @@ impl Config {
         if let Some(trust_domain) = &mesh.trust_domain {
             self.trust_domain.clone_from(trust_domain);
         }
-        cluster
-            .trust_domain_aliases
-            .clone_from(&mesh.trust_domain_aliases);
         if let Some(root) = &mesh.root_namespace {
             self.root_namespace.clone_from(root);
         }
+        let mut problems = Vec::new();
+        let settings = MeshSettings::read(&self.settings(), &mesh.document, &mut problems);
+        for problem in problems {
+            tracing::warn!(problem, "the mesh's configuration has a mistake");
+        }
+        self.mesh = Some(Arc::new(settings));
         Ok(mesh)
     }
 
@@ -413,6 +441,7 @@ impl Config {
             trust_domain_aliases: cluster
                 .map(|it| it.trust_domain_aliases.clone())
                 .unwrap_or_default(),
+            mesh: self.mesh.clone(),
         }
     }
 }

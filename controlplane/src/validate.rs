@@ -15,6 +15,7 @@ pub mod admission;
 mod authorization;
 mod entry;
 mod gateway_api;
+mod istio;
 mod others;
 
 /// Something wrong with an object.
@@ -64,19 +65,31 @@ pub fn validate(object: &Object) -> Vec<Problem> {
         | Object::Other(..)
         | Object::Pod(_)
         | Object::Service(_) => {}
+        Object::DestinationRule(rule) => istio::destination_rule(&rule.spec, &mut found),
+        Object::RequestAuthentication(it) => istio::request_authentication(&it.spec, &mut found),
+        Object::Telemetry(it) => istio::telemetry(&it.spec, &mut found),
+        Object::VirtualService(it) => istio::virtual_service(&it.spec, &mut found),
     }
     found.0
 }
 
+/// What is found wrong, in order.
 #[derive(Default)]
-struct Findings(Vec<Problem>);
+pub struct Findings(Vec<Problem>);
 
 impl Findings {
-    fn error(&mut self, path: impl Into<String>, message: impl Into<String>) {
+    /// The problems.
+    pub fn into_problems(self) -> Vec<Problem> {
+        self.0
+    }
+
+    /// Something for which the object is refused.
+    pub fn error(&mut self, path: impl Into<String>, message: impl Into<String>) {
         self.add(path, message, Severity::Error);
     }
 
-    fn warning(&mut self, path: impl Into<String>, message: impl Into<String>) {
+    /// Something that probably does not do what it should.
+    pub fn warning(&mut self, path: impl Into<String>, message: impl Into<String>) {
         self.add(path, message, Severity::Warning);
     }
 

@@ -6,12 +6,6 @@ use std::{collections::BTreeMap, collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use mesh::names::Str;
 
-mod gateway_api;
-mod istio;
-mod waypoints;
-
-pub use gateway_api::Parents;
-use istio::{Istio, Targets};
 use proto::{
     security::{self, Authorization},
     workload as wire,
@@ -28,6 +22,7 @@ use crate::{
     translate::{
         Settings, allocate, condition,
         l7::gateway_api::RouteObject,
+        l7::istio::request_authentication::{Fetched, KeySource},
         network::{self, NetworkGateway},
         peer, policy, policy_resource,
         service::{self, Claim, ClaimKey},
@@ -59,6 +54,8 @@ pub struct Wiring {
     pub pods: Tap<Name, Pod>,
     /// Changed service accounts of the pods of managed waypoints.
     pub waypoint_accounts: Tap<Name, BTreeSet<Str>>,
+    /// Changed sources of keys that are to be fetched.
+    pub key_sources: istio::KeySources,
     /// Changed addresses of ServiceEntries' hosts that have none of their own.
     pub allocated: Tap<allocate::Host, Vec<IpAddr>>,
     /// How often each kind was computed.
@@ -81,6 +78,7 @@ struct Inputs {
     backend_tls: Source<Name, Sourced<BackendTlsPolicy>>,
     backend_traffic: Source<Name, BackendTrafficPolicy>,
     config_maps: Source<Name, ConfigMap>,
+    istio: istio::Inputs,
 }
 
 /// What an object that makes services comes to.
@@ -210,12 +208,12 @@ impl Wiring {
         let made = made(&mut graph, &inputs, &joins, &mut runs);
         let resources = resources(&mut graph, &joins, &made, &inputs);
         let targets = Targets::new(&inputs, &joins, &offers);
-        let istio = istio::istio(&mut graph, &inputs, &targets);
+        let istio = istio::istio(&mut graph, &inputs, &joins, &targets);
         let routes =
             gateway_api::gateway_api(&mut graph, &inputs, &joins, &offers, &targets, &mut runs);
         let configs = waypoints::configs(&mut graph, &inputs, &facts, &routes.authorizers);
         let specified = graph.join(&[&configs, &routes.resources, &istio.resources]);
-        let of_waypoints = waypoints::resources(
+        let (of_waypoints, of_backends) = waypoints::resources(
             &mut graph,
             &inputs,
             &joins,
@@ -224,17 +222,19 @@ impl Wiring {
             &routes.overlays,
             &mut runs,
         );
+        let of_rules = istio::rule_conditions(&mut graph, &inputs, &facts, &of_backends);
         let resources = graph.join(&[&resources, &of_waypoints]);
         let conditions = conditions(
             &mut graph, &inputs, &joins, &offers, &made, &allocated, &istio,
         );
-        let all_conditions = graph.join(&[&conditions, &apart]);
+        let all_conditions = graph.join(&[&conditions, &of_rules, &apart]);
         Self {
             resources: resources.tap(),
             conditions: all_conditions.tap(),
             parents: routes.parents.tap(),
             pods: inputs.pods.tap(),
             allocated: allocated.tap(),
+            key_sources: istio.key_sources.tap(),
             waypoint_accounts: readers(&mut graph, &inputs, &facts).tap(),
             graph,
             settings,
@@ -271,6 +271,11 @@ impl Wiring {
         self.inputs.set(object, value.filter(|_| other.is_none()));
     }
 
+    /// Sets what came of fetching keys. Takes effect with the next [`Wiring::settle`].
+    pub fn set_keys(&self, source: &KeySource, fetched: Option<Fetched>) {
+        self.inputs.istio.keys.set(source, fetched);
+    }
+
     /// Computes what the objects set since the last time change.
     pub fn settle(&mut self) {
         self.graph.settle();
@@ -295,6 +300,13 @@ macro_rules! take {
     };
 }
 
+mod gateway_api;
+mod istio;
+mod waypoints;
+
+pub use gateway_api::Parents;
+use istio::{Istio, Targets};
+
 impl Inputs {
     fn new(graph: &Graph) -> Self {
         Self {
@@ -313,6 +325,7 @@ impl Inputs {
             backend_tls: graph.source(),
             backend_traffic: graph.source(),
             config_maps: graph.source(),
+            istio: istio::Inputs::new(graph),
         }
     }
 
@@ -357,6 +370,7 @@ impl Inputs {
             }
             Kind::ConfigMap => copy(&self.config_maps, name, Object::ConfigMap).map(good),
             Kind::Deployment | Kind::ReferenceGrant | Kind::ServiceAccount => None,
+            _ => self.istio.get(object),
         }
     }
 
@@ -395,6 +409,7 @@ impl Inputs {
                 .set(name, take!(value, BackendTrafficPolicy)),
             Kind::ConfigMap => self.config_maps.set(name, take!(value, ConfigMap)),
             Kind::Deployment | Kind::ReferenceGrant | Kind::ServiceAccount => {}
+            _ => self.istio.set(object, value),
         }
     }
 }
@@ -1098,7 +1113,14 @@ fn conditions(
             outcome.conditions.clone(),
         )
     });
-    graph.join(&[&services, &entries, &made, &policies, &peers])
+    graph.join(&[
+        &services,
+        &entries,
+        &made,
+        &policies,
+        &peers,
+        &istio.conditions,
+    ])
 }
 
 /// Objects of which there is nothing to say have no entry, so that one object may be told of by one computation only.

@@ -2,18 +2,18 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    io,
+    io::{self, Read as _, Write as _},
     net::IpAddr,
     os::fd::AsFd,
     path::PathBuf,
-    sync::{Arc, Weak, mpsc},
+    sync::{Arc, OnceLock, Weak, mpsc},
     thread,
     time::SystemTime,
 };
 
 use mesh::names::Str;
-use parking_lot::RwLock;
-use tokio::sync::watch;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{mpsc::WeakSender, watch};
 
 use crate::{
     graph::Runs,
@@ -23,10 +23,11 @@ use crate::{
         Resources, StatusChange, Subscription,
     },
     source::{
-        cluster::Feed,
+        cluster::{Event, Feed},
         files::Files,
         watch::{Change, Watcher},
     },
+    translate::l7::istio::request_authentication::{Fetched, KeySource},
     translate::{allocate, waypoint},
     wiring::{OfPods, Wiring},
 };
@@ -58,8 +59,8 @@ pub enum StartError {
 #[derive(Clone, Debug)]
 pub struct World {
     shared: Arc<Shared>,
-    /// Closed with the last handle, which wakes the thread of a folder's world for its end.
-    _stop: Option<Arc<io::PipeWriter>>,
+    /// Wakes the thread of a folder's world; closed with the last handle, for its end.
+    wake: Option<Arc<io::PipeWriter>>,
 }
 
 /// One reader's place in the stream of statuses. The newest state of each object is told, never an older one.
@@ -91,6 +92,12 @@ struct Shared {
     unlisted: watch::Sender<BTreeSet<Kind>>,
     /// Told whenever pods changed.
     pods_changed: watch::Sender<()>,
+    /// Where keys of tokens are to be fetched.
+    key_sources: watch::Sender<BTreeSet<KeySource>>,
+    /// What came of fetching, until the thread takes it.
+    keys: Mutex<BTreeMap<KeySource, Option<Fetched>>>,
+    /// Wakes the thread of a world that is fed.
+    feed: OnceLock<WeakSender<Event>>,
 }
 
 #[derive(Debug, Default)]
@@ -157,7 +164,7 @@ impl World {
             .map_err(failed)?;
         Ok(Self {
             shared,
-            _stop: Some(Arc::new(stop)),
+            wake: Some(Arc::new(stop)),
         })
     }
 
@@ -172,10 +179,7 @@ impl World {
         shared.unlisted.send_replace(kinds);
         let feed =
             cluster::spawn(shared.clone(), settings, selectors).map_err(StartError::Thread)?;
-        let world = Self {
-            shared,
-            _stop: None,
-        };
+        let world = Self { shared, wake: None };
         Ok((world, feed))
     }
 
@@ -279,6 +283,24 @@ impl World {
             let all = state.waypoints.keys().filter(|gateway| of_account(gateway));
             all.min().cloned()
         })
+    }
+
+    /// Where keys of tokens are to be fetched.
+    pub fn key_sources(&self) -> watch::Receiver<BTreeSet<KeySource>> {
+        self.shared.key_sources.subscribe()
+    }
+
+    /// Takes in what came of fetching keys; `None`: nobody fetches them any more.
+    pub fn set_keys(&self, source: KeySource, fetched: Option<Fetched>) {
+        self.shared.keys.lock().insert(source, fetched);
+        if let Some(mut wake) = self.wake.as_deref() {
+            // A pipe that cannot be written to has lost its thread.
+            let _ = wake.write_all(&[0]);
+        }
+        if let Some(feed) = self.shared.feed.get().and_then(WeakSender::upgrade) {
+            // Where the queue is full, the thread is about to look anyway.
+            let _ = feed.try_send(Event::Keys);
+        }
     }
 
     /// Figures of the work done so far.
@@ -428,7 +450,13 @@ impl Keeper {
     }
 
     fn run(&mut self, wake: &io::PipeReader) {
-        while !woken(wake) {
+        loop {
+            if woken(wake) {
+                match (&*wake).read(&mut [0; 64]) {
+                    Ok(0) | Err(_) => return,
+                    Ok(_) => self.take_in(Vec::new()),
+                }
+            }
             match self.watcher.next(wake) {
                 Ok(changes) if changes.is_empty() => {}
                 Ok(changes) => self.take_in(changes),
@@ -460,6 +488,7 @@ impl Keeper {
                 version: None,
             });
         }
+        self.publisher.take_keys();
         self.publisher.wiring.settle();
         let file_reports = self.files.reports();
         self.publisher.publish(reports, Some(file_reports), batch);
@@ -467,6 +496,14 @@ impl Keeper {
 }
 
 impl Publisher {
+    /// Hands what was fetched to the graph.
+    fn take_keys(&self) {
+        let keys = std::mem::take(&mut *self.shared.keys.lock());
+        for (source, fetched) in keys {
+            self.wiring.set_keys(&source, fetched);
+        }
+    }
+
     /// One lock for everything, so that nobody sees resources and statuses of different states.
     fn publish(
         &self,
@@ -532,6 +569,17 @@ impl Publisher {
             }
         }
         drop(guard);
+        let sources = self.wiring.key_sources.take();
+        if !sources.is_empty() {
+            self.shared.key_sources.send_modify(|all| {
+                for (source, wanted) in sources {
+                    match wanted {
+                        Some(_) => all.insert(source),
+                        None => all.remove(&source),
+                    };
+                }
+            });
+        }
         if pods_changed {
             self.shared.pods_changed.send_replace(());
         }

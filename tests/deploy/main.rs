@@ -472,5 +472,5 @@ fn definitions_are_installed_when_absent_and_never_deleted() {
         "helm deletes and replaces what templates hold"
     );
     let with = rendered(&["--include-crds"]);
-    assert_eq!(with.matches("kind: CustomResourceDefinition").count(), 13);
+    assert_eq!(with.matches("kind: CustomResourceDefinition").count(), 17);
 }

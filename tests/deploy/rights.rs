@@ -16,6 +16,12 @@ istiod-clusterrole-istio-system | /nodes | get list watch | localities
 istiod-clusterrole-istio-system | discovery.k8s.io/endpointslices | get list watch | endpoints
 istiod-clusterrole-istio-system | security.istio.io/authorizationpolicies | get list watch | policies
 istiod-clusterrole-istio-system | security.istio.io/peerauthentications | get list watch | policies
+istiod-clusterrole-istio-system | security.istio.io/requestauthentications | get list watch | tokens at waypoints
+istiod-clusterrole-istio-system | networking.istio.io/virtualservices | get list watch | routes
+istiod-clusterrole-istio-system | networking.istio.io/destinationrules | get list watch | how endpoints are reached
+istiod-clusterrole-istio-system | networking.istio.io/envoyfilters | get list watch | to say that they are not in force
+istiod-clusterrole-istio-system | telemetry.istio.io/telemetries | get list watch | what waypoints tell
+istiod-clusterrole-istio-system | extensions.istio.io/wasmplugins | get list watch | to say that they are not in force
 istiod-clusterrole-istio-system | networking.istio.io/serviceentries | get list watch | services
 istiod-clusterrole-istio-system | networking.istio.io/workloadentries | get list watch | workloads
 istiod-clusterrole-istio-system | gateway.networking.k8s.io/gateways | get list watch | waypoints
@@ -40,6 +46,12 @@ istiod-clusterrole-istio-system | gateway.networking.k8s.io/tlsroutes/status | g
 istiod-clusterrole-istio-system | gateway.networking.k8s.io/tcproutes/status | get patch | parents
 istiod-clusterrole-istio-system | gateway.networking.k8s.io/backendtlspolicies/status | get patch | ancestors
 istiod-clusterrole-istio-system | gateway.networking.x-k8s.io/xbackendtrafficpolicies/status | get patch | ancestors
+istiod-clusterrole-istio-system | security.istio.io/requestauthentications/status | get patch | conditions
+istiod-clusterrole-istio-system | networking.istio.io/virtualservices/status | get patch | conditions
+istiod-clusterrole-istio-system | networking.istio.io/destinationrules/status | get patch | conditions
+istiod-clusterrole-istio-system | networking.istio.io/envoyfilters/status | get patch | conditions
+istiod-clusterrole-istio-system | telemetry.istio.io/telemetries/status | get patch | conditions
+istiod-clusterrole-istio-system | extensions.istio.io/wasmplugins/status | get patch | conditions
 istiod-clusterrole-istio-system | /configmaps | create | the root certificate in each namespace; has no name yet
 istiod-clusterrole-istio-system | /configmaps:istio-ca-root-cert | get list watch patch | the root certificate in each namespace
 istiod-clusterrole-istio-system | admissionregistration.k8s.io/validatingwebhookconfigurations | get list watch | ours

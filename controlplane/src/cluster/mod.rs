@@ -4,7 +4,7 @@
 //! All replicas serve; what is written is written by the one that holds the lease ([`leader`]). A write that fails is
 //! tried again with growing pauses; nothing here ends the process once it serves.
 
-mod backoff;
+pub(crate) mod backoff;
 pub mod ca_store;
 pub mod leader;
 mod queue;

@@ -11,7 +11,7 @@ use crate::{
         read::read,
         tree::{ParseError, parse},
     },
-    translate::visibility::EntryVisibility,
+    translate::{l7::istio::mesh::FIELDS, visibility::EntryVisibility},
 };
 
 /// What is read of it.
@@ -27,6 +27,8 @@ pub struct MeshConfig {
     pub discovery_selectors: Vec<LabelSelector>,
     /// `serviceEntryVisibility`.
     pub entry_visibility: Option<EntryVisibility>,
+    /// The whole, of which [`MeshSettings`](crate::translate::l7::istio::mesh::MeshSettings) reads more.
+    pub document: serde_json::Value,
     /// Fields that are there and have no effect here, by name.
     pub without_effect: Vec<String>,
 }
@@ -111,7 +113,12 @@ impl MeshConfig {
             root_namespace: given(wire.root_namespace),
             discovery_selectors: wire.discovery_selectors,
             entry_visibility: wire.service_entry_visibility,
-            without_effect: unknown.into_iter().map(|fault| fault.path).collect(),
+            document: read(&document).0.unwrap_or_default(),
+            without_effect: unknown
+                .into_iter()
+                .map(|fault| fault.path)
+                .filter(|field| !FIELDS.contains(&field.as_str()))
+                .collect(),
         })
     }
 }
@@ -127,7 +134,7 @@ mod tests {
 trustDomainAliases: [old.example]
 rootNamespace: mesh
 accessLogFile: /dev/stdout
-defaultConfig: {discoveryAddress: istiod.mesh.svc:15012}
+enableAutoMtls: true
 discoverySelectors:
 - matchLabels: {mesh: 'yes'}
 - matchExpressions: [{key: team, operator: In, values: [a, b]}]
@@ -142,7 +149,8 @@ serviceEntryVisibility:
         assert_eq!(config.root_namespace.as_deref(), Some("mesh"));
         assert_eq!(config.discovery_selectors.len(), 2);
         assert_eq!(config.entry_visibility.unwrap().policies.len(), 1);
-        assert_eq!(config.without_effect, ["accessLogFile", "defaultConfig"]);
+        assert_eq!(config.document["accessLogFile"], "/dev/stdout");
+        assert_eq!(config.without_effect, ["enableAutoMtls"]);
     }
 
     #[test]

@@ -148,6 +148,10 @@ pub struct Config {
     pub cluster_domain: String,
     /// Namespace whose policies apply to the whole mesh.
     pub root_namespace: String,
+    /// File of the mesh's configuration, where it was asked for.
+    pub mesh_config: Option<PathBuf>,
+    /// What holds for all waypoints, once that file was read.
+    pub mesh: Option<std::sync::Arc<crate::translate::l7::istio::mesh::MeshSettings>>,
     /// Keys that sign service account tokens. `None`: only client certificates authenticate.
     pub jwks: Option<PathBuf>,
     /// Audiences of which a token must name one.
@@ -416,6 +420,8 @@ impl TryFrom<Args> for Config {
         };
         Ok(Self {
             serving_names: serving_names(args.serving_names, cluster.as_ref(), &args.discovery),
+            mesh_config: args.discovery.mesh_config.clone(),
+            mesh: None,
             folders: args.folders,
             cluster,
             xds_listen,

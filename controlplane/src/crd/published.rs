@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::{
     AuthorizationPolicySpec, GatewayClassSpec, GatewaySpec, GatewayStatus, PeerAuthenticationSpec,
     ServiceEntrySpec, ServiceEntryStatus, WorkloadEntrySpec,
+    istio::{DestinationRuleSpec, RequestAuthenticationSpec, TelemetrySpec, VirtualServiceSpec},
     shape::{self, Shape},
 };
 
@@ -52,6 +53,7 @@ fn schema(shape: &Shape) -> Value {
         Shape::Any => json!({}),
         Shape::Boolean => json!({"type": "boolean"}),
         Shape::Integer => json!({"type": "integer"}),
+        Shape::Number => json!({"type": "number"}),
         Shape::Text => json!({"type": "string"}),
         Shape::OneOf(words) => json!({"type": "string", "enum": words}),
         Shape::List(item) => json!({"type": "array", "items": schema(item)}),

@@ -16,6 +16,7 @@ pub(super) enum Shape {
     Any,
     Boolean,
     Integer,
+    Number,
     Text,
     /// One of these words.
     OneOf(&'static [&'static str]),
@@ -63,6 +64,8 @@ impl<'de> Deserializer<'de> for Probe<'_> {
         deserialize_u16: Integer, visit_u16(0);
         deserialize_u32: Integer, visit_u32(0);
         deserialize_u64: Integer, visit_u64(0);
+        deserialize_f32: Number, visit_f32(0.0);
+        deserialize_f64: Number, visit_f64(0.0);
         deserialize_str: Text, visit_borrowed_str("");
         deserialize_string: Text, visit_borrowed_str("");
         deserialize_any: Any, visit_unit();
@@ -120,7 +123,7 @@ impl<'de> Deserializer<'de> for Probe<'_> {
     }
 
     serde::forward_to_deserialize_any! {
-        i128 u128 f32 f64 char bytes byte_buf unit_struct tuple tuple_struct identifier
+        i128 u128 char bytes byte_buf unit_struct tuple tuple_struct identifier
     }
 }
 

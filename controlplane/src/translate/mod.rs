@@ -3,7 +3,7 @@
 //! What comes out are the wire's own messages and not `mesh`'s types, because the wire carries more than a node tunnel
 //! uses (application protocols, ingress waypoints); that `mesh::wire` takes every one of them is tested.
 
-use std::{borrow::Cow, net::IpAddr};
+use std::{borrow::Cow, net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
 use mesh::{identity::TrustDomain, names::Str};
@@ -51,6 +51,8 @@ pub struct Settings {
     pub send_dry_run: bool,
     /// From where hosts of ServiceEntries are seen; `None`: from everywhere, and nothing is said of it.
     pub entry_visibility: Option<visibility::EntryVisibility>,
+    /// What holds for all waypoints; `None`: nothing was configured.
+    pub mesh: Option<Arc<l7::istio::mesh::MeshSettings>>,
 }
 
 /// What becomes of traffic whose protection cannot be had: a waypoint that is missing, a rule that L4 cannot judge.
@@ -77,6 +79,7 @@ impl Default for Settings {
             failure: FailurePolicy::Closed,
             send_dry_run: false,
             entry_visibility: None,
+            mesh: None,
         }
     }
 }

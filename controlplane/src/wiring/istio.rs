@@ -2,26 +2,59 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use mesh::{l7::view::Resource, names::NamespacedHostname};
+use mesh::{
+    l7::{backend::BackendPolicy, view::Resource},
+    names::{NamespacedHostname, Str},
+};
 
-use super::{Facts, Inputs, Joins, Offer, reference};
+use super::{Claim, Facts, Joins, Offer, reference};
 use crate::{
     gateway::class,
-    graph::{Collection, Context, Graph, Index},
-    object::{Gateway, GatewayClass, Kind, Name, ObjectRef},
-    translate::l7::{
-        self,
-        istio::authorization,
-        target::{Aim, Found, aim},
+    graph::{Collection, Context, Graph, Index, Source, Tap},
+    object::{
+        DestinationRule, Gateway, GatewayClass, Kind, Meta, Name, Object, ObjectRef,
+        RequestAuthentication, Sourced, Telemetry, VirtualService,
+    },
+    output::{Condition, Truth},
+    translate::{
+        condition,
+        l7::{
+            self, Outcome,
+            istio::{
+                authorization, destination_rule,
+                request_authentication::{self as authentication, Fetched, KeySource},
+                virtual_service::{is_visible, patterns, qualified},
+            },
+            target::{Aim, Found, aim},
+        },
     },
 };
+
+mod routes;
+mod told;
+
+/// Objects of the Istio API at L7.
+pub(super) struct Inputs {
+    pub(super) authentications: Source<Name, Sourced<RequestAuthentication>>,
+    pub(super) rules: Source<Name, Sourced<DestinationRule>>,
+    pub(super) routes: Source<Name, VirtualService>,
+    pub(super) telemetries: Source<Name, Telemetry>,
+    /// EnvoyFilters and WasmPlugins.
+    pub(super) unsupported: Source<ObjectRef, Meta>,
+    /// What came of fetching keys.
+    pub(super) keys: Source<KeySource, Fetched>,
+}
 
 /// What the Istio API comes to at the waypoints.
 pub(super) struct Istio {
     /// Resources of all waypoints.
     pub(super) resources: Collection<l7::Key, Arc<Resource>>,
     /// What AuthorizationPolicies with targets come to.
-    pub(super) policies: Collection<Name, authorization::Outcome>,
+    pub(super) policies: Collection<Name, Outcome>,
+    /// What there is to say of the other objects.
+    pub(super) conditions: Collection<ObjectRef, super::Conditions>,
+    /// Where keys are to be fetched.
+    pub(super) key_sources: Collection<KeySource, ()>,
 }
 
 /// What targets are looked up in.
@@ -29,15 +62,75 @@ pub(super) struct Istio {
 pub(super) struct Targets {
     facts: Facts,
     offers: Collection<ObjectRef, Offer>,
-    winners: Collection<mesh::names::Str, Arc<super::Claim>>,
+    winners: Collection<Str, Arc<Claim>>,
     gateways: Collection<Name, Gateway>,
-    classes: Collection<mesh::names::Str, GatewayClass>,
-    gateways_of_class: Index<mesh::names::Str, Name, Gateway>,
+    classes: Collection<Str, GatewayClass>,
+    gateways_of_class: Index<Str, Name, Gateway>,
+}
+
+/// The DestinationRules by namespace and host.
+#[derive(Clone)]
+pub(super) struct Rules {
+    root: Str,
+    by_host: Index<(Str, Str), Name, Sourced<DestinationRule>>,
+}
+
+impl Inputs {
+    pub(super) fn new(graph: &Graph) -> Self {
+        Self {
+            authentications: graph.source(),
+            rules: graph.source(),
+            routes: graph.source(),
+            telemetries: graph.source(),
+            unsupported: graph.source(),
+            keys: graph.source(),
+        }
+    }
+
+    pub(super) fn get(&self, object: &ObjectRef) -> Option<Sourced<Object>> {
+        let name = &object.name;
+        let good = |object: Object| Sourced {
+            object,
+            faults: Vec::new(),
+        };
+        match object.kind {
+            Kind::RequestAuthentication => self.authentications.peek(name).map(|it| Sourced {
+                object: Object::RequestAuthentication(it.object.clone()),
+                faults: it.faults.clone(),
+            }),
+            Kind::DestinationRule => self.rules.peek(name).map(|it| Sourced {
+                object: Object::DestinationRule(it.object.clone()),
+                faults: it.faults.clone(),
+            }),
+            Kind::VirtualService => {
+                super::copy(&self.routes, name, Object::VirtualService).map(good)
+            }
+            Kind::Telemetry => super::copy(&self.telemetries, name, Object::Telemetry).map(good),
+            kind => {
+                super::copy(&self.unsupported, object, |meta| Object::Other(kind, meta)).map(good)
+            }
+        }
+    }
+
+    pub(super) fn set(&self, object: &ObjectRef, value: Option<Sourced<Object>>) {
+        let name = &object.name;
+        match object.kind {
+            Kind::RequestAuthentication => self
+                .authentications
+                .set(name, take!(value, RequestAuthentication, faulty)),
+            Kind::DestinationRule => self.rules.set(name, take!(value, DestinationRule, faulty)),
+            Kind::VirtualService => self.routes.set(name, take!(value, VirtualService)),
+            Kind::Telemetry => self.telemetries.set(name, take!(value, Telemetry)),
+            _ => self
+                .unsupported
+                .set(object, value.map(|it| it.object.meta().clone())),
+        }
+    }
 }
 
 impl Targets {
     pub(super) fn new(
-        inputs: &Inputs,
+        inputs: &super::Inputs,
         joins: &Joins,
         offers: &Collection<ObjectRef, Offer>,
     ) -> Self {
@@ -97,6 +190,7 @@ impl Targets {
         gateway.is_some_and(|gateway| self.is_waypoint(cx, &gateway.spec.gateway_class_name))
     }
 
+    /// Whether Gateways of this class are waypoints.
     fn is_waypoint(&self, cx: &Context<'_>, class: &str) -> bool {
         let found = cx.get(&self.classes, &class.into());
         let controller = found.map(|class| class.spec.controller_name.clone());
@@ -111,10 +205,7 @@ impl Targets {
         for claim in &offer.claims {
             let winner = cx.get(&self.winners, &claim.service_key());
             if winner.is_some_and(|winner| winner.key() == claim.key()) {
-                services.insert(NamespacedHostname {
-                    namespace: claim.meta.name.namespace.clone(),
-                    hostname: claim.hostname.clone(),
-                });
+                services.insert(service_of(claim));
             }
         }
         Found::Services(
@@ -124,23 +215,215 @@ impl Targets {
     }
 }
 
-pub(super) fn istio(graph: &mut Graph, inputs: &Inputs, targets: &Targets) -> Istio {
+fn service_of(claim: &Claim) -> NamespacedHostname {
+    NamespacedHostname {
+        namespace: claim.meta.name.namespace.clone(),
+        hostname: claim.hostname.clone(),
+    }
+}
+
+impl Rules {
+    pub(super) fn new(inputs: &super::Inputs, facts: &Facts) -> Self {
+        let settings = facts.settings.clone();
+        let root = settings.root_namespace.clone();
+        let host = move |name: &Name, rule: &Sourced<DestinationRule>| {
+            let host = qualified(&settings, &name.namespace, &rule.object.spec.host);
+            vec![(name.namespace.clone(), host)]
+        };
+        Self {
+            root,
+            by_host: inputs.istio.rules.index(host),
+        }
+    }
+
+    /// How the endpoints of a service are reached: by the rules of its namespace, else of the root namespace, there by
+    /// those for the most specific host.
+    pub(super) fn policy(&self, cx: &Context<'_>, claim: &Claim) -> Option<BackendPolicy> {
+        let home = &claim.meta.name.namespace;
+        let homes: Vec<&Str> = match *home == self.root {
+            true => vec![home],
+            false => vec![home, &self.root],
+        };
+        for namespace in homes {
+            for host in patterns(&claim.hostname) {
+                let found = cx.find(&self.by_host, &(namespace.clone(), host));
+                let visible = found.iter().filter(|(name, rule)| {
+                    is_visible(&rule.object.spec.export_to, &name.namespace, home)
+                });
+                let mut rules: Vec<&Sourced<DestinationRule>> =
+                    visible.map(|(_, rule)| &**rule).collect();
+                rules.sort_by_key(|rule| rule.object.meta.age());
+                if !rules.is_empty() {
+                    return destination_rule::policy(&service_of(claim), &rules);
+                }
+            }
+        }
+        None
+    }
+}
+
+pub(super) fn istio(
+    graph: &mut Graph,
+    inputs: &super::Inputs,
+    joins: &Joins,
+    targets: &Targets,
+) -> Istio {
+    let policies = policies(graph, inputs, targets);
+    let authentications = authentications(graph, &inputs.istio, targets);
+    let routes = routes::routes(graph, &inputs.istio, joins);
+    let telemetry = told::told(graph, inputs, targets);
+    let (resources, conditions) = parts(graph, &policies);
+    let mut all_resources = vec![resources, telemetry.resources];
+    // Conditions of AuthorizationPolicies are said with those of node tunnels.
+    drop(conditions);
+    let mut all_conditions = vec![telemetry.conditions, unsupported(graph, &inputs.istio)];
+    for (kind, outcomes) in [
+        (Kind::RequestAuthentication, &authentications),
+        (Kind::VirtualService, &routes),
+    ] {
+        let (resources, conditions) = parts(graph, outcomes);
+        all_resources.push(resources);
+        let (conditions, _) = graph.derive(&conditions, move |_, name, condition| {
+            super::told(reference(kind, name), vec![(**condition).clone()])
+        });
+        all_conditions.push(conditions);
+    }
+    Istio {
+        resources: graph.join(&all_resources.iter().collect::<Vec<_>>()),
+        conditions: graph.join(&all_conditions.iter().collect::<Vec<_>>()),
+        policies,
+        key_sources: key_sources(graph, &inputs.istio),
+    }
+}
+
+/// The resources and the conditions of outcomes.
+fn parts(
+    graph: &mut Graph,
+    outcomes: &Collection<Name, Outcome>,
+) -> (
+    Collection<l7::Key, Arc<Resource>>,
+    Collection<Name, Condition>,
+) {
+    let (resources, _) = graph.derive(outcomes, |_, _, outcome| outcome.resources.clone());
+    let (conditions, _) = graph.derive(outcomes, |_, name, outcome| {
+        let condition = outcome.condition.clone();
+        condition
+            .map(|condition| (name.clone(), condition))
+            .into_iter()
+            .collect()
+    });
+    (resources, conditions)
+}
+
+fn policies(
+    graph: &mut Graph,
+    inputs: &super::Inputs,
+    targets: &Targets,
+) -> Collection<Name, Outcome> {
     let aimed = targets.clone();
+    let mesh = targets.facts.settings.mesh.clone();
     let (policies, _) = graph.derive(&inputs.policies, move |cx, name, policy| {
         let spec = &policy.object.spec;
         let refs = spec.target_refs.iter().chain(&spec.target_ref);
         let aim = aimed.aim(cx, &name.namespace, refs);
+        let is_provider = |name: &str| {
+            mesh.as_ref()
+                .is_some_and(|mesh| mesh.authorizers.contains_key(name))
+        };
         match aim.is_aimed() {
             true => vec![(
                 name.clone(),
-                authorization::translate(policy, &aim, |_| false),
+                authorization::translate(policy, &aim, is_provider),
             )],
             false => Vec::new(),
         }
     });
-    let (of_policies, _) = graph.derive(&policies, |_, _, outcome| outcome.resources.clone());
-    Istio {
-        resources: graph.join(&[&of_policies]),
-        policies,
-    }
+    policies
 }
+
+fn authentications(
+    graph: &mut Graph,
+    inputs: &Inputs,
+    targets: &Targets,
+) -> Collection<Name, Outcome> {
+    let (aimed, keys) = (targets.clone(), inputs.keys.clone());
+    let (outcomes, _) = graph.derive(&inputs.authentications, move |cx, name, policy| {
+        let spec = &policy.object.spec;
+        let refs = spec.target_refs.iter().chain(&spec.target_ref);
+        let aim = aimed.aim(cx, &name.namespace, refs);
+        let fetched = |source: &KeySource| cx.get(&keys, source).map(|it| (*it).clone());
+        let outcome = match aim.is_aimed() {
+            true => authentication::translate(policy, &aim, fetched),
+            false => Outcome {
+                resources: Vec::new(),
+                condition: Some(condition(
+                    "WaypointAccepted",
+                    Truth::False,
+                    "UnsupportedValue",
+                    "nothing is enforced: waypoints verify tokens for targetRefs only, and nothing else here reads tokens",
+                )),
+            },
+        };
+        vec![(name.clone(), outcome)]
+    });
+    outcomes
+}
+
+/// The sources that keys are to be fetched from.
+fn key_sources(graph: &mut Graph, inputs: &Inputs) -> Collection<KeySource, ()> {
+    let by_source = inputs.authentications.index(|_, policy| {
+        let sources: BTreeSet<KeySource> = authentication::sources(&policy.object.spec)
+            .into_iter()
+            .collect();
+        sources.into_iter().collect()
+    });
+    let grouped = graph.group(&by_source);
+    let (sources, _) = graph.derive(&grouped, |_, source, _| vec![(source.clone(), ())]);
+    sources
+}
+
+/// What is said of DestinationRules, given what waypoints are told of services.
+pub(super) fn rule_conditions(
+    graph: &mut Graph,
+    inputs: &super::Inputs,
+    facts: &Facts,
+    of_services: &Collection<l7::Key, Arc<Resource>>,
+) -> Collection<ObjectRef, super::Conditions> {
+    let by_rule = of_services.index(|_, resource| match &**resource {
+        Resource::Backend(policy) => policy
+            .sources
+            .iter()
+            .filter(|source| &*source.kind == "DestinationRule")
+            .map(|source| Name::new(source.namespace.clone(), source.name.clone()))
+            .collect(),
+        _ => Vec::new(),
+    });
+    let settings = facts.settings.clone();
+    let (conditions, _) = graph.derive(&inputs.istio.rules, move |cx, name, rule| {
+        let used = cx.find(&by_rule, name);
+        let used: Vec<_> = used
+            .into_iter()
+            .map(|((waypoint, _), it)| (waypoint, (*it).clone()))
+            .collect();
+        let said = destination_rule::condition(&settings, rule, &used);
+        super::told(reference(Kind::DestinationRule, name), vec![said])
+    });
+    conditions
+}
+
+fn unsupported(graph: &mut Graph, inputs: &Inputs) -> Collection<ObjectRef, super::Conditions> {
+    let (conditions, _) = graph.derive(&inputs.unsupported, |_, object, _| {
+        let message = match object.kind {
+            Kind::EnvoyFilter => {
+                "nothing of it is in force: it changes Envoy's own configuration, and waypoints here are not Envoy; use routes, DestinationRule, AuthorizationPolicy and Telemetry"
+            }
+            _ => "nothing of it is in force: waypoints here run no WebAssembly",
+        };
+        let said = condition("Accepted", Truth::False, "Unsupported", message);
+        super::told(object.clone(), vec![said])
+    });
+    conditions
+}
+
+/// Where the sources of keys are told, to be fetched.
+pub(super) type KeySources = Tap<KeySource, ()>;

@@ -13,7 +13,7 @@ use mesh::{
     names::{Str, WorkloadUid},
 };
 
-use super::{Facts, Inputs, Joins, Made, gateway_api::Authorizers};
+use super::{Facts, Inputs, Joins, Made, gateway_api::Authorizers, istio::Rules};
 use crate::{
     graph::{Collection, Context, Graph, Runs},
     object::{Kind, Labels, Name, ObjectRef, Pod, ServiceEntry, WorkloadEntry},
@@ -41,7 +41,7 @@ enum Need {
     Named(Str),
 }
 
-/// All that waypoints are told; `specified`: what came of routes, policies and settings.
+/// All that waypoints are told, and how endpoints are reached; `specified`: what came of routes, policies and settings.
 pub(super) fn resources(
     graph: &mut Graph,
     inputs: &Inputs,
@@ -50,10 +50,11 @@ pub(super) fn resources(
     specified: &PerWaypoint,
     overlays: &Collection<Str, Overlay>,
     runs: &mut BTreeMap<&'static str, Runs>,
-) -> Collection<ResourceKey, Resource> {
+) -> (Collection<ResourceKey, Resource>, PerWaypoint) {
     let facts = &joins.facts;
     let services = services(graph, joins, specified);
-    let backends = backends(graph, &services, overlays);
+    let rules = Rules::new(inputs, facts);
+    let backends = backends(graph, joins, rules, &services, overlays);
     let workloads = workloads(graph, made);
     let labels = labels(graph, inputs, facts, made, &backends);
     let all = graph.join(&[specified, &services, &backends, &workloads, &labels]);
@@ -62,7 +63,7 @@ pub(super) fn resources(
         vec![(resource.key(), resource)]
     });
     runs.insert("waypoint resources", counted);
-    encoded
+    (encoded, backends)
 }
 
 /// The settings of each waypoint.
@@ -119,16 +120,21 @@ fn services(graph: &mut Graph, joins: &Joins, specified: &PerWaypoint) -> PerWay
 /// How the endpoints of the services that a waypoint knows are reached.
 fn backends(
     graph: &mut Graph,
+    joins: &Joins,
+    rules: Rules,
     services: &PerWaypoint,
     overlays: &Collection<Str, Overlay>,
 ) -> PerWaypoint {
-    let overlays = overlays.clone();
+    let (overlays, winners) = (overlays.clone(), joins.winners.clone());
     let (backends, _) = graph.derive(services, move |cx, (gateway, _), told| {
         let Told::Service(service) = &***told else {
             return Vec::new();
         };
-        let overlay = cx.get(&overlays, &service.service.to_string().into());
-        let policy = backend::merge(&service.service, None, overlay.as_deref());
+        let key = service.service.to_string().into();
+        let overlay = cx.get(&overlays, &key);
+        let claim = cx.get(&winners, &key);
+        let ruled = claim.and_then(|claim| rules.policy(cx, &claim));
+        let policy = backend::merge(&service.service, ruled.as_ref(), overlay.as_deref());
         let policy = policy.map(|policy| keyed(gateway, Told::Backend(Box::new(policy))));
         policy.into_iter().collect()
     });

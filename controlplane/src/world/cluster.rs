@@ -56,6 +56,8 @@ pub(super) fn spawn(
     selectors: Selectors,
 ) -> io::Result<Feed> {
     let (feed, events) = mpsc::channel(QUEUE);
+    // A world has one thread.
+    let _ = shared.feed.set(feed.downgrade());
     let runtime = Handle::current();
     let unlisted = shared.unlisted.borrow().clone();
     thread::Builder::new()
@@ -121,6 +123,8 @@ impl Keeper {
                     self.publisher.wiring.set(&told.object, told.value);
                 }
             }
+            // What was fetched is taken with every publication.
+            Event::Keys => {}
             Event::Selectors(selectors) => {
                 for (namespace, is_chosen) in self.view.select(selectors) {
                     self.turn(&namespace, is_chosen);
@@ -249,6 +253,7 @@ impl Keeper {
         let shared = self.publisher.shared.clone();
         let is_whole = self.unlisted.is_empty() && self.is_tagged;
         if is_whole {
+            self.publisher.take_keys();
             self.publisher.wiring.settle();
             let reports = std::mem::take(&mut self.reports).into_values().collect();
             let batch = Batch {

@@ -151,7 +151,13 @@ pub(crate) fn is_revised(kind: Kind) -> bool {
     matches!(
         kind,
         Kind::AuthorizationPolicy
+            | Kind::DestinationRule
+            | Kind::EnvoyFilter
             | Kind::PeerAuthentication
+            | Kind::RequestAuthentication
+            | Kind::Telemetry
+            | Kind::VirtualService
+            | Kind::WasmPlugin
             | Kind::ServiceEntry
             | Kind::WorkloadEntry
             | Kind::Gateway

@@ -9,17 +9,23 @@ use crate::{
 };
 
 /// The kinds whose statuses are written here.
-pub(super) const KINDS: [Kind; 11] = [
+pub(super) const KINDS: [Kind; 17] = [
     Kind::AuthorizationPolicy,
     Kind::BackendTlsPolicy,
     Kind::BackendTrafficPolicy,
     Kind::GrpcRoute,
     Kind::HttpRoute,
+    Kind::DestinationRule,
+    Kind::EnvoyFilter,
     Kind::PeerAuthentication,
+    Kind::RequestAuthentication,
     Kind::Service,
     Kind::ServiceEntry,
     Kind::TcpRoute,
     Kind::TlsRoute,
+    Kind::Telemetry,
+    Kind::VirtualService,
+    Kind::WasmPlugin,
     Kind::WorkloadEntry,
 ];
 
@@ -66,6 +72,12 @@ pub(super) fn place(kind: Kind, api_version: &str) -> Option<Place> {
     let (usual, plural) = match kind {
         Kind::AuthorizationPolicy => ("security.istio.io/v1", "authorizationpolicies"),
         Kind::PeerAuthentication => ("security.istio.io/v1", "peerauthentications"),
+        Kind::RequestAuthentication => ("security.istio.io/v1", "requestauthentications"),
+        Kind::DestinationRule => ("networking.istio.io/v1", "destinationrules"),
+        Kind::EnvoyFilter => ("networking.istio.io/v1alpha3", "envoyfilters"),
+        Kind::VirtualService => ("networking.istio.io/v1", "virtualservices"),
+        Kind::Telemetry => ("telemetry.istio.io/v1", "telemetries"),
+        Kind::WasmPlugin => ("extensions.istio.io/v1alpha1", "wasmplugins"),
         Kind::Service => ("v1", "services"),
         Kind::ServiceEntry => ("networking.istio.io/v1", "serviceentries"),
         Kind::WorkloadEntry => ("networking.istio.io/v1", "workloadentries"),
@@ -111,9 +123,14 @@ impl Part {
     /// The parts of a kind's status.
     pub(super) fn of(kind: Kind) -> &'static [Self] {
         match kind {
-            Kind::AuthorizationPolicy | Kind::PeerAuthentication => {
-                &[Self::WaypointPolicy, Self::ZtunnelPolicy]
-            }
+            Kind::AuthorizationPolicy
+            | Kind::DestinationRule
+            | Kind::EnvoyFilter
+            | Kind::PeerAuthentication
+            | Kind::RequestAuthentication
+            | Kind::Telemetry
+            | Kind::VirtualService
+            | Kind::WasmPlugin => &[Self::WaypointPolicy, Self::ZtunnelPolicy],
             Kind::Service => &[Self::Service],
             Kind::ServiceEntry => &[Self::Service, Self::Addresses],
             Kind::WorkloadEntry => &[Self::WorkloadEntry],

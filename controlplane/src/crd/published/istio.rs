@@ -48,6 +48,46 @@ pub(super) fn definitions() -> Vec<Definition> {
             spec_rules: workload_entry(""),
             ..common()
         }),
+        security(Definition {
+            kind: "RequestAuthentication",
+            plural: "requestauthentications",
+            short_names: &["ra"],
+            spec: shape::of::<RequestAuthenticationSpec>(),
+            spec_rules: request_authentication(),
+            ..common()
+        }),
+        networking(Definition {
+            kind: "DestinationRule",
+            plural: "destinationrules",
+            short_names: &["dr"],
+            columns: &[("Host", ".spec.host", "string")],
+            spec: shape::of::<DestinationRuleSpec>(),
+            spec_rules: destination_rule(),
+            ..common()
+        }),
+        networking(Definition {
+            kind: "VirtualService",
+            plural: "virtualservices",
+            short_names: &["vs"],
+            columns: &[
+                ("Gateways", ".spec.gateways", "string"),
+                ("Hosts", ".spec.hosts", "string"),
+            ],
+            spec: shape::of::<VirtualServiceSpec>(),
+            spec_rules: virtual_service(),
+            ..common()
+        }),
+        Definition {
+            group: "telemetry.istio.io",
+            kind: "Telemetry",
+            plural: "telemetries",
+            short_names: &["telemetry"],
+            categories: &["istio-io", "telemetry-istio-io"],
+            versions: &["v1", "v1alpha1"],
+            spec: shape::of::<TelemetrySpec>(),
+            spec_rules: telemetry(),
+            ..common()
+        },
     ]
 }
 
@@ -127,6 +167,78 @@ fn validation_messages() -> Value {
 
 fn described(description: &str) -> Value {
     json!({ "description": description })
+}
+
+fn request_authentication() -> Vec<(&'static str, Value)> {
+    let mut rules = vec![
+        (
+            "",
+            described(
+                "Which tokens are accepted. A request without a token passes, unauthenticated.",
+            ),
+        ),
+        ("jwtRules", json!({"maxItems": 4096})),
+    ];
+    rules.extend(selector());
+    rules.extend(target_refs());
+    rules
+}
+
+fn telemetry() -> Vec<(&'static str, Value)> {
+    let mut rules = vec![("", described("What waypoints tell of requests."))];
+    rules.extend(selector());
+    rules.extend(target_refs());
+    rules
+}
+
+fn destination_rule() -> Vec<(&'static str, Value)> {
+    vec![
+        (
+            "",
+            json!({"description": "How a host's endpoints are chosen and connected to.", "required": ["host"]}),
+        ),
+        ("subsets[]", json!({"required": ["name"]})),
+        (
+            "trafficPolicy.loadBalancer.zoneAwareLbSetting",
+            any_object(),
+        ),
+        (
+            "trafficPolicy.portLevelSettings[].loadBalancer.zoneAwareLbSetting",
+            any_object(),
+        ),
+        (
+            "subsets[].trafficPolicy.loadBalancer.zoneAwareLbSetting",
+            any_object(),
+        ),
+        (
+            "subsets[].trafficPolicy.portLevelSettings[].loadBalancer.zoneAwareLbSetting",
+            any_object(),
+        ),
+        (
+            "trafficPolicy.connectionPool.http.http2KeepAlive",
+            any_object(),
+        ),
+        (
+            "trafficPolicy.portLevelSettings[].connectionPool.http.http2KeepAlive",
+            any_object(),
+        ),
+        (
+            "subsets[].trafficPolicy.connectionPool.http.http2KeepAlive",
+            any_object(),
+        ),
+        (
+            "subsets[].trafficPolicy.portLevelSettings[].connectionPool.http.http2KeepAlive",
+            any_object(),
+        ),
+    ]
+}
+
+fn virtual_service() -> Vec<(&'static str, Value)> {
+    vec![("", described("What becomes of requests to hosts."))]
+}
+
+fn any_object() -> Value {
+    json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
 }
 
 /// `selector` of a policy.

@@ -58,6 +58,8 @@ pub enum Event {
     Listed(Kind),
     /// The tags that point to this control plane's revision.
     Tags(BTreeSet<Str>),
+    /// Keys of tokens were fetched.
+    Keys,
     /// Other discovery selectors.
     Selectors(Selectors),
 }
@@ -100,7 +102,7 @@ const fn custom(kind: Kind, group: &'static str, plural: &'static str) -> Watche
 }
 
 /// Everything that is watched (control-plane.md 2).
-const WATCHED: [Watched; 18] = [
+const WATCHED: [Watched; 24] = [
     Watched {
         kind: Kind::Namespace,
         plural: "namespaces",
@@ -146,6 +148,24 @@ const WATCHED: [Watched; 18] = [
         "networking.istio.io",
         "workloadentries",
     ),
+    custom(
+        Kind::RequestAuthentication,
+        "security.istio.io",
+        "requestauthentications",
+    ),
+    custom(
+        Kind::DestinationRule,
+        "networking.istio.io",
+        "destinationrules",
+    ),
+    custom(
+        Kind::VirtualService,
+        "networking.istio.io",
+        "virtualservices",
+    ),
+    custom(Kind::EnvoyFilter, "networking.istio.io", "envoyfilters"),
+    custom(Kind::Telemetry, "telemetry.istio.io", "telemetries"),
+    custom(Kind::WasmPlugin, "extensions.istio.io", "wasmplugins"),
     custom(Kind::Gateway, "gateway.networking.k8s.io", "gateways"),
     custom(
         Kind::GatewayClass,

@@ -22,6 +22,15 @@ pub mod target;
 /// Names a resource of a waypoint: the waypoint's Gateway and [`view::Resource::name`].
 pub type Key = (Name, Str);
 
+/// What an object comes to at the waypoints.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// At most one of a name per waypoint.
+    pub resources: Vec<(Key, Arc<view::Resource>)>,
+    /// Where it is in force; `None`: there is nothing to say.
+    pub condition: Option<crate::output::Condition>,
+}
+
 /// A resource and its key.
 pub fn keyed(waypoint: &Name, resource: view::Resource) -> (Key, Arc<view::Resource>) {
     let name = resource.name().into();

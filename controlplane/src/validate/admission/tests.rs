@@ -127,7 +127,7 @@ fn request_authentications_are_checked() {
                 "{jwtRules: [{issuer: a, timeout: '5'}]}",
                 "E spec.jwtRules[0].timeout",
             ),
-            ("{rules: []}", "E spec.rules: is unknown"),
+            ("{rules: []}", "E spec.rules: unknown field"),
             ("{selector: {matchLabels: {a: 'b*'}}}", "E spec.selector"),
             (
                 "{targetRefs: [{kind: Pod, group: '', name: x}]}",
@@ -194,7 +194,7 @@ fn telemetries_are_checked() {
                 "E spec.tracing[0].customTags.a.header.name",
             ),
             (
-                "{metrics: [{overrides: [{tagOverrides: {a: {value: b}}}]}]}",
+                "{metrics: [{overrides: [{tagOverrides: {a: {value: request.host}}}]}]}",
                 "",
             ),
             (
@@ -214,6 +214,115 @@ fn telemetries_are_checked() {
 }
 
 #[test]
+fn virtual_services_are_checked() {
+    table(
+        "networking.istio.io/v1",
+        "VirtualService",
+        &[
+            ("{hosts: [a]}", "E spec: needs http, tls or tcp"),
+            (
+                "{hosts: [a], http: [{route: [{destination: {host: b}}]}]}",
+                "",
+            ),
+            (
+                "{hosts: ['*'], http: [{route: [{destination: {host: b}}]}]}",
+                "E spec.hosts",
+            ),
+            ("{hosts: [a], http: [{}]}", "E spec.http[0]: needs route"),
+            (
+                "{hosts: [a], http: [{route: [{destination: {host: b}}], redirect: {uri: /}}]}",
+                "E spec.http[0]: only one of",
+            ),
+            (
+                "{hosts: [a], http: [{match: [{uri: {regex: '('}}], route: [{destination: {host: b}}]}]}",
+                "E spec.http[0].match[0].uri.regex",
+            ),
+            (
+                "{hosts: [a], http: [{match: [{sourceLabels: {a: b}}], route: [{destination: {host: b}}]}]}",
+                "W spec.http[0].match[0].sourceLabels",
+            ),
+            (
+                "{hosts: [a], http: [{route: [{destination: {host: b}}], retries: {attempts: 1, retryOn: never}}]}",
+                "E spec.http[0].retries.retryOn",
+            ),
+            (
+                "{hosts: [a], http: [{route: [{destination: {host: b}}], fault: {abort: {percentage: {value: 101}, httpStatus: 500}}}]}",
+                "E spec.http[0].fault.abort.percentage.value",
+            ),
+            (
+                "{hosts: [a], http: [{directResponse: {status: 99}}]}",
+                "E spec.http[0].directResponse.status",
+            ),
+            (
+                "{hosts: [a], http: [{redirect: {redirectCode: 300}}]}",
+                "E spec.http[0].redirect.redirectCode",
+            ),
+            (
+                "{hosts: [a], tls: [{match: [{}], route: [{destination: {host: b}}]}]}",
+                "E spec.tls[0].match[0].sniHosts",
+            ),
+            (
+                "{hosts: [a], tcp: [{match: [{destinationSubnets: [x]}], route: [{destination: {host: b}}]}]}",
+                "E spec.tcp[0].match[0].destinationSubnets[0]",
+            ),
+            ("{http: [{delegate: {name: x}}]}", "E spec.http[0].delegate"),
+        ],
+    );
+}
+
+#[test]
+fn destination_rules_are_checked() {
+    table(
+        "networking.istio.io/v1",
+        "DestinationRule",
+        &[
+            ("{}", "E spec.host"),
+            ("{host: a}", ""),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {simple: FASTEST}}}",
+                "E spec.trafficPolicy.loadBalancer.simple",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {}}}}",
+                "E spec.trafficPolicy.loadBalancer.consistentHash: needs one of",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true, maglev: {tableSize: 10}}}}}",
+                "E spec.trafficPolicy.loadBalancer.consistentHash.maglev.tableSize",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {distribute: [{from: a, to: {b: 90}}]}}}}",
+                "E spec.trafficPolicy.loadBalancer.localityLbSetting.distribute[0].to",
+            ),
+            (
+                "{host: a, trafficPolicy: {outlierDetection: {maxEjectionPercent: 101}}}",
+                "E spec.trafficPolicy.outlierDetection.maxEjectionPercent",
+            ),
+            (
+                "{host: a, trafficPolicy: {connectionPool: {tcp: {connectTimeout: 0s}}}}",
+                "E spec.trafficPolicy.connectionPool.tcp.connectTimeout",
+            ),
+            (
+                "{host: a, trafficPolicy: {tls: {mode: SIMPLE, caCertificates: /x}}}",
+                "W spec.trafficPolicy.tls",
+            ),
+            (
+                "{host: a, trafficPolicy: {tls: {mode: MUTUAL}}}",
+                "E spec.trafficPolicy.tls",
+            ),
+            (
+                "{host: a, trafficPolicy: {tunnel: {protocol: CONNECT}}}",
+                "E spec.trafficPolicy.tunnel",
+            ),
+            (
+                "{host: a, subsets: [{labels: {a: b}}]}",
+                "E spec.subsets[0].name",
+            ),
+        ],
+    );
+}
+
+#[test]
 fn unknown_fields_are_refused_at_the_top_and_below() {
     let mut policy = object("security.istio.io/v1", "PeerAuthentication", "{}");
     assert!(check(&policy).errors.is_empty());
@@ -223,7 +332,7 @@ fn unknown_fields_are_refused_at_the_top_and_below() {
         "sepc: is no field of an object"
     );
     // Also of kinds that are not read.
-    let mut other = object("networking.istio.io/v1", "VirtualService", "{hosts: [a]}");
+    let mut other = object("networking.istio.io/v1", "Sidecar", "{any: [a]}");
     assert_eq!(check(&other), Verdict::default());
     other["spce"] = json!({});
     assert_eq!(check(&other).errors.len(), 1);

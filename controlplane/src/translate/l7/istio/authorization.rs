@@ -3,8 +3,6 @@
 //! A value without meaning only ever refuses more than was asked: it takes an alternative out of ALLOW, and a condition
 //! out of DENY. A policy that could not be read refuses everything that its targets take.
 
-use std::sync::Arc;
-
 use mesh::{
     l7::{
         authorization::{
@@ -22,21 +20,11 @@ use crate::{
         Texts,
     },
     object::{Meta, Policy, Sourced},
-    output::Condition,
     translate::{
-        l7::{self, keyed, target::Aim},
+        l7::{Outcome, keyed, target::Aim},
         policy::{is_dry_run, parse_block},
     },
 };
-
-/// What a policy comes to at the waypoints.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Outcome {
-    /// One per waypoint.
-    pub resources: Vec<(l7::Key, Arc<Resource>)>,
-    /// Where it is enforced; `None` for policies without targets.
-    pub condition: Option<Condition>,
-}
 
 /// Which way a value without meaning is left out.
 #[derive(Clone, Copy, PartialEq, Eq)]
