@@ -10,3 +10,5 @@ mod programs;
 mod scene;
 mod system;
 mod traffic;
+mod waypoint;
+mod waypoint_hostile;
