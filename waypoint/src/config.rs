@@ -31,6 +31,8 @@ pub struct Config {
     pub ca: Option<Remote>,
     /// Lifetime of certificates that is asked for; the CA may give less (`SECRET_TTL`).
     pub secret_ttl: Duration,
+    /// The list of revoked certificates (`CRL_PATH`).
+    pub revocations: Option<PathBuf>,
     /// Listeners.
     pub listen: Listen,
     /// HTTP/2 of HBONE.
@@ -208,6 +210,7 @@ impl Config {
             xds: Remote::read(&mut read, "XDS", control_plane, in_kubernetes),
             ca: read_ca(&mut read, control_plane, in_kubernetes),
             secret_ttl: read.duration_or("SECRET_TTL", DEFAULT_SECRET_TTL),
+            revocations: read.some_text("CRL_PATH").map(PathBuf::from),
             listen: read_listen(&mut read),
             http2: read_http2(&mut read),
             limits: Limits {

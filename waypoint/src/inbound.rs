@@ -25,7 +25,7 @@ use net::{
     hbone::{self, ConnectRequest, ResetCode, ServeError},
     report::Chain,
     socket,
-    tls::{self, HandshakeError, PeerIdentity, ServerStream},
+    tls::{self, HandshakeError, PeerIdentity, Revocations, ServerStream},
 };
 use tokio::net::TcpStream;
 
@@ -70,6 +70,7 @@ impl RefusedConnection {
 /// One peer's connection.
 struct Inbound {
     waypoint: Arc<Waypoint>,
+    revocations: Revocations,
     client: SocketAddr,
     local: SocketAddr,
     drain: drain::Watch,
@@ -78,6 +79,7 @@ struct Inbound {
 /// Serves one accepted connection to its end.
 pub(crate) async fn serve(
     waypoint: Arc<Waypoint>,
+    revocations: Revocations,
     tcp: TcpStream,
     client: SocketAddr,
     drain: drain::Watch,
@@ -91,6 +93,7 @@ pub(crate) async fn serve(
     };
     let inbound = Arc::new(Inbound {
         waypoint,
+        revocations,
         client,
         local,
         drain,
@@ -136,7 +139,17 @@ impl Inbound {
         let this = self.clone();
         let handler = move |request| serve_stream(this.clone(), request);
         let http2 = &self.waypoint.http2;
-        match hbone::serve(stream, peer, http2, goodbye, handler).await {
+        let chain = Arc::clone(&peer.chain);
+        let serving = hbone::serve(stream, peer, http2, goodbye, handler);
+        let served = tokio::select! {
+            served = serving => served,
+            // Its streams end with the connection, at once.
+            () = self.revocations.until_revoked(&chain) => {
+                tracing::info!(client = %self.client, "the peer's certificate is revoked: its tunnel is closed");
+                return;
+            }
+        };
+        match served {
             Ok(end) => tracing::debug!(client = %self.client, ?end, "HBONE connection ended"),
             Err(error) => self.connection_failed(&error),
         }

@@ -20,7 +20,10 @@ use net::{
     ready::{self, Gate, Ready},
     settings::RemoteError,
     socket::{self, Factory, SocketError},
-    tls::{self, control_plane},
+    tls::{
+        self, Revocations, control_plane,
+        revocation_file::{self, RevocationsError},
+    },
     xds,
 };
 use prometheus_client::registry::Registry;
@@ -79,6 +82,9 @@ pub enum RunError {
         /// Why.
         source: RemoteError,
     },
+    /// The list of revoked certificates cannot be used.
+    #[error("CRL_PATH")]
+    Revocations(#[from] RevocationsError),
     /// Certificates have no source.
     #[error("FAKE_CA is set and no issuer was brought: that is for tests")]
     NoIssuer,
@@ -187,6 +193,11 @@ impl Process {
         let mut tasks = JoinSet::new();
         let listeners = Listeners::open(&self.config)?;
         let policy = tls::Policy::default();
+        let revocations = policy.revocations().clone();
+        if let Some(path) = &self.config.revocations {
+            revocation_file::load(path, &revocations)?;
+            tasks.spawn(revocation_file::follow(path.clone(), revocations.clone()));
+        }
         self.follow(&policy, &mut registry, &ready, &of_services, &mut tasks)?;
         let issuer = self.issuer(&policy)?;
         let clock = Arc::new(SystemClock);
@@ -206,7 +217,7 @@ impl Process {
         tasks.spawn(crate::http::sweep(waypoint.clone()));
         tasks.spawn(authorize::watch(waypoint.clone(), of_traffic.clone()));
         let address = listeners.hbone.local_addr().ok();
-        let accepting = serve_hbone(listeners.hbone, waypoint.clone(), of_traffic);
+        let accepting = serve_hbone(listeners.hbone, waypoint.clone(), revocations, of_traffic);
         let accepting = tokio::spawn(accepting);
         let readiness = ready::serve(listeners.readiness, ready, of_services.clone());
         tasks.spawn(readiness);
@@ -415,13 +426,21 @@ fn max_connections(config: &Config) -> usize {
     })
 }
 
-async fn serve_hbone(listener: TcpListener, waypoint: Arc<Waypoint>, drain: drain::Watch) {
+async fn serve_hbone(
+    listener: TcpListener,
+    waypoint: Arc<Waypoint>,
+    revocations: Revocations,
+    drain: drain::Watch,
+) {
     let options = accept::Options {
         name: "hbone",
         limit: Some(max_connections(&waypoint.config).min(1 << 20)),
     };
     let of_streams = drain.clone();
-    let handler = move |tcp, peer| inbound::serve(waypoint.clone(), tcp, peer, of_streams.clone());
+    let handler = move |tcp, peer| {
+        let (waypoint, revocations) = (waypoint.clone(), revocations.clone());
+        inbound::serve(waypoint, revocations, tcp, peer, of_streams.clone())
+    };
     accept::serve(listener, options, drain, handler).await;
 }
 
