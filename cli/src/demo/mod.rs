@@ -1,5 +1,6 @@
 //! `leyline local demo`: a mesh, real traffic, and for every claim the evidence. It fails if one piece is not seen.
 
+mod requests;
 mod stage;
 mod steps;
 
@@ -23,9 +24,11 @@ pub(crate) fn run(keep: bool) -> Result<ExitCode> {
         screen.heading("Leyline: a service mesh without sidecars, on this one machine")
     );
     let stage = Stage::new(screen);
-    let options = Options::new(program).file("shop.yaml", include_str!("shop.yaml"));
+    let options = Options::new(program)
+        .file("shop.yaml", include_str!("shop.yaml"))
+        .file("store.yaml", include_str!("store.yaml"));
     let rig = stage.during(
-        "starting two nodes, a control plane, two tunnels and five pods",
+        "starting two nodes, a control plane, two tunnels and nine pods",
         || Rig::start(&options),
     )?;
     stage.evidence(&format!(

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result};
 
-use super::stage::Stage;
+use super::{requests, stage::Stage};
 use crate::{
     local::{
         parts::{Action, CONTROL_PLANE, tunnel},
@@ -16,7 +16,7 @@ use crate::{
 /// What must not be readable on the wire.
 const MARKER: &str = "card-number-4929-1234";
 /// Everything that is waited for must come within this.
-const LIMIT: Duration = Duration::from_secs(10);
+pub(super) const LIMIT: Duration = Duration::from_secs(10);
 const ORDERS: &str = "orders.shop:7000";
 const STOCK: &str = "stock.shop:7000";
 
@@ -31,7 +31,8 @@ pub(super) fn all(stage: &Stage, rig: &Rig) -> Result<()> {
     strict_refuses(stage, rig)?;
     survives_control_plane(stage, rig, &late)?;
     counters_agree(stage, rig)?;
-    leaves(stage, rig, &early, &late)
+    leaves(stage, rig, &early, &late)?;
+    requests::all(stage, rig)
 }
 
 fn readable_before(stage: &Stage, rig: &Rig) -> Result<()> {
@@ -405,9 +406,14 @@ fn pod_ids(rig: &Rig) -> Result<Vec<(String, u32)>> {
 
 /// The newest line of a node's tunnel that holds all of `wanted`; waits for it.
 fn await_line(rig: &Rig, node: &str, wanted: &[String]) -> Option<String> {
+    await_part_line(rig, &tunnel(node), wanted)
+}
+
+/// The newest line of a part's log that holds all of `wanted`; waits for it.
+pub(super) fn await_part_line(rig: &Rig, part: &str, wanted: &[String]) -> Option<String> {
     let mut found = None;
     let _ = until("a line in the log", Duration::from_secs(3), || {
-        let log = rig.part_log(&tunnel(node));
+        let log = rig.part_log(part);
         found = log
             .lines()
             .rev()

@@ -1,9 +1,10 @@
 //! Small programs for the demo and for tests, so that neither needs anything that may be missing on a machine: a server that
-//! echoes, clients that talk to it, and an eye on a link.
+//! echoes and one that speaks HTTP, clients that talk to them, and an eye on a link.
 
 mod capture;
 mod echo;
 mod talk;
+mod web;
 
 pub(crate) use capture::Seen;
 
@@ -43,6 +44,31 @@ pub(crate) enum Tool {
         #[arg(long, default_value_t = 20)]
         every_ms: u64,
     },
+    /// Serve HTTP: every answer tells this server's name and what was asked
+    Web {
+        /// Port to listen on
+        port: u16,
+        /// Who it says it is
+        #[arg(long, default_value = "web")]
+        name: String,
+        /// Answer each so manyth request with 503
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+        fail_every: Option<u64>,
+    },
+    /// Ask an HTTP server; a line for each answer: status, milliseconds, body
+    Get {
+        /// http://HOST[:PORT]/PATH
+        url: http::Uri,
+        /// How many requests, one after the other
+        #[arg(long, default_value_t = 1)]
+        count: u32,
+        /// NAME:VALUE to send along; may be given several times
+        #[arg(long = "header", value_parser = web::header)]
+        headers: Vec<(http::HeaderName, http::HeaderValue)>,
+        /// The longest one answer may take, in milliseconds
+        #[arg(long, default_value_t = 5000)]
+        timeout_ms: u64,
+    },
     /// Watch an interface until standard input ends, then say as JSON what was seen between addresses of a network
     Capture {
         /// The interface
@@ -68,6 +94,22 @@ pub(crate) fn run(tool: Tool) -> Result<ExitCode> {
             timeout_ms,
         } => talk::send(&address, &text, bytes, Duration::from_millis(timeout_ms)),
         Tool::Hold { address, every_ms } => talk::hold(&address, Duration::from_millis(every_ms)),
+        Tool::Web {
+            port,
+            name,
+            fail_every,
+        } => web::serve(port, name, fail_every),
+        Tool::Get {
+            url,
+            count,
+            headers,
+            timeout_ms,
+        } => web::get(&web::Question {
+            url,
+            count,
+            headers,
+            timeout: Duration::from_millis(timeout_ms),
+        }),
         Tool::Capture {
             interface,
             marker,
