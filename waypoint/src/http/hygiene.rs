@@ -88,11 +88,20 @@ fn check_size(parts: &Parts) -> Result<(), Box<Reply>> {
     Ok(())
 }
 
+/// Where a message's end is in doubt, so is the beginning of the next: nothing more is read (RFC 9112 6.3).
+fn last(mut reply: Box<Reply>, parts: &Parts) -> Box<Reply> {
+    if parts.version == Version::HTTP_11 {
+        let close = HeaderValue::from_static("close");
+        reply.headers.insert(CONNECTION, close);
+    }
+    reply
+}
+
 fn check_framing(parts: &Parts) -> Result<(), Box<Reply>> {
     let mut codings = parts.headers.get_all(TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next() {
         if parts.headers.contains_key(CONTENT_LENGTH) {
-            return Err(bad("both_length_and_transfer_encoding"));
+            return Err(last(bad("both_length_and_transfer_encoding"), parts));
         }
         let chunked = coding
             .as_bytes()
@@ -100,7 +109,7 @@ fn check_framing(parts: &Parts) -> Result<(), Box<Reply>> {
             .eq_ignore_ascii_case(b"chunked");
         if !chunked || codings.next().is_some() {
             let status = StatusCode::NOT_IMPLEMENTED;
-            return Err(refuse(status, "unknown_transfer_encoding"));
+            return Err(last(refuse(status, "unknown_transfer_encoding"), parts));
         }
     }
     let expect = parts.headers.get(EXPECT).map(HeaderValue::as_bytes);

@@ -124,6 +124,20 @@ async fn requests_that_could_be_read_in_two_ways_are_refused() {
 }
 
 #[tokio::test]
+async fn nothing_is_read_after_a_request_whose_end_is_in_doubt() {
+    let echo = Backend::echo(Version::HTTP_11, "echo").await;
+    let rig = Rig::new(Version::HTTP_11, &[&echo]).await;
+    for coding in ["gzip, chunked", "chunked\r\ntransfer-encoding: chunked"] {
+        let doubtful =
+            format!("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: {coding}\r\n\r\n0\r\n\r\n");
+        let hidden = "GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
+        let told = told(&rig, [&doubtful, hidden].concat().as_bytes()).await;
+        assert_eq!(told, ["501"], "{coding:?}");
+    }
+    assert_eq!(echo.requests(), 0, "what was behind it did not get through");
+}
+
+#[tokio::test]
 async fn odd_but_honest_requests_pass() {
     let echo = Backend::echo(Version::HTTP_11, "echo").await;
     let rig = Rig::new(Version::HTTP_11, &[&echo]).await;
