@@ -3,9 +3,12 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use http::Version;
-use mesh::l7::{
-    backend::{BackendPolicy, Balancer, HashKey, HashTable, TrafficPolicy},
-    view,
+use mesh::{
+    l7::{
+        backend::{BackendPolicy, Balancer, HashKey, HashTable, TrafficPolicy},
+        view,
+    },
+    workload::Health,
 };
 
 use super::rig::{Answer, Backend, Rig, full};
@@ -92,5 +95,20 @@ async fn a_cookie_that_is_missing_is_made_and_kept_to() {
         let answer = Answer::of(client.send(request.body(full("")).unwrap()).await).await;
         assert_eq!(answer.header("x-backend"), first.header("x-backend"));
         assert_eq!(answer.header("set-cookie"), "");
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_is_used_from_when_it_is_healthy_and_until_it_is_not() {
+    let echo = Backend::echo(Version::HTTP_11, "echo").await;
+    let rig = Rig::new(Version::HTTP_11, &[&echo]).await;
+    let mut client = rig.client(Version::HTTP_11).await;
+    for (health, expected) in [
+        (Health::Unhealthy, 503),
+        (Health::Healthy, 200),
+        (Health::Unhealthy, 503),
+    ] {
+        rig.health(health);
+        assert_eq!(client.get("/").await.status, expected, "{health:?}");
     }
 }

@@ -32,7 +32,7 @@ use mesh::{
     names::{NamespacedHostname, Str, WorkloadUid},
     service::Service,
     view::{Resource, Update},
-    workload::Workload,
+    workload::{Health, Workload},
 };
 use net::{
     ca::{Certificates, CertificatesConfig},
@@ -341,6 +341,21 @@ impl Rig {
             resolution: Resolution::Static,
             external: false,
         })]);
+    }
+
+    /// Tells the waypoint how the service's endpoints are.
+    pub(crate) fn health(&self, status: Health) {
+        let mesh = self.waypoint.snapshots.load().mesh.clone();
+        let endpoints = mesh.endpoints(&self.target);
+        let upserts = endpoints.iter().map(|endpoint| {
+            let mut workload = (*endpoint.workload).clone();
+            workload.status = status;
+            workload.into()
+        });
+        self.waypoint.snapshots.apply_mesh(Update {
+            upserts: upserts.collect(),
+            removals: Vec::new(),
+        });
     }
 
     /// Tells the waypoint of resources of its own.

@@ -151,19 +151,21 @@ impl Members {
             .unwrap_or(CONNECT_TIMEOUT);
         let connections = members.policy.pool.max_connections;
         members.connections = connections.map(|it| Arc::new(Semaphore::new(it as usize)));
-        members.endpoints = members.resolve(&from, snapshot, before);
-        members.plan = members.plan(snapshot);
+        let resolved = members.resolve(&from, snapshot, before);
+        members.plan = members.plan(snapshot, &resolved);
+        members.endpoints = resolved.into_iter().map(|(state, _)| state).collect();
         members.from = from;
         members
     }
 
-    /// The endpoints of which one is chosen. Those that stay are the same as before.
+    /// The endpoints of which one is chosen, each with its record as it is now. Those that stay are the same as before;
+    /// what they were made from is not: whether an endpoint is healthy, or how far, is its record's to say.
     fn resolve(
         &self,
         from: &Origin,
         snapshot: &Snapshot,
         before: &Self,
-    ) -> Vec<Arc<EndpointState>> {
+    ) -> Vec<(Arc<EndpointState>, Arc<Workload>)> {
         let known: HashMap<_, _> = before
             .endpoints
             .iter()
@@ -171,13 +173,14 @@ impl Members {
             .collect();
         let state = |workload: &Arc<Workload>, port: u16| {
             let known = known.get(&workload.uid);
-            match known.filter(|it| it.serves(workload, port)) {
+            let state = match known.filter(|it| it.serves(workload, port)) {
                 Some(known) => Arc::clone(known),
                 None => Arc::new(EndpointState::new(Endpoint::Workload {
                     workload: Arc::clone(workload),
                     port,
                 })),
-            }
+            };
+            (state, Arc::clone(workload))
         };
         if let Some(workload) = &from.workload {
             return vec![state(workload, self.port)];
@@ -207,12 +210,10 @@ impl Members {
         found.collect()
     }
 
-    fn plan(&self, snapshot: &Snapshot) -> Plan {
-        let candidates: Vec<_> = self
-            .endpoints
+    fn plan(&self, snapshot: &Snapshot, resolved: &[(Arc<EndpointState>, Arc<Workload>)]) -> Plan {
+        let candidates: Vec<_> = resolved
             .iter()
-            .filter_map(|it| it.workload())
-            .map(|workload| candidate(workload, snapshot))
+            .map(|(_, workload)| candidate(workload, snapshot))
             .collect();
         Plan::new(
             self.service.as_deref(),
