@@ -208,10 +208,15 @@ impl Asked<'_> {
         }
         let source = &self.facts.source;
         let address = self.address_in(&source.network);
+        let workload = self.view.workload_at(&address);
         if let Some(service) = self.view.service_at(&address, &source.namespace) {
+            // A tunnel that is told of another network than its pods' has not found it above, and still may not go around.
+            if workload.is_none() && has_waypoint(service) {
+                return self.to_service_waypoint(service, waypoint);
+            }
             return self.to_service(service, endpoint);
         }
-        match self.view.workload_at(&address) {
+        match workload {
             Some(workload) => self.to_workload(workload, waypoint),
             None => Ok(self.passthrough(Route::UnknownPassthrough, None)),
         }

@@ -120,6 +120,7 @@ fn renders_as_reviewed() {
         if env::var_os("LEYLINE_REGENERATE").is_some() {
             fs::write(&golden, &text).unwrap();
         }
+        assert!(!text.contains("<nil>"), "{case} has a value that is none");
         let kept = fs::read_to_string(&golden).unwrap_or_default();
         let differs = kept
             .lines()

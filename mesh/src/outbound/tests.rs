@@ -294,6 +294,22 @@ fn a_services_waypoint_gets_the_original_destination() {
 }
 
 #[test]
+fn a_tunnel_that_is_told_of_another_network_does_not_go_around_a_waypoint() {
+    let view = mesh([
+        with_waypoint(gateway("/127.0.0.10", 15008)).into(),
+        waypoint_pod().into(),
+    ]);
+    let mistaken = OutboundFacts {
+        network: "elsewhere".into(),
+        ..facts("127.0.0.3:80")
+    };
+    let Outcome::Go(hop) = next_hop(&view, &mistaken, Draw(1)) else {
+        panic!("refused");
+    };
+    assert_eq!(hop.route, Route::ServiceWaypoint);
+}
+
+#[test]
 fn a_waypoint_by_name_is_one_of_its_services_endpoints() {
     let named = with_waypoint(gateway(WAYPOINT, 15008));
     let waypoint = Service {
