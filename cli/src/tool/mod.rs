@@ -57,7 +57,7 @@ pub(crate) enum Tool {
     },
     /// Ask an HTTP server; a line for each answer: status, milliseconds, body
     Get {
-        /// http://HOST[:PORT]/PATH
+        /// `http://HOST`, with a port and a path where they are needed
         url: http::Uri,
         /// How many requests, one after the other
         #[arg(long, default_value_t = 1)]

@@ -49,7 +49,7 @@ pub struct Load {
 /// What a choice depends on beside the endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chance {
-    /// Of the request, by [`hash`]; none: there is nothing to hash.
+    /// Of the request, by [`hash()`]; none: there is nothing to hash.
     pub hash: Option<u64>,
     /// A draw of its own.
     pub draw: Draw,
