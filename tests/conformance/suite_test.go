@@ -33,13 +33,6 @@ var labels = map[string]string{
 	"istio.io/use-waypoint":   "waypoint",
 }
 
-// The features of HTTPRoute that the suite tests in meshes, beside those that are a mesh's by name.
-var routes = []features.FeatureName{
-	features.SupportHTTPRoute303RedirectStatusCode,
-	features.SupportHTTPRoute307RedirectStatusCode,
-	features.SupportHTTPRoute308RedirectStatusCode,
-}
-
 func TestConformance(t *testing.T) {
 	options := conformance.DefaultOptions(t)
 	options.NamespaceLabels = labels
@@ -64,19 +57,24 @@ func TestConformance(t *testing.T) {
 	run.Applier.GatewayClass = *class
 	chosen := choose(t)
 	run.Setup(t, chosen)
+	// The suite counts as running until its own clean-up, which comes before this one.
+	if *report != "" {
+		t.Cleanup(func() { write(t, run) })
+	}
 	if err := run.Run(t, chosen); err != nil {
 		t.Errorf("run the suite: %v", err)
 	}
-	if *report != "" {
-		write(t, run)
-	}
 }
 
-// supported is every feature of the two profiles, core and extended.
+// supported is every feature of meshes, core and extended, and whatever else the suite's tests of meshes ask for.
 func supported() []features.FeatureName {
 	all := features.SetsToNamesSet(features.MeshCoreFeatures, features.MeshExtendedFeatures)
 	all.Insert(features.SupportHTTPRoute, features.SupportGRPCRoute)
-	all.Insert(routes...)
+	for _, test := range tests.ConformanceTests {
+		if slices.Contains(test.Features, features.SupportMesh) {
+			all.Insert(test.Features...)
+		}
+	}
 	return all.UnsortedList()
 }
 
