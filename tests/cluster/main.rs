@@ -4,6 +4,7 @@
 //! `alone`, when it breaks what others stand on.
 
 mod burst;
+mod conformance;
 mod connect;
 mod join;
 mod lifecycle;
@@ -11,3 +12,4 @@ mod operator;
 mod policy;
 mod scene;
 mod traffic;
+mod waypoint;
