@@ -278,11 +278,13 @@ fn read_node(read: &mut Reader<'_>) -> Node {
         cluster_domain: first(&["CLUSTER_DOMAIN"], "cluster.local"),
         trust_domain: TrustDomain::default(),
         gateway: first(&["GATEWAY_NAME", "ISTIO_META_WORKLOAD_NAME"], ""),
-        istio_version: first(&["ISTIO_META_ISTIO_VERSION"], "unknown").to_string(),
+        istio_version: first(&["ISTIO_META_ISTIO_VERSION"], env!("CARGO_PKG_VERSION")).to_string(),
         metadata: BTreeMap::new(),
     };
     node.trust_domain = read.parse_or("TRUST_DOMAIN", TrustDomain::default());
+    let version = Str::from(&*node.istio_version);
     node.metadata = [
+        ("ISTIO_VERSION", &version),
         ("NAME", &node.pod_name),
         ("NAMESPACE", &node.namespace),
         ("INSTANCE_IPS", &node.instance_ip),
