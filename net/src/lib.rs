@@ -19,6 +19,7 @@ pub mod log;
 pub mod mesh_state;
 pub mod metrics;
 pub mod netns;
+pub mod process;
 pub mod proxy_protocol;
 pub mod ready;
 pub mod report;

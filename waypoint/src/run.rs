@@ -4,7 +4,6 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,10 +15,10 @@ use net::{
         Issuer,
     },
     clock::SystemClock,
-    drain, hbone, log, metrics,
+    drain, hbone, log, metrics, process,
     ready::{self, Gate, Ready},
     settings::RemoteError,
-    socket::{self, Factory, SocketError},
+    socket::{Factory, SocketError},
     tls::{
         self, Revocations, control_plane,
         revocation_file::{self, RevocationsError},
@@ -29,7 +28,6 @@ use net::{
 use prometheus_client::registry::Registry;
 use tokio::{
     net::TcpListener,
-    signal::unix::{SignalKind, signal},
     sync::Notify,
     task::{JoinHandle, JoinSet},
 };
@@ -103,28 +101,12 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 
 /// The same, with log levels that can be changed.
 pub(crate) async fn run_with(config: Config, logs: Option<log::Handle>) -> Result<(), RunError> {
-    let stop = signals().map_err(RunError::Signals)?;
+    let stop = process::told_to_end().map_err(RunError::Signals)?;
     let process = Process {
         logs,
         ..Process::new(config)
     };
     process.run_until(stop).await
-}
-
-/// Resolves at the first SIGTERM or SIGINT. A second SIGINT ends the process at once.
-fn signals() -> io::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => tracing::info!("told to terminate: draining"),
-            _ = interrupt.recv() => tracing::info!("interrupted: draining; once more ends at once"),
-        }
-        tokio::spawn(async move {
-            interrupt.recv().await;
-            std::process::exit(0);
-        });
-    })
 }
 
 /// A waypoint to be run, with what its caller may bring in place of what [`Config`] names.
@@ -204,7 +186,7 @@ impl Process {
         let certificates = Certificates::new(issuer, clock, CertificatesConfig::default());
         let config = Arc::new(self.config);
         if let Some(path) = config.ca.as_ref().and_then(Remote::root_file) {
-            tasks.spawn(renew_with_roots(path.to_owned(), certificates.clone()));
+            tasks.spawn(certificates.clone().follow_root(path.to_owned()));
         }
         let waypoint = assemble(
             config.clone(),
@@ -417,13 +399,9 @@ fn telemetry_node(config: &Config) -> telemetry::Node {
     }
 }
 
-/// Each takes two files: the one that was accepted and the one that was dialled.
 fn max_connections(config: &Config) -> usize {
-    const FILES_UNKNOWN: u64 = 1024;
-    config.limits.connections.unwrap_or_else(|| {
-        let files = socket::raise_open_files_limit().unwrap_or(FILES_UNKNOWN);
-        usize::try_from(files / 2).unwrap_or(usize::MAX).max(1)
-    })
+    let most = config.limits.connections;
+    most.unwrap_or_else(|| process::most_connections().max(1))
 }
 
 async fn serve_hbone(
@@ -534,23 +512,4 @@ fn xds_config(
         ready: Some(gate),
         metrics,
     })
-}
-
-/// New roots of the control plane mean new roots of the mesh: certificates carry the roots that peers are checked
-/// with, and tunnels are pooled by certificate, so renewing moves both without waiting for half of a lifetime.
-async fn renew_with_roots(path: PathBuf, certificates: Certificates) {
-    const LOOK: Duration = Duration::from_secs(5);
-    let mut known = tokio::fs::read(&path).await.ok();
-    loop {
-        tokio::time::sleep(LOOK).await;
-        // A file that is gone for a moment, as while a volume is swapped, is no change.
-        let Ok(now) = tokio::fs::read(&path).await else {
-            continue;
-        };
-        if known.as_ref().is_some_and(|known| *known != now) {
-            tracing::info!(path = %path.display(), "the CA's root has changed: renewing the certificate");
-            certificates.renew_all();
-        }
-        known = Some(now);
-    }
 }

@@ -10,10 +10,10 @@ use net::{
     dns::{ResolvConf, Resolver},
     drain, hbone, log,
     mesh_state::MeshState,
-    metrics,
+    metrics, process,
     ready::{self, Ready},
     settings::RemoteError,
-    socket::{self, Factory, SocketError},
+    socket::{Factory, SocketError},
     tls::{
         self, Revocations, control_plane,
         revocation_file::{self, RevocationsError},
@@ -24,7 +24,6 @@ use prometheus_client::registry::Registry;
 use tokio::{
     net::TcpListener,
     runtime::Handle,
-    signal::unix::{SignalKind, signal},
     sync::{Notify, Semaphore},
     task::{JoinHandle, JoinSet},
 };
@@ -99,29 +98,13 @@ pub(crate) async fn run_on(
     data: Handle,
     logs: Option<log::Handle>,
 ) -> Result<(), RunError> {
-    let stop = signals().map_err(RunError::Signals)?;
+    let stop = process::told_to_end().map_err(RunError::Signals)?;
     let tunnel = Tunnel {
         data,
         logs,
         ..Tunnel::new(config)
     };
     tunnel.run_until(stop).await
-}
-
-/// Resolves at the first SIGTERM or SIGINT. A second SIGINT ends the process at once.
-fn signals() -> io::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => tracing::info!("told to terminate: draining"),
-            _ = interrupt.recv() => tracing::info!("interrupted: draining; once more ends at once"),
-        }
-        tokio::spawn(async move {
-            interrupt.recv().await;
-            std::process::exit(0);
-        });
-    })
 }
 
 /// A node tunnel to be run, with what its caller may bring in place of what [`Config`] names.
@@ -225,7 +208,7 @@ impl Tunnel {
             revocations,
         );
         if let Some(path) = config.ca.as_ref().and_then(Remote::root_file) {
-            tasks.spawn(renew_with_roots(path.to_owned(), node.certificates.clone()));
+            tasks.spawn(node.certificates.clone().follow_root(path.to_owned()));
         }
         let own = own.map(|listener| serve_ourselves(&node, listener));
         let gate = ready.gate("workload proxy manager");
@@ -402,14 +385,11 @@ fn make_node(
     })
 }
 
-/// Each takes two files: the one that was accepted and the one that was dialled.
+/// No pod takes more than half of what there is room for.
 fn max_pod_connections(config: &Config) -> usize {
-    const FILES_UNKNOWN: u64 = 1024;
-    config.max_pod_connections.unwrap_or_else(|| {
-        let files = socket::raise_open_files_limit().unwrap_or(FILES_UNKNOWN);
-        let all = usize::try_from(files / 2).unwrap_or(usize::MAX);
-        (all / 2).clamp(1, Semaphore::MAX_PERMITS)
-    })
+    config
+        .max_pod_connections
+        .unwrap_or_else(|| (process::most_connections() / 2).clamp(1, Semaphore::MAX_PERMITS))
 }
 
 /// Our own metrics and readiness over HBONE, with policy.
@@ -511,23 +491,4 @@ fn xds_config(
         ready: Some(gate),
         metrics,
     })
-}
-
-/// New roots of the control plane mean new roots of the mesh: certificates carry the roots that peers are checked
-/// with, and tunnels are pooled by certificate, so renewing moves both without waiting for half of a lifetime.
-async fn renew_with_roots(path: std::path::PathBuf, certificates: Certificates) {
-    const LOOK: Duration = Duration::from_secs(5);
-    let mut known = tokio::fs::read(&path).await.ok();
-    loop {
-        tokio::time::sleep(LOOK).await;
-        // A file that is gone for a moment, as while a volume is swapped, is no change.
-        let Ok(now) = tokio::fs::read(&path).await else {
-            continue;
-        };
-        if known.as_ref().is_some_and(|known| *known != now) {
-            tracing::info!(path = %path.display(), "the CA's root has changed: renewing all certificates");
-            certificates.renew_all();
-        }
-        known = Some(now);
-    }
 }

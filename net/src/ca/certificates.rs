@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     fmt,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -248,6 +249,27 @@ impl Certificates {
     pub fn renew_all(&self) {
         for entry in self.0.entries.lock().values() {
             entry.renew.notify_one();
+        }
+    }
+
+    /// Renews everything whenever the CA's root in this file changes, forever.
+    ///
+    /// New roots of the control plane mean new roots of the mesh: certificates carry the roots that peers are checked
+    /// with, and tunnels are pooled by certificate, so renewing moves both without waiting for half of a lifetime.
+    pub async fn follow_root(self, path: PathBuf) {
+        const LOOK: Duration = Duration::from_secs(5);
+        let mut known = tokio::fs::read(&path).await.ok();
+        loop {
+            tokio::time::sleep(LOOK).await;
+            // A file that is gone for a moment, as while a volume is swapped, is no change.
+            let Ok(now) = tokio::fs::read(&path).await else {
+                continue;
+            };
+            if known.as_ref().is_some_and(|known| *known != now) {
+                tracing::info!(path = %path.display(), "the CA's root has changed: renewing all certificates");
+                self.renew_all();
+            }
+            known = Some(now);
         }
     }
 
