@@ -103,11 +103,14 @@ impl Inputs {
                 faults: it.faults.clone(),
             }),
             Kind::VirtualService => {
-                super::copy(&self.routes, name, Object::VirtualService).map(good)
+                super::inputs::copy(&self.routes, name, Object::VirtualService).map(good)
             }
-            Kind::Telemetry => super::copy(&self.telemetries, name, Object::Telemetry).map(good),
+            Kind::Telemetry => {
+                super::inputs::copy(&self.telemetries, name, Object::Telemetry).map(good)
+            }
             kind => {
-                super::copy(&self.unsupported, object, |meta| Object::Other(kind, meta)).map(good)
+                super::inputs::copy(&self.unsupported, object, |meta| Object::Other(kind, meta))
+                    .map(good)
             }
         }
     }
@@ -284,7 +287,7 @@ pub(super) fn istio(
         let (resources, conditions) = parts(graph, outcomes);
         all_resources.push(resources);
         let (conditions, _) = graph.derive(&conditions, move |_, name, condition| {
-            super::told(reference(kind, name), vec![(**condition).clone()])
+            super::outputs::told(reference(kind, name), vec![(**condition).clone()])
         });
         all_conditions.push(conditions);
     }
@@ -406,7 +409,7 @@ pub(super) fn rule_conditions(
             .map(|((waypoint, _), it)| (waypoint, (*it).clone()))
             .collect();
         let said = destination_rule::condition(&settings, rule, &used);
-        super::told(reference(Kind::DestinationRule, name), vec![said])
+        super::outputs::told(reference(Kind::DestinationRule, name), vec![said])
     });
     conditions
 }
@@ -420,7 +423,7 @@ fn unsupported(graph: &mut Graph, inputs: &Inputs) -> Collection<ObjectRef, supe
             _ => "nothing of it is in force: waypoints here run no WebAssembly",
         };
         let said = condition("Accepted", Truth::False, "Unsupported", message);
-        super::told(object.clone(), vec![said])
+        super::outputs::told(object.clone(), vec![said])
     });
     conditions
 }

@@ -7,6 +7,7 @@ use mesh::{
     view::{MeshView, Resource as Checked, Update},
 };
 use prost::Message;
+use proto::{security::Authorization, workload as wire};
 
 use super::*;
 use crate::object::read_object;

@@ -82,7 +82,7 @@ pub(super) fn told(graph: &mut Graph, inputs: &crate::wiring::Inputs, targets: &
     let (conditions, _) = graph.derive(objects, move |cx, name, telemetry| {
         let aimed = cx.get(&aimed, name);
         let said = said(&settings, telemetry, aimed.as_ref().map(|aimed| &aimed.aim));
-        crate::wiring::told(reference(Kind::Telemetry, name), vec![said])
+        crate::wiring::outputs::told(reference(Kind::Telemetry, name), vec![said])
     });
     Told {
         resources,
