@@ -16,7 +16,9 @@ use super::{
     body::{Body, BodyError},
     exchange::Exchange,
     filter::{self, grpc_web},
-    grpc, hygiene, reply, telemetry,
+    grpc, hygiene, reply,
+    served::Busy,
+    telemetry,
     upstream::{Permit, pool::Held},
 };
 
@@ -53,10 +55,11 @@ struct State {
     permit: Option<Permit>,
     /// When the response must be over.
     deadline: Option<Instant>,
+    _busy: Busy,
 }
 
 impl Ongoing {
-    pub(super) fn new(exchange: Exchange) -> Self {
+    pub(super) fn new(exchange: Exchange, busy: Busy) -> Self {
         Self {
             state: Some(Box::new(State {
                 exchange,
@@ -65,6 +68,7 @@ impl Ongoing {
                 held: None,
                 permit: None,
                 deadline: None,
+                _busy: busy,
             })),
         }
     }

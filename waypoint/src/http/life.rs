@@ -17,9 +17,10 @@ use super::{
     exchange::{Exchange, Head, Kind},
     filter, forward, hygiene,
     reply::Reply,
-    route, telemetry,
+    route,
+    served::Served,
+    telemetry,
 };
-use crate::connection::Connection;
 
 /// A request between its phases.
 pub(super) struct Underway {
@@ -37,12 +38,6 @@ pub(super) struct Underway {
     pub(super) web: Option<filter::grpc_web::Encoding>,
 }
 
-/// One connection that is served.
-pub(super) struct Served {
-    pub(super) connection: Arc<Connection>,
-    pub(super) drain: drain::Watch,
-}
-
 /// Answers one request.
 pub(super) async fn respond(
     served: Arc<Served>,
@@ -51,14 +46,17 @@ pub(super) async fn respond(
     let connection = Arc::clone(&served.connection);
     let snapshot = connection.waypoint.snapshots.load();
     let exchange = Exchange::new(connection, snapshot, Draw(rand::random()));
-    let mut ongoing = Ongoing::new(exchange);
+    let mut ongoing = Ongoing::new(exchange, served.begin());
     let (parts, incoming) = request.into_parts();
     let body = Body::new(incoming);
     ongoing.carries(body.clone());
-    Ok(match phases(&served, &mut ongoing, parts, body).await {
+    let version = parts.version;
+    let mut response = match phases(&served, &mut ongoing, parts, body).await {
         Ok(answer) => forward::answer(answer, ongoing),
         Err(reply) => Download::reply(*reply, ongoing),
-    })
+    };
+    served.say_goodbye(version, &mut response);
+    Ok(response)
 }
 
 async fn phases(

@@ -18,6 +18,7 @@ mod plan;
 mod reply;
 mod retry;
 mod route;
+mod served;
 mod server;
 mod telemetry;
 pub(crate) mod transport;

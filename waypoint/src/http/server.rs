@@ -16,8 +16,9 @@ use super::{
     download::STREAM_IDLE,
     guard::Guard,
     hygiene::MAX_HEADERS,
-    life::{self, Served},
+    life,
     patience::Patience,
+    served::Served,
 };
 use crate::connection::Connection;
 
@@ -36,15 +37,12 @@ const MAX_PENDING_RESETS: usize = 20;
 /// Streams that we reset for the client's errors (CVE-2025-8671).
 const MAX_ERROR_RESETS: usize = 100;
 
-/// Serves HTTP/1.1 until the client ends, or the drain lets the last response end.
-pub(super) async fn http1<S>(stream: S, connection: Arc<Connection>, mut drain: drain::Watch)
+/// Serves HTTP/1.1 until the client ends, or the drain has told it so with a response.
+pub(super) async fn http1<S>(stream: S, connection: Arc<Connection>, drain: drain::Watch)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let served = Arc::new(Served {
-        connection,
-        drain: drain.clone(),
-    });
+    let served = Served::new(connection, drain);
     let service =
         service_fn(|request: Request<Incoming>| life::respond(Arc::clone(&served), request));
     let stream = Guard::new(Patience::new(stream, STREAM_IDLE), MAX_HEAD);
@@ -60,7 +58,7 @@ where
     let mut serving = pin!(serving);
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
-        _ = drain.started() => {
+        () = served.abandoned() => {
             serving.as_mut().graceful_shutdown();
             serving.await
         }
@@ -73,10 +71,7 @@ pub(super) async fn http2<S>(stream: S, connection: Arc<Connection>, mut drain: 
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let served = Arc::new(Served {
-        connection,
-        drain: drain.clone(),
-    });
+    let served = Served::new(connection, drain.clone());
     let service =
         service_fn(|request: Request<Incoming>| life::respond(Arc::clone(&served), request));
     let serving = http2::Builder::new(TokioExecutor::new())

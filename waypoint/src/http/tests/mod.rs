@@ -3,6 +3,7 @@
 mod abuse;
 mod balancing;
 mod basics;
+mod draining;
 mod failures;
 pub(super) mod rig;
 mod routes;

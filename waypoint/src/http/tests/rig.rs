@@ -418,6 +418,11 @@ impl Rig {
 
     /// The other end of a connection that is served.
     pub(crate) fn dial(&self, version: Version) -> DuplexStream {
+        self.dial_until(version).0
+    }
+
+    /// The same, and what begins the drain.
+    pub(crate) fn dial_until(&self, version: Version) -> (DuplexStream, net::drain::Trigger) {
         let (client, server) = tokio::io::duplex(256 * 1024);
         let version = match version {
             Version::HTTP_2 => HttpVersion::Http2,
@@ -425,11 +430,12 @@ impl Rig {
         };
         let (trigger, watch) = net::drain::channel();
         let connection = self.connection();
+        let kept = trigger.clone();
         tokio::spawn(async move {
             serve(server, version, connection, watch).await;
-            drop(trigger);
+            drop(kept);
         });
-        client
+        (client, trigger)
     }
 
     /// A client of this version.
