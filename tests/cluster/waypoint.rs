@@ -1,7 +1,10 @@
 //! A namespace opts in to a waypoint: requests are routed, denied with a reason, survive its restart, and never pass it by.
 
-use anyhow::{Context, Result, ensure};
-use rig::cluster::bed::{Bed, shared};
+use anyhow::{Context, Result, bail, ensure};
+use rig::{
+    Running,
+    cluster::bed::{Bed, shared},
+};
 use serde_json::Value;
 
 use crate::scene::{Scene, Start, pod};
@@ -221,8 +224,11 @@ fn a_restart_of_the_waypoint_fails_no_request() -> Result<()> {
         "--parallel",
         "4",
     ];
-    let load = bed.kube().spawn(&shop.scene.pod("client"), &line)?;
     let namespace = shop.scene.namespace.as_str();
+    // What the old one says goes with it.
+    let follow = ["-n", namespace, "logs", "-f", "deployment/waypoint"];
+    let told = Running::start(&mut bed.kube().command(&follow))?;
+    let load = bed.kube().spawn(&shop.scene.pod("client"), &line)?;
     bed.kube()
         .run(&["-n", namespace, "rollout", "restart", "deployment/waypoint"])?;
     bed.kube()
@@ -240,11 +246,33 @@ fn a_restart_of_the_waypoint_fails_no_request() -> Result<()> {
     });
     let found: Value = serde_json::from_str(load.finish()?.trim())?;
     let requests = found["requests"].as_u64().unwrap_or(0);
-    ensure!(
-        found["failed"] == 0 && found["statuses"]["200"] == requests && requests > 100,
-        "{found}"
+    if found["failed"] == 0 && found["statuses"]["200"] == requests && requests > 100 {
+        return Ok(());
+    }
+    // In one line: a report may show no more than the first.
+    let (old, new) = (told.finish(), shop.waypoint_log());
+    let tunnel = bed.ztunnel_log(bed.node(0));
+    let said = |log: Result<String>| amiss(&log.unwrap_or_else(|error| format!("{error:#}")));
+    bail!(
+        "{} of {requests} failed, statuses {}, errors {}; old waypoint: {}; new: {}; tunnel: {}",
+        found["failed"],
+        found["statuses"],
+        found["errors"],
+        said(old),
+        said(new),
+        said(tunnel)
     );
-    Ok(())
+}
+
+/// The last lines of a log that tell of trouble or of an end, as one line.
+fn amiss(log: &str) -> String {
+    let tells = |line: &&str| {
+        let words = ["WARN", "ERROR", "error", "warn", "drain", "refused", "503"];
+        words.iter().any(|word| line.contains(word))
+    };
+    let lines: Vec<_> = log.lines().filter(tells).collect();
+    let first = lines.len().saturating_sub(8);
+    lines[first..].join(" | ")
 }
 
 #[test]

@@ -44,6 +44,9 @@ pub(crate) const TLS_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a CONNECT waits for what is not known: the client's node may have heard of a binding before we did.
 const WAIT: Duration = Duration::from_secs(1);
 
+/// For how long a connection that comes while we drain takes streams.
+const LATECOMER: Duration = Duration::from_secs(2);
+
 /// Why a connection ended before its streams.
 #[derive(Debug, thiserror::Error)]
 enum RefusedConnection {
@@ -160,10 +163,10 @@ impl Inbound {
     fn goodbye(&self, peer: &PeerIdentity) -> impl Future<Output = ()> + use<> {
         let left = peer.not_after.duration_since(SystemTime::now());
         let age = age_limit(self.waypoint.config.max_connection_age, rand::random());
-        let mut drain = self.drain.clone().release();
+        let drain = self.drain.clone().release();
         async move {
             tokio::select! {
-                _ = drain.started() => {}
+                () = until_drained(drain) => {}
                 () = tokio::time::sleep(left.unwrap_or_default()) => {}
                 () = until_old(age) => {}
             }
@@ -189,6 +192,15 @@ impl Inbound {
 fn age_limit(limit: Duration, chance: u32) -> Duration {
     let spread = f64::from(chance) / f64::from(u32::MAX) - 0.5;
     limit.mul_f64(1.0 + 0.4 * spread)
+}
+
+/// Resolves when the drain begins; for a connection that comes after that, once its client has had time for what it came for.
+async fn until_drained(mut drain: drain::Watch) {
+    let late = drain.mode().is_some();
+    drain.started().await;
+    if late {
+        tokio::time::sleep(LATECOMER).await;
+    }
 }
 
 async fn until_old(age: Duration) {

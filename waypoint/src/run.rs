@@ -197,10 +197,19 @@ impl Process {
         );
         tasks.spawn(certified(waypoint.clone(), ready.gate("certificate")));
         tasks.spawn(crate::http::sweep(waypoint.clone()));
-        tasks.spawn(authorize::watch(waypoint.clone(), of_traffic.clone()));
+        tasks.spawn(authorize::watch(
+            waypoint.clone(),
+            of_traffic.clone().release(),
+        ));
         let address = listeners.hbone.local_addr().ok();
-        let accepting = serve_hbone(listeners.hbone, waypoint.clone(), revocations, of_traffic);
-        let accepting = tokio::spawn(accepting);
+        drop(of_traffic);
+        let (listening, of_listening) = drain::channel();
+        let accepting = Accepting {
+            waypoint: waypoint.clone(),
+            revocations,
+            traffic: traffic.clone(),
+        };
+        let accepting = tokio::spawn(accepting.serve(listeners.hbone, of_listening));
         let readiness = ready::serve(listeners.readiness, ready, of_services.clone());
         tasks.spawn(readiness);
         let stats = metrics::serve(listeners.stats, Arc::new(registry), of_services.clone());
@@ -214,6 +223,7 @@ impl Process {
             own,
             services,
             traffic,
+            listening,
             accepting,
             quit,
             _tasks: tasks,
@@ -259,7 +269,9 @@ pub(crate) struct Running {
     /// Closed when it is to end.
     own: Gate,
     services: drain::Trigger,
+    /// Held open by each connection.
     traffic: drain::Trigger,
+    listening: drain::Trigger,
     accepting: JoinHandle<()>,
     quit: Arc<Notify>,
     /// Admin, metrics, xDS: end with us.
@@ -273,13 +285,24 @@ impl Running {
         self.address.expect("a listener has an address")
     }
 
+    /// Tells when clients are told to go.
+    #[cfg(test)]
+    pub(crate) fn draining(&self) -> drain::Watch {
+        self.traffic.watch().release()
+    }
+
     /// Not ready; once everyone has heard of it, GOAWAY to all; what is open may end until the deadline.
+    ///
+    /// Who has not heard of it, because the control plane is slow or away, may still come: nobody is refused as long as
+    /// anyone is served.
     pub(crate) async fn drain(self) {
         let began = Instant::now();
         self.own.close();
         tokio::time::sleep(self.config.drain.propagation).await;
         let mode = drain::Mode::graceful(self.config.drain.deadline);
         self.traffic.start(mode);
+        let _ = tokio::time::timeout(self.config.drain.deadline, self.traffic.finished()).await;
+        self.listening.start(mode);
         if let Err(error) = self.accepting.await {
             tracing::error!(%error, "the HBONE listener's task failed");
         }
@@ -404,22 +427,25 @@ fn max_connections(config: &Config) -> usize {
     most.unwrap_or_else(|| process::most_connections().max(1))
 }
 
-async fn serve_hbone(
-    listener: TcpListener,
+/// Takes in connections of HBONE.
+struct Accepting {
     waypoint: Arc<Waypoint>,
     revocations: Revocations,
-    drain: drain::Watch,
-) {
-    let options = accept::Options {
-        name: "hbone",
-        limit: Some(max_connections(&waypoint.config).min(1 << 20)),
-    };
-    let of_streams = drain.clone();
-    let handler = move |tcp, peer| {
-        let (waypoint, revocations) = (waypoint.clone(), revocations.clone());
-        inbound::serve(waypoint, revocations, tcp, peer, of_streams.clone())
-    };
-    accept::serve(listener, options, drain, handler).await;
+    traffic: drain::Trigger,
+}
+
+impl Accepting {
+    async fn serve(self, listener: TcpListener, drain: drain::Watch) {
+        let options = accept::Options {
+            name: "hbone",
+            limit: Some(max_connections(&self.waypoint.config).min(1 << 20)),
+        };
+        let handler = move |tcp, peer| {
+            let (waypoint, revocations) = (self.waypoint.clone(), self.revocations.clone());
+            inbound::serve(waypoint, revocations, tcp, peer, self.traffic.watch())
+        };
+        accept::serve(listener, options, drain, handler).await;
+    }
 }
 
 /// Opens the gate once we can prove who we are, and says why we cannot.

@@ -218,9 +218,13 @@ impl Passing {
     }
 }
 
-/// Another endpoint may be tried: this one refused before it got a byte.
+/// Another endpoint may be tried: this one failed before it got a byte, which it gets once its tunnel is answered.
 fn again(error: &ConnectError) -> bool {
-    error.failure() == Failure::Connect
+    match error.failure() {
+        Failure::Connect => true,
+        Failure::Reset => matches!(error, ConnectError::Tunnel { .. }),
+        _ => false,
+    }
 }
 
 /// Who is at the other end: the endpoint's record; behind a gateway, what the peer told of itself.

@@ -202,7 +202,7 @@ async fn a_tcp_route_leads_elsewhere_and_one_to_nowhere_is_closed() {
 }
 
 #[tokio::test]
-async fn a_drain_lets_open_streams_end_and_takes_no_new_ones() {
+async fn a_drain_lets_open_streams_end_and_serves_who_has_not_heard_of_it() {
     let mut rig = Rig::new();
     rig.serve(&[(80, AppProtocol::Tcp)]);
     rig.hbone_endpoint("web-1", |request| echo("", request))
@@ -212,20 +212,33 @@ async fn a_drain_lets_open_streams_end_and_takes_no_new_ones() {
     open.write_all(b"a").await.unwrap();
     assert_eq!(soon(open.read_u8()).await.unwrap(), b'a');
     let running = rig.running.take().expect("it runs");
+    let mut draining = running.draining();
     let drain = tokio::spawn(running.drain());
-    // A new connection finds nobody once the listener is closed.
-    soon(async {
-        while tokio::net::TcpStream::connect(rig.address).await.is_ok() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    soon(draining.started()).await;
+    // Another identity is another connection, where the pool's own has been told to go.
+    let other = rig.ca.identity("shop", "other");
+    let late = rig.connect_as(&other, &authority, HeaderMap::new()).await;
+    let mut late = late.expect("it is taken in").stream;
+    late.write_all(b"c").await.unwrap();
+    assert_eq!(soon(late.read_u8()).await.unwrap(), b'c');
+    drop(late);
+    assert_eq!(ask(&rig, &authority, "again").await.unwrap(), "again");
     open.write_all(b"b").await.unwrap();
     assert_eq!(soon(open.read_u8()).await.unwrap(), b'b');
     open.shutdown().await.unwrap();
     assert_eq!(soon(open.read(&mut [0])).await.unwrap(), 0);
     drop(open);
+    // The last has gone, and with it the listener.
     soon(drain).await.unwrap();
+    let late = tokio::net::TcpStream::connect(rig.address).await;
+    assert!(late.is_err(), "{late:?}");
+}
+
+#[tokio::test]
+async fn a_drain_with_nobody_there_ends_at_once() {
+    let mut rig = Rig::new();
+    let running = rig.running.take().expect("it runs");
+    soon(running.drain()).await;
 }
 
 #[tokio::test]

@@ -101,31 +101,42 @@ impl ConnectError {
         }
     }
 
-    /// Whether another endpoint may be tried: this one refused before it got a byte.
-    pub(crate) fn refused_before_any_byte(&self) -> bool {
+    /// Whether another endpoint may be tried: this one is not there, or lost the connection before it took it, as one
+    /// that is ending does. No byte of the application is sent before a tunnel is answered. Not where time ran out, nor
+    /// where anyone's identity is at stake.
+    pub(crate) fn is_of_this_endpoint(&self) -> bool {
         match self {
             Self::Tcp { source, .. } => refused(source.io_kind()),
             Self::Tunnel { source, .. } => match source {
-                hbone::ConnectError::Dial(dial) => match &**dial {
-                    DialError::Tcp { source, .. } => refused(source.kind()),
-                    _ => false,
-                },
+                hbone::ConnectError::Dial(dial) => is_of_this_peer(dial),
                 // The other end could not reach its application.
                 hbone::ConnectError::Refused { status, .. } => {
                     *status == StatusCode::SERVICE_UNAVAILABLE
                 }
-                _ => false,
+                hbone::ConnectError::Stream { .. } => true,
+                hbone::ConnectError::Authority(_)
+                | hbone::ConnectError::CertificateRefused { .. }
+                | hbone::ConnectError::Late { .. } => false,
             },
             _ => false,
         }
     }
 }
 
+fn is_of_this_peer(dial: &DialError) -> bool {
+    match dial {
+        DialError::Tcp { source, .. } => refused(source.kind()),
+        DialError::Tls { source, .. } => matches!(source, HandshakeError::Io(_)),
+        DialError::Http { .. } => true,
+        DialError::TcpTimeout { .. } | DialError::PoolClosed => false,
+    }
+}
+
 fn refused(kind: ErrorKind) -> bool {
-    use ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
+    use ErrorKind::{ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable};
     matches!(
         kind,
-        ConnectionRefused | HostUnreachable | NetworkUnreachable
+        ConnectionRefused | ConnectionReset | HostUnreachable | NetworkUnreachable
     )
 }
 
@@ -276,4 +287,61 @@ pub(crate) fn header_texts<'a>(
 ) -> impl Iterator<Item = &'a str> {
     let values = headers.get_all(name).iter();
     values.filter_map(|value| value.to_str().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use net::hbone::{ResetCode, StreamError};
+
+    use super::*;
+
+    fn dialled(error: DialError) -> ConnectError {
+        ConnectError::Tunnel {
+            address: address(),
+            source: hbone::ConnectError::Dial(Arc::new(error)),
+        }
+    }
+
+    fn address() -> SocketAddr {
+        (std::net::Ipv4Addr::LOCALHOST, 15008).into()
+    }
+
+    #[test]
+    fn a_peer_that_ends_under_a_handshake_is_gone_around() {
+        let destination = address();
+        let tls = |source| DialError::Tls {
+            destination,
+            source,
+        };
+        let broken = HandshakeError::Io(io::ErrorKind::UnexpectedEof.into());
+        assert!(dialled(tls(broken)).is_of_this_endpoint());
+        let source = StreamError::GoAway(ResetCode::NO_ERROR);
+        let goaway = DialError::Http {
+            destination,
+            source,
+        };
+        assert!(dialled(goaway).is_of_this_endpoint());
+        let refused = DialError::Tcp {
+            destination,
+            source: io::ErrorKind::ConnectionRefused.into(),
+        };
+        assert!(dialled(refused).is_of_this_endpoint());
+    }
+
+    #[test]
+    fn a_wrong_identity_and_a_lost_time_are_not() {
+        let destination = address();
+        let tls = DialError::Tls {
+            destination,
+            source: HandshakeError::NotTls,
+        };
+        assert!(!dialled(tls).is_of_this_endpoint());
+        let late = DialError::TcpTimeout {
+            destination,
+            after: CONNECT_DEADLINE,
+        };
+        assert!(!dialled(late).is_of_this_endpoint());
+    }
 }

@@ -202,7 +202,7 @@ impl Outbound {
         .to_string()
     }
 
-    /// Dials; where an endpoint of a service refuses before it got a byte, another one is tried.
+    /// Dials; where an endpoint of a service fails before it got a byte, another one is tried.
     async fn connect(
         &self,
         first: Routed,
@@ -216,7 +216,7 @@ impl Outbound {
                 return (routed, connected);
             };
             let uid = routed.hop.workload.as_ref().map(|w| w.uid.clone());
-            let again = error.refused_before_any_byte()
+            let again = error.is_of_this_endpoint()
                 && routed.hop.service.is_some()
                 && tried.len() + 1 < TRIES
                 && self.accepted.elapsed() < RETRY_WITHIN;
@@ -230,7 +230,7 @@ impl Outbound {
             };
             tracing::debug!(
                 error = Chain(error).to_string(),
-                "endpoint refused, trying another one"
+                "endpoint failed, trying another one"
             );
             routed = another;
         }

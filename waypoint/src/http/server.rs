@@ -13,11 +13,7 @@ use net::drain;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    download::STREAM_IDLE,
-    guard::Guard,
-    hygiene::MAX_HEADERS,
-    life,
-    patience::Patience,
+    download::STREAM_IDLE, guard::Guard, hygiene::MAX_HEADERS, life, patience::Patience,
     served::Served,
 };
 use crate::connection::Connection;

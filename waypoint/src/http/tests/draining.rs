@@ -28,7 +28,11 @@ async fn ask(client: &mut DuplexStream) -> String {
     let mut read = Vec::new();
     while !read.windows(4).any(|four| four == b"\r\n\r\n") {
         let bytes = client.read_buf(&mut read).await.expect("it is open");
-        assert!(bytes > 0, "it was closed: {}", String::from_utf8_lossy(&read));
+        assert!(
+            bytes > 0,
+            "it was closed: {}",
+            String::from_utf8_lossy(&read)
+        );
     }
     String::from_utf8_lossy(&read).into_owned()
 }
