@@ -1,6 +1,6 @@
 //! Pods' DNS: names of the mesh are answered here, everything else goes to the node's name servers untouched.
 
-mod message;
+pub mod message;
 mod names;
 mod server;
 

@@ -8,7 +8,7 @@ mod application;
 mod authorize;
 pub mod config;
 mod connect;
-mod dns;
+pub mod dns;
 mod dump;
 mod flow;
 mod handshakes;

@@ -19,6 +19,7 @@ use nix::sys::socket::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
+use super::message::Packet;
 use crate::netns::Netns;
 
 /// The longest packet, in bytes, in both directions (node-tunnel.md 7.1).
@@ -40,13 +41,6 @@ pub enum PacketError {
     /// The system's.
     #[error("socket call failed")]
     Io(#[from] io::Error),
-}
-
-/// What arrived in one piece.
-#[derive(Debug)]
-pub(super) struct Packet {
-    pub(super) bytes: Vec<u8>,
-    pub(super) descriptors: Vec<OwnedFd>,
 }
 
 #[derive(Debug)]

@@ -1,6 +1,9 @@
 use std::os::fd::{AsFd, AsRawFd};
 
-use super::*;
+use prost::Message;
+use proto::zds as wire;
+
+use super::{message::Packet, *};
 use crate::netns::Netns;
 
 fn info() -> WorkloadInfo {

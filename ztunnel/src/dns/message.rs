@@ -8,13 +8,13 @@ use hickory_proto::{
 };
 
 /// Length of the header, and so of the shortest message (RFC 1035 4.1.1).
-pub(super) const HEADER_LEN: usize = 12;
+pub const HEADER_LEN: usize = 12;
 /// What a UDP client takes unless it says otherwise (RFC 1035 4.2.1).
 const MIN_UDP_PAYLOAD: u16 = 512;
 
 /// What arrived.
 #[derive(Debug)]
-pub(super) enum Received {
+pub enum Received {
     /// One question for an address, which the mesh may know.
     Address(Box<AddressQuery>),
     /// Anything else that asks: forwarded as it is. Holds the type's name for metrics.
@@ -27,23 +27,23 @@ pub(super) enum Received {
 
 /// One question for the IPv4 or IPv6 addresses of a name.
 #[derive(Debug)]
-pub(super) struct AddressQuery {
+pub struct AddressQuery {
     message: Message,
 }
 
 /// What the mesh knows about the name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Addresses {
+pub struct Addresses {
     /// A name that the question's name stands for, and that owns the addresses.
-    pub(crate) alias_of: Option<String>,
+    pub alias_of: Option<String>,
     /// Addresses of the asked family; may be empty.
-    pub(crate) addresses: Vec<IpAddr>,
+    pub addresses: Vec<IpAddr>,
     /// Seconds.
-    pub(crate) ttl: u32,
+    pub ttl: u32,
 }
 
 /// Looks at a message without trusting it.
-pub(super) fn inspect(bytes: &[u8]) -> Received {
+pub fn inspect(bytes: &[u8]) -> Received {
     if bytes.len() < HEADER_LEN {
         return Received::Garbage;
     }
@@ -69,7 +69,7 @@ pub(super) fn inspect(bytes: &[u8]) -> Received {
 
 impl AddressQuery {
     /// The name asked for, lower case, without the final dot.
-    pub(super) fn name(&self) -> String {
+    pub fn name(&self) -> String {
         let mut name = self.message.queries[0].name().to_ascii();
         name.make_ascii_lowercase();
         if name.ends_with('.') {
@@ -79,16 +79,17 @@ impl AddressQuery {
     }
 
     /// `a` or `aaaa`.
-    pub(super) fn type_name(&self) -> &'static str {
+    pub fn type_name(&self) -> &'static str {
         if self.wants_ipv6() { "aaaa" } else { "a" }
     }
 
-    pub(super) fn wants_ipv6(&self) -> bool {
+    /// Whether the question is for IPv6 addresses.
+    pub fn wants_ipv6(&self) -> bool {
         self.message.queries[0].query_type() == RecordType::AAAA
     }
 
     /// Largest answer that the client takes over UDP.
-    pub(super) fn max_udp_payload(&self) -> usize {
+    pub fn max_udp_payload(&self) -> usize {
         let offered = self.message.edns.as_ref().map(Edns::max_payload);
         offered
             .unwrap_or(MIN_UDP_PAYLOAD)
@@ -97,7 +98,7 @@ impl AddressQuery {
     }
 
     /// The answer on the wire; over `limit` bytes it is cut and says so (RFC 2181 9).
-    pub(super) fn answer(&self, known: &Addresses, limit: usize) -> Option<Vec<u8>> {
+    pub fn answer(&self, known: &Addresses, limit: usize) -> Option<Vec<u8>> {
         let mut response = self.response(ResponseCode::NoError);
         response.metadata.authoritative = true;
         let asked = self.message.queries[0].name().clone();
@@ -121,7 +122,7 @@ impl AddressQuery {
     }
 
     /// An answer without records.
-    pub(super) fn failure(&self) -> Option<Vec<u8>> {
+    pub fn failure(&self) -> Option<Vec<u8>> {
         encode(
             &self.response(ResponseCode::ServFail),
             self.max_udp_payload(),
@@ -160,7 +161,7 @@ fn encode(response: &Message, limit: usize) -> Option<Vec<u8>> {
 /// The answer to a message that we cannot answer and could not forward: its header and question, and a code.
 ///
 /// Works on raw bytes, so that it also answers what does not parse.
-pub(super) fn raw_failure(request: &[u8], code: RawCode) -> Option<Vec<u8>> {
+pub fn raw_failure(request: &[u8], code: RawCode) -> Option<Vec<u8>> {
     let header: &[u8; HEADER_LEN] = request.first_chunk()?;
     let mut reply = header.to_vec();
     // QR=1, opcode and RD kept; RA=1 and the code; no record in any section (RFC 1035 4.1.1).
@@ -172,7 +173,7 @@ pub(super) fn raw_failure(request: &[u8], code: RawCode) -> Option<Vec<u8>> {
 
 /// Response codes of [`raw_failure`] (RFC 1035 4.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RawCode {
+pub enum RawCode {
     /// The message makes no sense.
     FormErr = 1,
     /// We failed.
