@@ -72,13 +72,23 @@ fn decode(path: &str, slashes: bool) -> String {
         };
         match byte {
             b'/' | b'\\' if slashes => out.push(b'/'),
-            byte if unreserved(byte) => out.push(byte),
+            byte if unreserved(byte) && !completes_escape(&out, byte) => out.push(byte),
             _ => out.extend(rest[..3].iter().map(u8::to_ascii_uppercase)),
         }
         rest = &rest[3..];
     }
     // Only ASCII was put in the place of ASCII.
     String::from_utf8(out).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into())
+}
+
+/// Whether `byte`, written next, would make an escape of a `%` that is none as it was sent. The server would decode what
+/// nothing here has seen: `%4%41dmin` would pass as `%4Admin` and be served as `Jdmin`.
+fn completes_escape(out: &[u8], byte: u8) -> bool {
+    match out {
+        [.., b'%'] => byte.is_ascii_hexdigit(),
+        [.., b'%', digit] => digit.is_ascii_hexdigit() && byte.is_ascii_hexdigit(),
+        _ => false,
+    }
 }
 
 /// RFC 3986, 2.3.
@@ -171,6 +181,10 @@ mod tests {
     #[test]
     fn an_escape_that_a_decoded_one_forms_is_not_decoded_again() {
         same("/%2561", "/%2561");
+        same("/%4%41", "/%4%41");
+        same("/%%341", "/%%341");
+        same("/%%34%31", "/%%341");
+        same("/%2%65%2%65/a", "/%2%65%2%65/a");
     }
 
     #[test]
