@@ -3,7 +3,7 @@
 //! Bad input is told once, here, and nothing inside checks it again. What this version does not know degrades one
 //! field and not the resource, and always toward the closed side: see each conversion.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
 
@@ -14,7 +14,7 @@ mod service;
 mod tests;
 mod workload;
 
-use crate::names::{NamespacedHostname, NetworkAddress, ParseKeyError};
+use crate::names::{NetworkAddress, ParseKeyError};
 use crate::view::Resource;
 use crate::workload::{GatewayAddress, GatewayDestination};
 
@@ -142,11 +142,10 @@ fn network_address(wire: &proto::workload::NetworkAddress) -> Result<NetworkAddr
     })
 }
 
-fn hostname_key(wire: &proto::workload::NamespacedHostname) -> NamespacedHostname {
-    NamespacedHostname {
-        namespace: wire.namespace.as_str().into(),
-        hostname: wire.hostname.as_str().into(),
-    }
+/// A key of two parts. Parts that hold a slash are refused: the key's text, which removes it again, would not be read as
+/// the same key.
+fn key<T: FromStr<Err = ParseKeyError>>(namespace: &str, name: &str) -> Result<T, Problem> {
+    Ok(format!("{namespace}/{name}").parse()?)
 }
 
 impl TryFrom<&proto::workload::GatewayAddress> for GatewayAddress {
@@ -155,7 +154,9 @@ impl TryFrom<&proto::workload::GatewayAddress> for GatewayAddress {
     fn try_from(wire: &proto::workload::GatewayAddress) -> Result<Self, InvalidResource> {
         use proto::workload::gateway_address::Destination;
         let destination = match &wire.destination {
-            Some(Destination::Hostname(it)) => GatewayDestination::Hostname(hostname_key(it)),
+            Some(Destination::Hostname(it)) => key(&it.namespace, &it.hostname)
+                .map(GatewayDestination::Hostname)
+                .map_err(|problem| InvalidResource::new("destination.hostname", problem))?,
             Some(Destination::Address(it)) => network_address(it)
                 .map(GatewayDestination::Address)
                 .map_err(|problem| InvalidResource::new("destination.address", problem))?,

@@ -2,13 +2,9 @@
 
 use proto::security as wire;
 
-use super::{InvalidResource, Problem, bytes, cidr, port};
-use crate::{
-    names::PolicyKey,
-    policy::{
-        Action, AuthorizationPolicy, Clause, Match, PolicyScope, Rule, ServiceAccountMatch,
-        StringMatch,
-    },
+use super::{InvalidResource, Problem, bytes, cidr, key, port};
+use crate::policy::{
+    Action, AuthorizationPolicy, Clause, Match, PolicyScope, Rule, ServiceAccountMatch, StringMatch,
 };
 
 /// A value that cannot be understood never opens anything (design 8.2): in an ALLOW policy the match that holds it
@@ -22,15 +18,14 @@ impl TryFrom<wire::Authorization> for AuthorizationPolicy {
         if wire.name.is_empty() {
             return Err(InvalidResource::new("name", Problem::Missing));
         }
+        let key = key(&wire.namespace, &wire.name)
+            .map_err(|problem| InvalidResource::new("name", problem))?;
         let mut faults = Vec::new();
         let rules = rules(&wire.rules, &mut faults);
         let action = action(wire.action, &mut faults);
         let closed = action == Action::Deny && !faults.is_empty();
         Ok(Self {
-            key: PolicyKey {
-                namespace: wire.namespace.into(),
-                name: wire.name.into(),
-            },
+            key,
             scope: scope(wire.scope)?,
             action,
             rules: if closed { vec![Rule::default()] } else { rules },

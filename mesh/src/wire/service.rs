@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use proto::workload as wire;
 
 use super::{
-    InvalidResource, Problem, bytes, cidr, gateway, network_address,
+    InvalidResource, Problem, bytes, cidr, gateway, key, network_address,
     workload::{port_list, port_map},
 };
 use crate::{
-    names::NetworkAddress,
+    names::{NamespacedHostname, NetworkAddress},
     service::{
         CidrVip, HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, Scope, Service,
         Visibility, WeightedWaypoint,
@@ -26,6 +26,8 @@ impl TryFrom<wire::Service> for Service {
         if wire.hostname.is_empty() {
             return Err(InvalidResource::new("hostname", Problem::Missing));
         }
+        let key: NamespacedHostname = key(&wire.namespace, &wire.hostname)
+            .map_err(|problem| InvalidResource::new("hostname", problem))?;
         let (vips, cidr_vips) = addresses(&wire.addresses)?;
         let names = wire.subject_alt_names.iter();
         Ok(Self {
@@ -40,8 +42,8 @@ impl TryFrom<wire::Service> for Service {
             canonical: wire.canonical,
             visibility: visibility(wire.visibility),
             name: wire.name.into(),
-            namespace: wire.namespace.into(),
-            hostname: wire.hostname.into(),
+            namespace: key.namespace,
+            hostname: key.hostname,
         })
     }
 }

@@ -251,6 +251,8 @@ fn a_rejected_service_names_the_field() {
     assert_eq!(port, "ports[0]: port 65536 is out of range");
     let empty = rejected(&|it| it.weighted_waypoints = vec![wire::WeightedWaypoint::default()]);
     assert_eq!(empty, "weighted_waypoints[0].destination: missing");
+    let slash = rejected(&|it| it.hostname = "a/b".to_owned());
+    assert!(slash.starts_with("hostname: "), "{slash}");
 }
 
 #[test]
