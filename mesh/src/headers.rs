@@ -141,14 +141,16 @@ pub fn forwarded(client: SocketAddr, service: Option<&str>) -> String {
     }
 }
 
-/// Reads the service's host name of a Forwarded header: the first `host=`, with quotes or without; ASCII only.
+/// Reads the service's host name of a Forwarded header: the first `host=`, with quotes or without; visible
+/// ASCII only.
 pub fn forwarded_host(header: &str) -> Option<Str> {
     let pairs = header.split([';', ',']).filter_map(|it| it.split_once('='));
     let mut hosts = pairs.filter(|(key, _)| key.trim().eq_ignore_ascii_case("host"));
     let value = hosts.next()?.1.trim();
     let quoted = value.strip_prefix('"').and_then(|it| it.strip_suffix('"'));
     let host = quoted.unwrap_or(value);
-    (!host.is_empty() && host.is_ascii()).then(|| host.into())
+    let visible = host.bytes().all(|b| b.is_ascii_graphic() && b != b'"');
+    (!host.is_empty() && visible).then(|| host.into())
 }
 
 /// A W3C trace context, unsampled.
@@ -297,6 +299,8 @@ mod tests {
         check("host=", None);
         check(r#"host="""#, None);
         check("host=b\u{fc}cher", None);
+        check("host=\"a.b \"", None);
+        check("host=\"a", None);
         check("", None);
     }
 
