@@ -29,6 +29,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "cni",
         ],
     ),
+    ("fuzz", &["proto", "mesh", "net", "ztunnel"]),
     (
         "tests",
         &[
