@@ -49,7 +49,7 @@ pub struct ResourceKey {
     pub name: Str,
 }
 
-/// Resources by type and name, which they carry themselves: there are as many as pods, and a key beside each would cost
+/// Resources by type, scope and name, which they carry themselves: there are as many as pods, and a key beside each would cost
 /// four times the place in the table.
 #[derive(Debug, Default)]
 pub(crate) struct Resources {
@@ -265,10 +265,14 @@ impl Pending {
 impl Resources {
     /// Sets or removes one.
     pub(crate) fn set(&mut self, key: &ResourceKey, resource: Option<Arc<Resource>>) {
-        let hash = self.hasher.hash_one((key.type_url, &key.name));
-        let is_it =
-            |known: &Arc<Resource>| known.name == key.name && known.type_url == key.type_url;
-        let rehash = |known: &Arc<Resource>| self.hasher.hash_one((known.type_url, &known.name));
+        // Waypoints have resources of the same names.
+        let place = |type_url, scope, name| self.hasher.hash_one((type_url, scope, name));
+        let hash = place(key.type_url, key.scope.as_ref(), &key.name);
+        let is_it = |known: &Arc<Resource>| {
+            known.name == key.name && known.type_url == key.type_url && known.scope == key.scope
+        };
+        let rehash =
+            |known: &Arc<Resource>| place(known.type_url, known.scope.as_ref(), &known.name);
         match (self.table.entry(hash, is_it, rehash), resource) {
             (Entry::Occupied(mut known), Some(resource)) => *known.get_mut() = resource,
             (Entry::Occupied(known), None) => drop(known.remove()),
@@ -302,5 +306,36 @@ impl Resource {
             scope: self.scope.clone(),
             name: self.name.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resources_of_one_name_are_kept_for_each_waypoint() {
+        let of = |gateway: &str| Resource {
+            type_url: proto::WAYPOINT_TYPE_URL,
+            scope: Some(Arc::new(Name::new("shop", gateway))),
+            name: "config".into(),
+            aliases: Vec::new(),
+            version: "1".into(),
+            body: Bytes::new(),
+        };
+        let mut resources = Resources::default();
+        for gateway in ["a", "b"] {
+            let resource = of(gateway);
+            resources.set(&resource.key(), Some(Arc::new(resource)));
+        }
+        let (mut first, _) = Subscription::new(&resources);
+        let told = first.try_next().unwrap().upserts;
+        assert_eq!(told.len(), 2, "{told:?}");
+
+        resources.set(&of("a").key(), None);
+        let (mut next, _) = Subscription::new(&resources);
+        let told = next.try_next().unwrap().upserts;
+        assert_eq!(*told[0], of("b"));
+        assert_eq!(told.len(), 1, "{told:?}");
     }
 }
