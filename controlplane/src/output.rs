@@ -263,16 +263,30 @@ impl Pending {
 }
 
 impl Resources {
+    /// All keys.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = ResourceKey> {
+        self.table.iter().map(|resource| resource.key())
+    }
+
+    /// One, by its key.
+    pub(crate) fn get(&self, key: &ResourceKey) -> Option<Arc<Resource>> {
+        let hash = self.place(key);
+        let found = self.table.find(hash, |known| is_of(known, key));
+        found.cloned()
+    }
+
+    fn place(&self, key: &ResourceKey) -> u64 {
+        self.hasher.hash_one((key.type_url, &key.scope, &key.name))
+    }
+
     /// Sets or removes one.
     pub(crate) fn set(&mut self, key: &ResourceKey, resource: Option<Arc<Resource>>) {
-        // Waypoints have resources of the same names.
-        let place = |type_url, scope, name| self.hasher.hash_one((type_url, scope, name));
-        let hash = place(key.type_url, key.scope.as_ref(), &key.name);
-        let is_it = |known: &Arc<Resource>| {
-            known.name == key.name && known.type_url == key.type_url && known.scope == key.scope
+        let hash = self.place(key);
+        let is_it = |known: &Arc<Resource>| is_of(known, key);
+        let rehash = |known: &Arc<Resource>| {
+            self.hasher
+                .hash_one((known.type_url, &known.scope, &known.name))
         };
-        let rehash =
-            |known: &Arc<Resource>| place(known.type_url, known.scope.as_ref(), &known.name);
         match (self.table.entry(hash, is_it, rehash), resource) {
             (Entry::Occupied(mut known), Some(resource)) => *known.get_mut() = resource,
             (Entry::Occupied(known), None) => drop(known.remove()),
@@ -280,6 +294,11 @@ impl Resources {
             (Entry::Vacant(_), None) => {}
         }
     }
+}
+
+/// Waypoints have resources of the same names.
+fn is_of(resource: &Resource, key: &ResourceKey) -> bool {
+    resource.name == key.name && resource.type_url == key.type_url && resource.scope == key.scope
 }
 
 impl Changes {
@@ -322,6 +341,8 @@ mod tests {
             aliases: Vec::new(),
             version: "1".into(),
             body: Bytes::new(),
+            node: None,
+            services: Vec::new(),
         };
         let mut resources = Resources::default();
         for gateway in ["a", "b"] {

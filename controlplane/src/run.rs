@@ -268,7 +268,10 @@ impl ControlPlane {
         ));
         parts.ready.store(true, Ordering::Release);
         tracing::info!("ready");
-        shutdown.await;
+        tokio::select! {
+            () = shutdown => {}
+            () = kubernetes::must_restart(source.as_ref()) => {}
+        }
         tracing::info!("ending");
         parts.ready.store(false, Ordering::Release);
         trigger
@@ -300,10 +303,9 @@ impl ControlPlane {
     ) -> Result<(World, Option<kubernetes::Source>), RunError> {
         let settings = self.config.settings();
         match (&self.client, &self.config.cluster) {
-            (Some(client), Some(cluster)) => {
-                let (file, mesh) = (cluster.mesh_config.clone(), self.mesh.clone());
-                let (world, source) =
-                    kubernetes::Source::start(client, settings, file, mesh, events)?;
+            (Some(client), Some(_)) => {
+                let (config, mesh) = (self.config.clone(), self.mesh.clone());
+                let (world, source) = kubernetes::Source::start(client, config, mesh, events)?;
                 Ok((world, Some(source)))
             }
             _ => {
@@ -396,6 +398,12 @@ impl Config {
             return Ok(MeshConfig::default());
         };
         let mesh = MeshConfig::load(file)?;
+        self.take_mesh(&mesh);
+        Ok(mesh)
+    }
+
+    /// Takes the mesh's configuration in. What is wrong in it, or without effect, is logged.
+    fn take_mesh(&mut self, mesh: &MeshConfig) {
         if let Some(cluster) = &mut self.cluster {
             cluster.entry_visibility.clone_from(&mesh.entry_visibility);
             cluster
@@ -421,7 +429,6 @@ impl Config {
             tracing::warn!(problem, "the mesh's configuration has a mistake");
         }
         self.mesh = Some(Arc::new(settings));
-        Ok(mesh)
     }
 
     fn settings(&self) -> Settings {

@@ -184,6 +184,17 @@ impl Wiring {
         }
     }
 
+    /// A graph under other settings, with the same tags and fetched keys, and without objects yet: whoever has names of
+    /// objects sets them, as [`Wiring::get`] knows them here.
+    pub fn under(&self, settings: Settings, of_pods: OfPods) -> Self {
+        let mut anew = Self::new(settings, of_pods);
+        anew.revisions.clone_from(&self.revisions);
+        for (source, fetched) in self.inputs.istio.keys.snapshot() {
+            anew.set_keys(&source, Some((*fetched).clone()));
+        }
+        anew
+    }
+
     /// The tags that point to this control plane's revision now. Objects that are labelled with one must be set again.
     pub fn tagged(&mut self, tags: &BTreeSet<Str>) {
         self.revisions.clone_from(tags);

@@ -20,7 +20,7 @@ use crate::{
     object::{Kind, Name, ObjectRef, Pod},
     output::{
         Condition, ObjectStatus, ObjectVersion, ParentStatus, Pending, PendingStatuses, PodFacts,
-        Resources, StatusChange, Subscription,
+        Resource, ResourceKey, Resources, StatusChange, Subscription,
     },
     source::{
         cluster::{Event, Feed},
@@ -29,7 +29,7 @@ use crate::{
     },
     translate::l7::istio::request_authentication::{Fetched, KeySource},
     translate::{allocate, waypoint},
-    wiring::{OfPods, Wiring},
+    wiring::{OfPods, Parents, Wiring},
 };
 
 mod cluster;
@@ -425,6 +425,43 @@ struct Reported {
     version: Option<ObjectVersion>,
 }
 
+/// Keys with their values now; `None`: no more.
+type Changed<K, V> = Vec<(K, Option<Arc<V>>)>;
+
+/// What changed in the graph.
+struct Taken {
+    resources: Changed<ResourceKey, Resource>,
+    conditions: Changed<ObjectRef, Arc<Vec<Condition>>>,
+    parents: Changed<ObjectRef, Parents>,
+    pods: Changed<Name, Pod>,
+    allocated: Changed<allocate::Host, Vec<IpAddr>>,
+    accounts: Changed<Name, BTreeSet<Str>>,
+    sources: Changed<KeySource, ()>,
+}
+
+impl Taken {
+    /// Adds everything that was published and is not among it.
+    fn add_gone(&mut self, state: &State, sources: &BTreeSet<KeySource>) {
+        let hosts = state.addresses.iter().flat_map(|(entry, hosts)| {
+            let of_entry = hosts.keys().map(|host| (entry.clone(), host.clone()));
+            of_entry.collect::<Vec<_>>()
+        });
+        gone(&mut self.resources, state.resources.keys());
+        gone(&mut self.conditions, state.conditions.keys().cloned());
+        gone(&mut self.parents, state.parents.keys().cloned());
+        gone(&mut self.pods, state.pods.by_name.keys().cloned());
+        gone(&mut self.allocated, hosts);
+        gone(&mut self.accounts, state.waypoints.keys().cloned());
+        gone(&mut self.sources, sources.iter().cloned());
+    }
+}
+
+fn gone<K: Ord + Clone, V>(changed: &mut Changed<K, V>, known: impl Iterator<Item = K>) {
+    let there: BTreeSet<K> = changed.iter().map(|(key, _)| key.clone()).collect();
+    let gone = known.filter(|key| !there.contains(key));
+    changed.extend(gone.map(|key| (key, None)));
+}
+
 /// What a batch cost, for figures.
 #[derive(Clone, Copy, Debug, Default)]
 struct Batch {
@@ -432,6 +469,8 @@ struct Batch {
     inputs: u64,
     /// When the last of them changed, seconds and nanoseconds since 1970.
     changed: Option<(i64, i64)>,
+    /// The graph is another one than the last time: what it does not hold is no more.
+    is_anew: bool,
 }
 
 impl Keeper {
@@ -473,6 +512,7 @@ impl Keeper {
         let batch = Batch {
             changed: changes.iter().filter_map(|change| change.changed).max(),
             inputs: changes.len() as u64,
+            is_anew: false,
         };
         let mut objects = BTreeSet::new();
         for change in changes {
@@ -504,6 +544,30 @@ impl Publisher {
         }
     }
 
+    /// What changed in the graph; of one that is another than the last time, what is other than what was published.
+    fn take(&self, is_anew: bool) -> Taken {
+        let wiring = &self.wiring;
+        let mut taken = Taken {
+            resources: wiring.resources.take(),
+            conditions: wiring.conditions.take(),
+            parents: wiring.parents.take(),
+            pods: wiring.pods.take(),
+            allocated: wiring.allocated.take(),
+            accounts: wiring.waypoint_accounts.take(),
+            sources: wiring.key_sources.take(),
+        };
+        if is_anew {
+            let state = self.shared.state.read();
+            taken.add_gone(&state, &self.shared.key_sources.borrow());
+            let is_news = |resource: &Option<Arc<Resource>>| {
+                let known = resource.as_ref().map(|new| state.resources.get(&new.key()));
+                known.flatten().as_ref() != resource.as_ref() || resource.is_none()
+            };
+            taken.resources.retain(|(_, resource)| is_news(resource));
+        }
+        taken
+    }
+
     /// One lock for everything, so that nobody sees resources and statuses of different states.
     fn publish(
         &self,
@@ -511,10 +575,15 @@ impl Publisher {
         file_reports: Option<Vec<ObjectStatus>>,
         batch: Batch,
     ) {
-        let resources: Vec<_> = self.wiring.resources.take();
-        let conditions = self.wiring.conditions.take();
-        let pods = self.wiring.pods.take();
-        let allocated = self.wiring.allocated.take();
+        let Taken {
+            resources,
+            conditions,
+            parents,
+            pods,
+            allocated,
+            accounts,
+            sources,
+        } = self.take(batch.is_anew);
         let mut guard = self.shared.state.write();
         let state = &mut *guard;
         let mut told: BTreeSet<ObjectRef> = BTreeSet::new();
@@ -528,7 +597,7 @@ impl Publisher {
             };
             told.insert(object);
         }
-        for (object, list) in self.wiring.parents.take() {
+        for (object, list) in parents {
             match list {
                 Some(list) => state.parents.insert(object.clone(), (*list).clone()),
                 None => state.parents.remove(&object),
@@ -546,7 +615,7 @@ impl Publisher {
         for (name, pod) in pods {
             state.pods.set(&name, pod);
         }
-        for (gateway, accounts) in self.wiring.waypoint_accounts.take() {
+        for (gateway, accounts) in accounts {
             match accounts {
                 Some(accounts) => state.waypoints.insert(gateway, (*accounts).clone()),
                 None => state.waypoints.remove(&gateway),
@@ -569,7 +638,6 @@ impl Publisher {
             }
         }
         drop(guard);
-        let sources = self.wiring.key_sources.take();
         if !sources.is_empty() {
             self.shared.key_sources.send_modify(|all| {
                 for (source, wanted) in sources {

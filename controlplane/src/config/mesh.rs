@@ -67,19 +67,11 @@ impl MeshConfig {
         }
     }
 
-    /// The fields that are read once, at the start, and say something else in `now`.
+    /// The fields that are read once, at the start, and say something else in `now`: who proxies are, and whom they trust.
     pub fn needs_restart(&self, now: &Self) -> Vec<&'static str> {
         let fields = [
             ("trustDomain", self.trust_domain != now.trust_domain),
-            (
-                "trustDomainAliases",
-                self.trust_domain_aliases != now.trust_domain_aliases,
-            ),
             ("rootNamespace", self.root_namespace != now.root_namespace),
-            (
-                "serviceEntryVisibility",
-                self.entry_visibility != now.entry_visibility,
-            ),
         ];
         let changed = fields.into_iter().filter(|(_, changed)| *changed);
         changed.map(|(field, _)| field).collect()
@@ -157,12 +149,12 @@ serviceEntryVisibility:
     fn what_takes_effect_at_the_next_start_only_is_named() {
         let before = MeshConfig::parse("rootNamespace: mesh").unwrap();
         let now = "trustDomain: example.org
+trustDomainAliases: [old.example]
 rootNamespace: mesh
 discoverySelectors: [{matchLabels: {a: b}}]
 serviceEntryVisibility: {defaultVisibility: NONE}";
         let now = MeshConfig::parse(now).unwrap();
-        let fields = ["trustDomain", "serviceEntryVisibility"];
-        assert_eq!(before.needs_restart(&now), fields);
+        assert_eq!(before.needs_restart(&now), ["trustDomain"]);
         assert!(now.needs_restart(&now).is_empty());
     }
 

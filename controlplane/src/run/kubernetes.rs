@@ -1,11 +1,14 @@
 //! What a control plane on Kubernetes has beside a folder's: informers that feed the world, and writers.
 
-use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use kube::Client;
 use mesh::names::Str;
 use net::drain;
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+};
 
 use crate::{
     ca::{Current, serving::ServingCertificate},
@@ -14,7 +17,7 @@ use crate::{
     gateway::{self, Deployed, Mesh},
     metrics::{KubernetesEvents, Metrics},
     serve::registry::Registry,
-    source::cluster::{self, Event, Troubles},
+    source::cluster::{self, Event, Feed, Troubles},
     world::{self, Selectors, Settings, StartError, World},
 };
 
@@ -29,6 +32,7 @@ pub struct Source {
     pub troubles: Troubles,
     /// Which namespaces the mesh looks at.
     pub discovery: watch::Receiver<Discovery>,
+    restart: Arc<Notify>,
     _informers: JoinSet<()>,
 }
 
@@ -62,32 +66,47 @@ pub struct Context {
 }
 
 impl Source {
-    /// Starts the informers and the world that they feed; follows the mesh's configuration, `mesh` at first, in `file`.
-    /// What the API server tells is counted in `events`.
+    /// Starts the informers and the world that they feed; follows the mesh's configuration, `mesh` at first. What the API
+    /// server tells is counted in `events`.
     pub fn start(
         client: &Client,
-        settings: Settings,
-        file: PathBuf,
+        config: Config,
         mesh: MeshConfig,
         events: &KubernetesEvents,
     ) -> Result<(World, Self), StartError> {
         let selectors = Selectors::new(mesh.discovery_selectors.clone());
+        let settings = config.settings();
         let (root, revision) = (settings.root_namespace.clone(), settings.revision.clone());
         let (world, feed) = World::fed(cluster::kinds(), settings, selectors.clone())?;
         let troubles = Troubles::default();
         let mut informers = cluster::start(client, &revision, &feed, &troubles, events);
         let (found, discovery) = watch::channel(chosen(root.clone(), selectors));
-        informers.spawn(follow(file, mesh, move |selectors| {
-            found.send_replace(chosen(root.clone(), selectors.clone()));
-            let feed = feed.clone();
-            async move { feed.send(Event::Selectors(selectors)).await.is_ok() }
-        }));
+        let restart = Arc::new(Notify::new());
+        let follower = Follower {
+            config,
+            known: mesh,
+            root,
+            feed,
+            discovery: found,
+            restart: restart.clone(),
+        };
+        informers.spawn(follower.follow());
         let source = Self {
             troubles,
             discovery,
+            restart,
             _informers: informers,
         };
         Ok((world, source))
+    }
+}
+
+/// Ends when the mesh's configuration says what can only take effect with a new start; never where it is not followed.
+/// Kubernetes starts what has ended. Replicas do not end at once: each kubelet brings a new ConfigMap in its own time.
+pub async fn must_restart(source: Option<&Source>) {
+    match source {
+        Some(source) => source.restart.notified().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -99,41 +118,78 @@ fn chosen(root: Str, selectors: Selectors) -> Discovery {
     })
 }
 
-/// Follows the file of the mesh's configuration and tells of other selectors. A state with mistakes changes nothing.
-async fn follow<F: Future<Output = bool>>(
-    path: PathBuf,
-    mut known: MeshConfig,
-    mut tell: impl FnMut(Selectors) -> F,
-) {
-    loop {
-        tokio::time::sleep(LOOK).await;
-        let file = path.clone();
-        let read = tokio::task::spawn_blocking(move || MeshConfig::load(&file)).await;
-        let now = match read {
-            Ok(Ok(now)) if now != known => now,
-            Ok(Err(error)) => {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "the mesh's last good configuration stays in force");
-                continue;
-            }
-            _ => continue,
+/// Follows the file of the mesh's configuration.
+struct Follower {
+    config: Config,
+    known: MeshConfig,
+    root: Str,
+    feed: Feed,
+    discovery: watch::Sender<Discovery>,
+    restart: Arc<Notify>,
+}
+
+impl Follower {
+    /// Looks at the file until nobody listens any more. A state with mistakes changes nothing.
+    async fn follow(mut self) {
+        let file = self
+            .config
+            .cluster
+            .as_ref()
+            .map(|it| it.mesh_config.clone());
+        let Some(file) = file else {
+            return;
         };
-        let fields = known.needs_restart(&now);
-        if !fields.is_empty() {
-            tracing::warn!(
-                fields = fields.join(", "),
-                file = %path.display(),
-                "these fields of the mesh's configuration are read at the start: restart the control plane (kubectl rollout restart) for them to take effect"
-            );
-        }
-        let is_other = now.discovery_selectors != known.discovery_selectors;
-        known = now;
-        if is_other {
-            tracing::info!("other discovery selectors");
-            if !tell(Selectors::new(known.discovery_selectors.clone())).await {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let file = file.clone();
+            let read = tokio::task::spawn_blocking(move || MeshConfig::load(&file)).await;
+            let goes_on = match read {
+                Ok(Ok(now)) if now != self.known => self.take(now).await,
+                Ok(Err(error)) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "the mesh's last good configuration stays in force");
+                    true
+                }
+                _ => true,
+            };
+            if !goes_on {
                 return;
             }
         }
+    }
+
+    /// False: there is nothing left to do.
+    async fn take(&mut self, now: MeshConfig) -> bool {
+        let fields = self.known.needs_restart(&now);
+        if !fields.is_empty() {
+            let fields = fields.join(", ");
+            tracing::warn!(
+                fields,
+                "the mesh's configuration is another one in what is read at the start: ending, to start with it"
+            );
+            self.restart.notify_one();
+            return false;
+        }
+        let before = self.config.settings();
+        self.config.take_mesh(&now);
+        let is_selected_otherwise = now.discovery_selectors != self.known.discovery_selectors;
+        self.known = now;
+        let settings = self.config.settings();
+        if settings != before {
+            tracing::info!("the mesh is configured otherwise");
+            let settings = Box::new(settings);
+            if self.feed.send(Event::Settings(settings)).await.is_err() {
+                return false;
+            }
+        }
+        if is_selected_otherwise {
+            tracing::info!("other discovery selectors");
+            let selectors = Selectors::new(self.known.discovery_selectors.clone());
+            let chosen = chosen(self.root.clone(), selectors.clone());
+            self.discovery.send_replace(chosen);
+            return self.feed.send(Event::Selectors(selectors)).await.is_ok();
+        }
+        true
     }
 }
 
@@ -185,5 +241,58 @@ pub async fn join(mut tasks: JoinSet<()>) {
     let all = async { while tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(LAST_WRITES, all).await.is_err() {
         tasks.shutdown().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::Parser as _;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::config::Args;
+
+    fn config(file: &Path) -> Config {
+        let file = file.display();
+        let args = ["controlplane".to_owned(), format!("--meshConfig={file}")];
+        Config::try_from(Args::parse_from(args)).unwrap()
+    }
+
+    /// Paused time passes while nothing else is to be done: each look at the file comes at once.
+    #[tokio::test(start_paused = true)]
+    async fn the_meshs_configuration_is_followed_and_another_trust_domain_asks_for_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("mesh");
+        std::fs::write(&file, "trustDomain: example.org\n").unwrap();
+        let mut config = config(&file);
+        let known = config.read_mesh().unwrap();
+        let (feed, mut events) = mpsc::channel(8);
+        let restart = Arc::new(Notify::new());
+        let follower = Follower {
+            root: "istio-system".into(),
+            discovery: watch::channel(chosen("istio-system".into(), Selectors::default())).0,
+            config,
+            known,
+            feed,
+            restart: restart.clone(),
+        };
+        let follows = tokio::spawn(follower.follow());
+
+        let aliases = "trustDomain: example.org\ntrustDomainAliases: [old.example]\n";
+        std::fs::write(&file, aliases).unwrap();
+        let Some(Event::Settings(settings)) = events.recv().await else {
+            panic!("no other settings");
+        };
+        assert_eq!(settings.trust_domain_aliases[0].as_str(), "old.example");
+
+        // A state with mistakes changes nothing, and the next good one counts.
+        std::fs::write(&file, "trustDomain: [").unwrap();
+        tokio::time::sleep(LOOK * 3).await;
+        assert!(events.try_recv().is_err() && !follows.is_finished());
+        std::fs::write(&file, "trustDomain: example.com\n").unwrap();
+        restart.notified().await;
+        assert!(events.recv().await.is_none(), "nothing else is told");
     }
 }

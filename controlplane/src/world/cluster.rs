@@ -47,6 +47,8 @@ struct Keeper {
     listing: BTreeMap<Kind, HashSet<Name>>,
     reports: BTreeMap<ObjectRef, Reported>,
     taken: u64,
+    /// Nothing of the graph was published yet, but something of one before it.
+    is_anew: bool,
 }
 
 /// Starts the thread. It ends when nobody holds the feed any more.
@@ -76,6 +78,7 @@ pub(super) fn spawn(
                 listing: BTreeMap::new(),
                 reports: BTreeMap::new(),
                 taken: 0,
+                is_anew: false,
             };
             while runtime.block_on(keeper.gather()) {
                 keeper.publish();
@@ -130,7 +133,30 @@ impl Keeper {
                     self.turn(&namespace, is_chosen);
                 }
             }
+            Event::Settings(settings) => self.configure(*settings),
         }
+    }
+
+    /// Other settings: everything is computed anew, of the same objects. What comes out as it was is not told again.
+    fn configure(&mut self, settings: Settings) {
+        let before = &self.publisher.wiring;
+        let anew = before.under(settings, OfPods::KeepSilent);
+        for (kind, names) in &self.known {
+            for name in names {
+                let object = ObjectRef {
+                    kind: *kind,
+                    name: name.clone(),
+                };
+                // The graph does not hold objects that are another control plane's.
+                let value = match self.view.labelled_as(&object) {
+                    Some(told) => told.value,
+                    None => before.get(&object),
+                };
+                anew.set(&object, value);
+            }
+        }
+        self.publisher.wiring = anew;
+        self.is_anew = true;
     }
 
     /// Brings a namespace's objects into view, or takes them out of it.
@@ -259,6 +285,7 @@ impl Keeper {
             let batch = Batch {
                 inputs: std::mem::take(&mut self.taken),
                 changed: None,
+                is_anew: std::mem::take(&mut self.is_anew),
             };
             self.publisher.publish(reports, None, batch);
         }

@@ -1,3 +1,4 @@
+use clap::Parser as _;
 use futures_util::stream;
 use tokio::{sync::mpsc, task::JoinHandle};
 
@@ -511,15 +512,12 @@ async fn an_object_that_came_in_past_admission_is_told_what_is_wrong_with_it() {
         "metadata": {"name": "p", "namespace": "shop"}, "spec": {"action": "DENY"},
     });
     api.put("apis/security.istio.io/v1", POLICY.0, policy.clone());
-    let settings = crate::world::Settings::default();
+    let args = ["controlplane", "--meshConfig=absent"];
+    let config = crate::config::Args::parse_from(args);
+    let config = crate::config::Config::try_from(config).unwrap();
     let (client, mesh) = (api.client(), crate::config::mesh::MeshConfig::default());
-    let started = crate::run::kubernetes::Source::start(
-        &client,
-        settings,
-        "absent".into(),
-        mesh,
-        &KubernetesEvents::default(),
-    );
+    let started =
+        crate::run::kubernetes::Source::start(&client, config, mesh, &KubernetesEvents::default());
     let (world, _source) = started.unwrap();
     let listed = tokio::time::timeout(crate::testing::DEADLINE, world.listed());
     listed.await.expect("the world is whole");

@@ -37,7 +37,7 @@ use tokio::{
 use crate::{
     metrics::KubernetesEvents,
     object::{Kind, ObjectRef},
-    world::Selectors,
+    world::{Selectors, Settings},
 };
 use decode::Told;
 use informer::{Failure, Informer, Step, Target};
@@ -62,6 +62,8 @@ pub enum Event {
     Keys,
     /// Other discovery selectors.
     Selectors(Selectors),
+    /// Other settings of the mesh.
+    Settings(Box<Settings>),
 }
 
 /// The way to the world's thread. Bounded: where it does not keep up, informers read no further.

@@ -260,6 +260,15 @@ fn policy(name: &str, spec: &Value) -> Value {
     })
 }
 
+const ENTRIES: &str = "/apis/networking.istio.io/v1/serviceentries";
+
+fn entry(name: &str) -> Value {
+    json!({"metadata": {"name": name, "namespace": "shop", "uid": format!("uid-{name}"), "resourceVersion": "1"},
+        "spec": {"hosts": [format!("{name}.test")], "location": "MESH_EXTERNAL", "resolution": "STATIC",
+            "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}],
+            "endpoints": [{"address": "192.0.2.1"}]}})
+}
+
 /// A world over a scripted API server.
 struct Fed {
     server: Scripted,
@@ -621,6 +630,41 @@ async fn namespaces_come_into_view_and_leave_it_by_their_labels_and_by_selectors
         .await
         .unwrap();
     fed.until("more", false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_settings_of_the_mesh_tell_only_what_they_change() {
+    let server = Scripted::default();
+    server.put(CRDS, &crd("serviceentries.networking.istio.io"));
+    server.put(PODS, &pod("web", "10.0.0.1"));
+    server.put(ENTRIES, &entry("outside"));
+    let mut fed = Fed::whole(&server).await;
+    fed.until("web", true).await;
+    fed.until("shop/outside.test", true).await;
+    while fed.changes.try_next().is_some() {}
+
+    let hidden = serde_json::from_value(json!({"defaultVisibility": "NONE"})).unwrap();
+    let settings = Settings {
+        entry_visibility: Some(hidden),
+        ..Settings::default()
+    };
+    let settings = super::Event::Settings(Box::new(settings));
+    fed.feed.send(settings).await.unwrap();
+    let told = within(fed.changes.next()).await;
+    let gone: Vec<&str> = told.removals.iter().map(|key| &*key.name).collect();
+    assert!(gone.contains(&"shop/outside.test"), "{told:?}");
+    let is_of_web = |name: &str| name.contains("Pod/shop/web");
+    assert!(
+        !told.upserts.iter().any(|it| is_of_web(&it.name)),
+        "{told:?}"
+    );
+    assert!(!gone.iter().any(|name| is_of_web(name)), "{told:?}");
+
+    // What comes later meets the settings that hold now.
+    server.put(ENTRIES, &entry("another"));
+    server.put(PODS, &pod("more", "10.0.0.2"));
+    fed.until("more", true).await;
+    fed.until("shop/another.test", false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
