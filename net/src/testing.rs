@@ -57,23 +57,33 @@ impl TestCa {
     /// A new root for `domain`. Certificates run by the clock of `policy`.
     pub fn new(domain: &str, policy: &Policy) -> Self {
         let key = KeyPair::generate().expect("keys can be made");
-        let now = policy.clock().wall();
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(DnType::OrganizationName, "test root");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.not_before = (now - Duration::from_secs(3600)).into();
-        params.not_after = (now + Duration::from_secs(10 * 365 * 86_400)).into();
+        let params = authority("test root", policy, Duration::from_secs(10 * 365 * 86_400));
+        let issuer = CertifiedIssuer::self_signed(params, key).expect("a root can be made");
+        Self::of(domain.parse().expect("tests name a domain"), issuer, policy)
+    }
+
+    /// An authority below this one, whose own certificate lives for `lifetime`. It signs leaves, and is no root.
+    pub fn intermediate(&self, lifetime: Duration) -> Self {
+        let key = KeyPair::generate().expect("keys can be made");
+        let params = authority("test intermediate", &self.policy, lifetime);
+        let issuer = CertifiedIssuer::signed_by(params, key, &self.issuer);
+        let issuer = issuer.expect("an intermediate can be signed");
+        Self::of(self.domain.clone(), issuer, &self.policy).with_lifetime(self.lifetime)
+    }
+
+    fn of(domain: TrustDomain, issuer: CertifiedIssuer<'static, KeyPair>, policy: &Policy) -> Self {
         Self {
-            domain: domain.parse().expect("tests name a trust domain"),
-            issuer: CertifiedIssuer::self_signed(params, key).expect("a root can be made"),
+            domain,
+            issuer,
             policy: policy.clone(),
             lifetime: Duration::from_secs(86_400),
             issued: AtomicUsize::new(0),
         }
+    }
+
+    /// Its own certificate.
+    pub fn own(&self) -> CertificateDer<'static> {
+        self.issuer.der().clone()
     }
 
     /// The same, whose leaves live for `lifetime`.
@@ -171,6 +181,20 @@ impl TestCa {
         WorkloadCertificate::new(&self.policy, vec![leaf], key, self.trust())
             .expect("leaf, key and root fit")
     }
+}
+
+fn authority(name: &str, policy: &Policy, lifetime: Duration) -> CertificateParams {
+    let now = policy.clock().wall();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(DnType::OrganizationName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.not_before = (now - Duration::from_secs(3600)).into();
+    params.not_after = (now + lifetime).into();
+    params
 }
 
 fn revoked(leaf: &CertificateDer<'_>, now: SystemTime) -> RevokedCertParams {

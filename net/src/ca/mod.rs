@@ -19,6 +19,8 @@ pub use client::{CaClient, CaConfig, Impersonation, IssueError, Token};
 use crate::tls::WorkloadCertificate;
 
 #[cfg(test)]
+mod rotation;
+#[cfg(test)]
 mod tests;
 
 /// Whoever can certify an identity.
