@@ -95,6 +95,9 @@ impl WorkloadCertificate {
         let not_before = shown(leaf)
             .ok_or(BuildCertificateError::Leaf(PeerCertificateError::Malformed))?
             .not_before;
+        // Peers refuse a chain as soon as any part of it has expired.
+        let ends = chain.iter().filter_map(shown).map(|it| it.not_after);
+        let not_after = ends.min().unwrap_or(own.not_after);
         let key = CertifiedKey::from_der(chain, key, &policy.provider)
             .map_err(BuildCertificateError::Key)?;
         let verifier = Verifier::new(&trust, policy).map_err(BuildCertificateError::Roots)?;
@@ -102,7 +105,7 @@ impl WorkloadCertificate {
             generation: GENERATIONS.fetch_add(1, Ordering::Relaxed),
             identity: own.identity,
             not_before,
-            not_after: own.not_after,
+            not_after,
             key: Arc::new(key),
             trust,
             policy: policy.clone(),
@@ -127,7 +130,7 @@ impl WorkloadCertificate {
         self.not_before
     }
 
-    /// When it ends.
+    /// When it ends, or an intermediate that vouches for it if that is earlier.
     pub fn not_after(&self) -> SystemTime {
         self.not_after
     }
