@@ -637,8 +637,8 @@ impl FlowRecord {
             destination: self.destination.fields(self.security),
             policy: (!policies.is_empty()).then(|| listed(policies)),
             end: unusual
-                .filter(|_| error.is_none())
-                .map(|end| end.to_string()),
+                .map(|end| end.to_string())
+                .filter(|end| error.as_deref() != Some(end)),
             direction: self.direction,
             bytes_sent: bytes.map(|(sent, _)| sent),
             bytes_received: bytes.map(|(_, received)| received),
@@ -674,7 +674,7 @@ pub struct AccessFields<'a> {
     pub destination: PartyFields<'a>,
     /// `policy`: the policies that decided, with commas between.
     pub policy: Option<String>,
-    /// `end`: how it ended, where that is neither the usual end nor a failure: a reset, a drain, a pod that left.
+    /// `end`: how it ended, from the closed list, where that is not the usual end and `error` does not say just that.
     pub end: Option<String>,
     /// `direction`.
     pub direction: Direction,

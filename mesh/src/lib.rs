@@ -17,6 +17,7 @@ pub mod flow;
 pub mod headers;
 pub mod identity;
 pub mod inbound;
+pub mod journal;
 pub mod l7;
 pub mod names;
 pub mod outbound;

@@ -30,7 +30,7 @@ pub struct Refusal {
 }
 
 /// The object behind a refusal.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum Object {
     /// An authorization policy.
     Policy(PolicyKey),

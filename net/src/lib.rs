@@ -12,6 +12,7 @@ pub mod dns;
 pub mod drain;
 #[cfg(test)]
 mod fixture;
+pub mod flows;
 pub mod handover;
 pub mod hbone;
 mod http1;

@@ -113,7 +113,7 @@ fn a_denial_names_the_policies() {
 }
 
 #[test]
-fn a_failure_is_told_as_an_error_and_any_other_end_by_its_name() {
+fn an_end_is_told_by_its_name_unless_its_error_says_just_that() {
     for (end, error, expected) in [
         (EndReason::Complete, None, (None, None)),
         (
@@ -121,13 +121,26 @@ fn a_failure_is_told_as_an_error_and_any_other_end_by_its_name() {
             None,
             (Some("reset by source"), None),
         ),
-        (EndReason::SourceReset, Some("why"), (None, Some("why"))),
+        (
+            EndReason::SourceReset,
+            Some("why"),
+            (Some("reset by source"), Some("why")),
+        ),
         (
             EndReason::TlsFailed,
             None,
             (None, Some("tls handshake failed")),
         ),
-        (EndReason::TlsFailed, Some("why"), (None, Some("why"))),
+        (
+            EndReason::TlsFailed,
+            Some("why"),
+            (Some("tls handshake failed"), Some("why")),
+        ),
+        (
+            EndReason::TlsFailed,
+            Some("tls handshake failed"),
+            (None, Some("tls handshake failed")),
+        ),
     ] {
         let ended = FlowRecord {
             end: Some(end),

@@ -51,7 +51,13 @@ pub fn complete(record: &FlowRecord) {
     }
 }
 
-/// At WARN: refused before anything was known but the two ends.
+/// At WARN: refused before anything was carried. Says nothing of bytes and time.
 pub fn failed(record: &FlowRecord) {
-    line!(WARN, &record.fields(), "connection failed");
+    let fields = AccessFields {
+        bytes_sent: None,
+        bytes_received: None,
+        duration: None,
+        ..record.fields()
+    };
+    line!(WARN, &fields, "connection failed");
 }
