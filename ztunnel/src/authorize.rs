@@ -45,16 +45,19 @@ impl fmt::Display for Denied {
     }
 }
 
-/// Asks whether a connection to the pod may be. A policy that is not known is waited for, then denies.
+/// Asks whether a connection to the pod may be; by which rule, where one says so. A policy that is not known is waited for, then denies.
 ///
 /// The connection must be registered already: a change of policy from here on finds it there.
-pub(crate) async fn authorize(pod: &Pod, facts: &AuthorizationFacts) -> Result<(), Denied> {
+pub(crate) async fn authorize(
+    pod: &Pod,
+    facts: &AuthorizationFacts,
+) -> Result<Option<RuleRef>, Denied> {
     let deadline = Instant::now() + WAIT;
     let node = &pod.node;
     let decide = |view: &Arc<MeshView>| {
         node.record(view, &pod.binding).and_then(|workload| {
             match decide(pod, view, &workload, facts) {
-                Decision::Allow { .. } => Outcome::Go(Ok(())),
+                Decision::Allow { by } => Outcome::Go(Ok(by)),
                 Decision::Need(key) => Outcome::Need(Need::Policy(key)),
                 Decision::Deny { refusal, by } => Outcome::Go(Err(Denied::new(refusal, by))),
             }
@@ -197,7 +200,7 @@ fn recheck(pod: &Pod, view: &MeshView, workload: &Workload, late: bool) -> bool 
             false => decision,
         };
         match decision {
-            Decision::Allow { .. } => {}
+            Decision::Allow { by } => live.set_allowed_by(by.as_ref()),
             Decision::Need(_) => needs = true,
             Decision::Deny { refusal, by } => {
                 pod.inbound.cut(id, Box::new(Denied::new(refusal, by)));

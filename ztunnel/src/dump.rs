@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 use arc_swap::ArcSwap;
 use axum::{Json, routing::get};
 use mesh::{
-    dump::ConfigDump, flow::FlowRecord, outbound::Hop, outcome::LocalWorkload, view::MeshView,
+    authorize::RuleRef, dump::ConfigDump, flow::FlowRecord, outbound::Hop, outcome::LocalWorkload,
+    view::MeshView,
 };
 use net::{
     admin::Admin,
@@ -42,6 +43,8 @@ pub(crate) fn endpoint(
         static_config.unwrap_or_else(|| json!({"workloads": [], "services": [], "policies": []}));
     let certificates = node.certificates.clone();
     let of_connections = published.clone();
+    let of_flows = node.metrics.telling.flows.clone();
+    let of_refusals = of_flows.clone();
     Admin::new("ztunnel", logs, Arc::new(move || quit.notify_one()))
         .section("workloads", view_of(workloads))
         .section(
@@ -62,6 +65,17 @@ pub(crate) fn endpoint(
             "/connections",
             "the connections that are open now, as JSON",
             get(move || async move { Json(connections(&of_connections.load())) }),
+        )
+        .route(
+            "/flows",
+            "connections as they open, close, fail and are refused: a stream of JSON lines \
+             (?only=failures, ?kept to begin with the refusals of before)",
+            get(move |query| of_flows.stream(query)),
+        )
+        .route(
+            "/refusals",
+            "what was refused and what failed lately, counted, as JSON",
+            get(move || of_refusals.refusals()),
         )
 }
 
@@ -242,6 +256,9 @@ struct OpenConnection {
     pod: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     trace_id: Option<String>,
+    /// Inbound: the rule that allows it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allowed_by: Option<RuleRef>,
     #[serde(flatten)]
     record: FlowRecord,
 }
@@ -255,6 +272,7 @@ fn connections(published: &Published) -> Vec<OpenConnection> {
             .map(move |(_, live)| OpenConnection {
                 pod: uid.clone(),
                 trace_id: live.trace.clone(),
+                allowed_by: live.allowed_by(),
                 record: live.snapshot(),
             })
     };

@@ -3,15 +3,19 @@
 use std::{
     fmt,
     net::SocketAddr,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Instant,
 };
 
 use mesh::{
-    authorize::AuthorizationFacts,
-    flow::{Direction, EndReason, FlowRecord},
-    names::Str,
-    outcome::{Object, Refusal},
+    authorize::{AuthorizationFacts, RuleRef},
+    flow::{Direction, EndReason, FlowRecord, Party, PartyLabels, peer_workload},
+    names::{NetworkAddress, Str},
+    outcome::{Object, Outcome, Refusal},
+    view::MeshView,
 };
 use net::{
     connections,
@@ -22,7 +26,12 @@ use net::{
 };
 use parking_lot::Mutex;
 
-use crate::{authorize::Denied, metrics::Metrics, revocations::RestsOn};
+use crate::{
+    authorize::Denied,
+    metrics::{Metrics, Telling},
+    pod::Pod,
+    revocations::RestsOn,
+};
 
 /// Open connections, cut by policies.
 pub(crate) type Registry = connections::Registry<Live, Box<Denied>>;
@@ -44,6 +53,7 @@ pub(crate) struct Live {
     pub(crate) accepted: Instant,
     /// What its tunnel was proven with.
     pub(crate) rests_on: Option<RestsOn>,
+    allowed_by: Mutex<Option<Box<RuleRef>>>,
     counters: Counters,
     counted: Counted,
     series: Mutex<Option<metrics::Flow>>,
@@ -66,9 +76,23 @@ impl Live {
             facts: None,
             accepted,
             rests_on: None,
+            allowed_by: Mutex::new(None),
             counters: Counters::default(),
             counted: Counted::default(),
             series: Mutex::new(None),
+        }
+    }
+
+    /// The rule that allows it, where one does.
+    pub(crate) fn allowed_by(&self) -> Option<RuleRef> {
+        self.allowed_by.lock().as_deref().cloned()
+    }
+
+    /// Notes the rule that allows it, as of the last time that policies were asked.
+    pub(crate) fn set_allowed_by(&self, rule: Option<&RuleRef>) {
+        let mut known = self.allowed_by.lock();
+        if known.as_deref() != rule {
+            *known = rule.map(|it| Box::new(it.clone()));
         }
     }
 
@@ -115,6 +139,7 @@ impl Live {
 #[derive(Debug)]
 pub(crate) struct Flow {
     registration: Registration,
+    telling: Arc<Telling>,
     finished: bool,
 }
 
@@ -127,8 +152,14 @@ impl Flow {
         access::opened(&live.record);
         Self {
             registration,
+            telling: metrics.telling.clone(),
             finished: false,
         }
+    }
+
+    /// Policies allow it; by this rule, where one said so.
+    pub(crate) fn allowed(&self, by: Option<&RuleRef>) {
+        self.registration.what().set_allowed_by(by);
     }
 
     /// Resolves when a policy comes to forbid the connection. Not to be awaited again then.
@@ -146,6 +177,10 @@ impl Flow {
     ) -> impl Future<Output = ()> {
         let live = self.registration.what().clone();
         let mut flow = self;
+        let allowed_by = live.allowed_by();
+        flow.telling
+            .flows
+            .opened(|| live.record.clone(), allowed_by.as_ref());
         let (downstream, upstream) = (downstream.into(), upstream);
         async move {
             let mut denied = None;
@@ -203,12 +238,18 @@ impl Flow {
         if let Some(series) = live.series.lock().take() {
             series.close(reason.flag());
         }
-        access::complete(&FlowRecord {
+        let record = FlowRecord {
             decided_by,
             end: Some(reason),
             error,
             ..live.snapshot()
-        });
+        };
+        if reason.is_failure() {
+            self.telling.refused(record.direction, reason);
+        }
+        let allowed_by = live.allowed_by();
+        self.telling.flows.ended(&record, allowed_by.as_ref());
+        access::complete(&record);
     }
 }
 
@@ -224,18 +265,18 @@ impl Drop for Flow {
 }
 
 /// What is told of a connection about which nothing but its two ends is known: it was refused first.
-#[derive(Debug)]
-pub(crate) struct Early {
+pub(crate) struct Early<'a> {
+    pub(crate) pod: &'a Pod,
     pub(crate) direction: Direction,
     pub(crate) source: SocketAddr,
     pub(crate) destination: SocketAddr,
 }
 
-impl Early {
+impl Early<'_> {
     /// Counts and logs that it was refused, for a reason of the closed list.
     pub(crate) fn refused(&self, metrics: &Metrics, refusal: &Refusal) {
-        metrics.refused(self.direction, EndReason::Refused(refusal.reason));
-        self.tell(refusal);
+        let reason = EndReason::Refused(refusal.reason);
+        self.tell(metrics, reason, refusal.object.clone(), refusal);
     }
 
     /// Counts and logs that it failed before anything could be decided.
@@ -245,14 +286,62 @@ impl Early {
         reason: EndReason,
         error: &dyn std::error::Error,
     ) {
-        metrics.refused(self.direction, reason);
-        self.tell(&Chain(error));
+        self.tell(metrics, reason, None, &Chain(error));
     }
 
-    fn tell(&self, error: &dyn fmt::Display) {
-        access::failed(&FlowRecord {
+    fn tell(
+        &self,
+        metrics: &Metrics,
+        reason: EndReason,
+        decided_by: Option<Object>,
+        error: &dyn fmt::Display,
+    ) {
+        let view = self.pod.node.state.view();
+        let (ours, other) = (self.ours(&view), self.other(&view));
+        let (source, destination) = match self.direction {
+            Direction::Outbound => (ours, other),
+            Direction::Inbound | Direction::Waypoint => (other, ours),
+        };
+        let record = FlowRecord {
+            source,
+            destination,
+            decided_by,
+            end: Some(reason),
             error: Some(error.to_string()),
             ..FlowRecord::new(self.direction, self.source, self.destination)
-        });
+        };
+        metrics.telling.refused(self.direction, reason);
+        metrics.telling.flows.ended(&record, None);
+        access::failed(&record);
+    }
+
+    /// The pod, as far as it is known: its name at least.
+    fn ours(&self, view: &MeshView) -> Party {
+        let binding = &self.pod.binding;
+        match self.pod.node.record(view, binding) {
+            Outcome::Go(record) => Party::of_workload(&record, None),
+            Outcome::Refuse(_) | Outcome::Need(_) => Party {
+                pod: Some(binding.name.clone()),
+                labels: Arc::new(PartyLabels {
+                    namespace: Some(binding.namespace.clone()),
+                    ..PartyLabels::default()
+                }),
+            },
+        }
+    }
+
+    /// Whose address the other end has. For telemetry: nothing is proven.
+    fn other(&self, view: &MeshView) -> Party {
+        let network = &self.pod.node.config.node.network;
+        let found = match self.direction {
+            Direction::Outbound => view.workload_at(&NetworkAddress {
+                network: network.clone(),
+                address: self.destination.ip().to_canonical(),
+            }),
+            Direction::Inbound | Direction::Waypoint => {
+                peer_workload(view, network, self.source.ip(), None)
+            }
+        };
+        found.map_or_else(Party::default, |it| Party::of_workload(it, None))
     }
 }

@@ -86,8 +86,9 @@ async fn serve_stream(inbound: Arc<Inbound>, request: ConnectRequest) {
 }
 
 impl Inbound {
-    fn early(&self) -> Early {
+    fn early(&self) -> Early<'_> {
         Early {
+            pod: &self.pod,
             direction: Direction::Inbound,
             source: self.peer,
             destination: self.local,
@@ -205,10 +206,13 @@ impl Inbound {
         let facts = decided.facts(self, &request);
         let authorized = authorize(&self.pod, &facts).await;
         let mut flow = Flow::open(&self.pod.node.metrics, registration);
-        if let Err(denied) = authorized {
-            flow.finish_denied(&denied);
-            request.refuse(status(denied.refusal.reason.connect_status()));
-            return None;
+        match authorized {
+            Ok(by) => flow.allowed(by.as_ref()),
+            Err(denied) => {
+                flow.finish_denied(&denied);
+                request.refuse(status(denied.refusal.reason.connect_status()));
+                return None;
+            }
         }
         let dialled = tokio::select! {
             biased;

@@ -66,8 +66,9 @@ pub(crate) async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
 struct Foreign(IpAddr);
 
 impl Inbound {
-    fn early(&self) -> Early {
+    fn early(&self) -> Early<'_> {
         Early {
+            pod: &self.pod,
             direction: Direction::Inbound,
             source: self.peer,
             destination: self.original,
@@ -106,9 +107,12 @@ impl Inbound {
         let registration = self.pod.inbound.register(live);
         let authorized = authorize(&self.pod, &facts).await;
         let mut flow = Flow::open(metrics, registration);
-        if let Err(denied) = authorized {
-            flow.finish_denied(&denied);
-            return None;
+        match authorized {
+            Ok(by) => flow.allowed(by.as_ref()),
+            Err(denied) => {
+                flow.finish_denied(&denied);
+                return None;
+            }
         }
         let dial = application::Dial {
             pod: &self.pod,

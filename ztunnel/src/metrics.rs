@@ -10,6 +10,7 @@ use mesh::{
 };
 use net::{
     ca::{Issuer, Issuing},
+    flows::Flows,
     metrics::{self, Parties, Tcp, UNKNOWN},
     tls::{PeerEnd, Revocations},
 };
@@ -34,11 +35,31 @@ pub(crate) struct Metrics {
     tcp: Tcp<TcpLabels>,
     /// The ends that open connections are told with.
     pub(crate) parties: Parties,
-    refused: Family<RefusedLabels, Counter>,
+    pub(crate) telling: Arc<Telling>,
     on_demand_dns: Family<OnDemandDnsLabels, Counter>,
     certificate_requests: Family<ResultLabel, Counter>,
     pub(crate) dns: DnsMetrics,
     pub(crate) pods: PodMetrics,
+}
+
+/// Where the ends of connections are told, for as long as they live.
+#[derive(Debug, Default)]
+pub(crate) struct Telling {
+    /// The live view.
+    pub(crate) flows: Flows,
+    refused: Family<RefusedLabels, Counter>,
+}
+
+impl Telling {
+    /// Counts a connection that was refused, or failed.
+    pub(crate) fn refused(&self, direction: Direction, reason: EndReason) {
+        let labels = RefusedLabels {
+            reporter: direction.reporter(),
+            reason: reason.to_string(),
+            response_flags: reason.flag().as_str(),
+        };
+        self.refused.get_or_create(&labels).inc();
+    }
 }
 
 /// `success`, or `failure`.
@@ -176,7 +197,7 @@ impl Metrics {
         let new = Self {
             tcp: Tcp::register(registry),
             parties: Parties::default(),
-            refused: Family::default(),
+            telling: Arc::default(),
             on_demand_dns: Family::default(),
             certificate_requests: Family::default(),
             dns: DnsMetrics::register(registry),
@@ -184,9 +205,10 @@ impl Metrics {
         };
         registry.register(
             "leyline_connections_refused",
-            "Connections refused before anything but their ends was known, by reason",
-            new.refused.clone(),
+            "Connections that were refused or failed, also before anything but their ends was known, by reason",
+            new.telling.refused.clone(),
         );
+        new.telling.flows.register(registry);
         registry.register(
             "istio_on_demand_dns",
             "Resolutions of workloads that have a host name and no address",
@@ -221,16 +243,6 @@ impl Metrics {
     /// Counts an accepted socket while the guard lives.
     pub(crate) fn socket(&self, direction: Direction) -> metrics::SocketGuard {
         self.tcp.socket(direction)
-    }
-
-    /// Counts a connection that was refused early.
-    pub(crate) fn refused(&self, direction: Direction, reason: EndReason) {
-        let labels = RefusedLabels {
-            reporter: direction.reporter(),
-            reason: reason.to_string(),
-            response_flags: reason.flag().as_str(),
-        };
-        self.refused.get_or_create(&labels).inc();
     }
 
     /// Counts the resolution of a workload's host name.

@@ -103,8 +103,9 @@ impl Outbound {
         }
     }
 
-    fn early(&self) -> Early {
+    fn early(&self) -> Early<'_> {
         Early {
+            pod: &self.pod,
             direction: Direction::Outbound,
             source: self.client,
             destination: self.original,

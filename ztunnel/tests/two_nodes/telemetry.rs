@@ -170,3 +170,85 @@ async fn readiness_is_lost_with_the_agent_and_comes_back_with_its_snapshot() {
     rig.node_b.agent.call(net::zds::Request::SnapshotSent).await;
     assert_eq!(get(readiness, "/healthz/ready").await, "ready\n");
 }
+
+/// An endless answer, and what has been read of it.
+struct Live {
+    stream: TcpStream,
+    text: String,
+}
+
+impl Live {
+    async fn follow(admin: SocketAddr, path: &str) -> Self {
+        let mut stream = soon(TcpStream::connect(admin)).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let text = String::new();
+        let mut live = Self { stream, text };
+        // From its first line on, nothing is missed.
+        live.tells(&["\"event\":\"alive\""]).await;
+        live
+    }
+
+    /// Reads until all of these have been told.
+    async fn tells(&mut self, wanted: &[&str]) {
+        let mut buffer = vec![0; 64 << 10];
+        let reading = async {
+            while !wanted.iter().all(|it| self.text.contains(it)) {
+                let length = self.stream.read(&mut buffer).await.expect("it goes on");
+                assert_ne!(length, 0, "it ended: {}", self.text);
+                let read = String::from_utf8_lossy(&buffer[..length]);
+                self.text.push_str(&read);
+            }
+        };
+        let read = tokio::time::timeout(crate::rig::DEADLINE, reading).await;
+        assert!(read.is_ok(), "{wanted:?} not told: {}", self.text);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_followed_as_they_open_close_and_are_denied() {
+    let rig = rig_or_skip!();
+    let client = "cluster.local/ns/ns/sa/sa-a";
+    let allow = policy("allow-a", mesh::policy::Action::Allow, client);
+    rig.publish([mesh::view::Resource::Policy(allow)]);
+    let mut live = Live::follow(rig.node_b.admin, "/flows").await;
+    let (mut client_end, mut server_end) = rig.pair().await;
+    passes(&mut client_end, &mut server_end, b"12345").await;
+    let opened = [
+        "\"event\":\"opened\"",
+        "\"policies\":[\"ns/allow-a\"]",
+        "spiffe://cluster.local/ns/ns/sa/sa-a",
+    ];
+    live.tells(&opened).await;
+    drop((client_end, server_end));
+    live.tells(&["\"event\":\"closed\"", "\"received_bytes\":5"])
+        .await;
+    let deny = policy("deny-a", mesh::policy::Action::Deny, client);
+    rig.publish([mesh::view::Resource::Policy(deny)]);
+    for _ in 0..3 {
+        connect_is_reset(&rig.a, rig.address()).await;
+    }
+    let denied = ["\"event\":\"refused\"", "\"policies\":[\"ns/deny-a\"]"];
+    live.tells(&denied).await;
+    eventually("three denials are one entry that counts", async || {
+        let kept = get(rig.node_b.admin, "/refusals").await;
+        let kept: serde_json::Value = serde_json::from_str(&kept).unwrap();
+        kept.as_array().unwrap().len() == 1 && kept[0]["count"] == 3
+    })
+    .await;
+    let mut late = Live::follow(rig.node_b.admin, "/flows?only=failures&kept").await;
+    late.tells(&["\"count\":3"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_before_routing_is_told_with_its_pod_and_reason() {
+    let rig = rig_or_skip!();
+    // A service address whose port nobody serves.
+    connect_is_reset(&rig.a, "10.96.0.7:81".parse().unwrap()).await;
+    let kept = get(rig.node_a.admin, "/refusals").await;
+    let kept: serde_json::Value = serde_json::from_str(&kept).unwrap();
+    let one = &kept[0];
+    assert_eq!(one["reason"], "no healthy upstream");
+    assert_eq!(one["source"]["pod"], "a");
+    assert_eq!(one["destination_addr"], "10.96.0.7:81");
+}
