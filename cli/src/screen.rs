@@ -22,6 +22,12 @@ pub(crate) fn errors() -> Screen {
     }
 }
 
+/// Without colours, whatever the terminal.
+#[cfg(test)]
+pub(crate) fn plain() -> Screen {
+    Screen { colours: false }
+}
+
 fn wanted() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
         && std::env::var_os("TERM").is_none_or(|term| term != "dumb")

@@ -16,10 +16,10 @@ use kube::{
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::access::Access;
+use super::{access::Access, stream};
 
 /// The longest that one question to the API server or to a pod may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 /// The largest answer of a pod that is read: a dump of some 100,000 workloads.
 const MAX_ANSWER_BYTES: usize = 512 << 20;
 
@@ -235,6 +235,25 @@ impl Cluster {
             Err(_) => Err(anyhow!("no answer for {} s", PATIENCE.as_secs())),
         };
         result.with_context(|| format!("ask {pod} on port {port} for {path}"))
+    }
+
+    /// Reads an endless answer of a pod's own port, line by line: see [`stream::lines`].
+    pub(crate) async fn follow(
+        &self,
+        pod: &PodName,
+        port: u16,
+        path: &str,
+        each: impl FnMut(&str) -> Result<()>,
+    ) -> Result<()> {
+        let api = self.within::<Pod>(&pod.namespace);
+        let asked = tokio::time::timeout(PATIENCE, api.portforward(&pod.name, &[port])).await;
+        let mut forward =
+            asked.map_err(|_| anyhow!("no answer for {} s", PATIENCE.as_secs()))??;
+        let opened = forward.take_stream(port);
+        let opened = opened.context("the API server opened no stream")?;
+        let followed = stream::lines(opened, port, path, each).await;
+        forward.abort();
+        followed.with_context(|| format!("follow {path} of {pod} on port {port}"))
     }
 
     /// The JSON that a pod answers.

@@ -8,11 +8,13 @@ pub(crate) mod cluster;
 mod definitions;
 mod duration;
 pub(crate) mod explain;
+mod flows;
 mod helm;
 mod install;
 mod object;
 pub(crate) mod output;
 mod status;
+mod stream;
 mod version;
 mod waypoint;
 pub(crate) mod ztunnel_config;
@@ -36,6 +38,7 @@ pub(crate) enum Operator {
     #[command(visible_alias = "zc")]
     ZtunnelConfig(ztunnel_config::ZtunnelConfig),
     Waypoint(waypoint::Waypoint),
+    Flows(flows::Flows),
     Explain(explain::Explain),
     Check(check::CheckCommand),
     Analyze(analyze::Analyze),
@@ -56,6 +59,7 @@ pub(crate) fn run(command: Operator, before: &Access) -> Result<ExitCode> {
             Operator::Status(it) => status::run(it, before).await,
             Operator::ZtunnelConfig(it) => ztunnel_config::run(it, before).await,
             Operator::Waypoint(it) => waypoint::run(it, before).await,
+            Operator::Flows(it) => flows::run(it, before).await,
             Operator::Explain(it) => explain::run(it, before).await,
             Operator::Check(it) => check::run(it, before).await,
             Operator::Analyze(it) => analyze::run(it, before).await,

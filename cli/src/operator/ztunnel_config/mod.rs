@@ -222,6 +222,19 @@ async fn choose(cluster: &Cluster, node: Option<&str>, target: Option<&Named>) -
     Ok(Chosen { tunnel, pod: None })
 }
 
+/// The tunnel of a node, or of a pod's node and then that pod, or the one that is named.
+pub(crate) async fn tunnel_for(
+    cluster: &Cluster,
+    node: Option<&str>,
+    target: Option<&Named>,
+) -> Result<(PodName, Option<PodName>)> {
+    let chosen = choose(cluster, node, target).await?;
+    let pod = chosen
+        .pod
+        .map(|(name, namespace)| PodName { namespace, name });
+    Ok((chosen.tunnel, pod))
+}
+
 fn no_tunnel(known: &[Pod]) -> anyhow::Error {
     if let Some(pod) = known.first() {
         return anyhow!(
