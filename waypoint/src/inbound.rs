@@ -25,7 +25,7 @@ use net::{
     hbone::{self, ConnectRequest, ResetCode, ServeError},
     report::Chain,
     socket,
-    tls::{self, HandshakeError, PeerIdentity, Revocations, ServerStream},
+    tls::{self, HandshakeError, PeerIdentity, Revocations},
 };
 use tokio::net::TcpStream;
 
@@ -125,7 +125,7 @@ impl Inbound {
     async fn prove(
         &self,
         tcp: TcpStream,
-    ) -> Result<(ServerStream<TcpStream>, PeerIdentity, Counted), RefusedConnection> {
+    ) -> Result<(tls::Stream<TcpStream>, PeerIdentity, Counted), RefusedConnection> {
         let waypoint = &self.waypoint;
         let turn = waypoint.handshakes.turn().await;
         let turn = turn.ok_or(RefusedConnection::TooManyHandshakes)?;
@@ -137,7 +137,7 @@ impl Inbound {
         Ok((stream, peer, counted))
     }
 
-    async fn serve_streams(self: &Arc<Self>, stream: ServerStream<TcpStream>, peer: PeerIdentity) {
+    async fn serve_streams(self: &Arc<Self>, stream: tls::Stream<TcpStream>, peer: PeerIdentity) {
         let goodbye = self.goodbye(&peer);
         let this = self.clone();
         let handler = move |request| serve_stream(this.clone(), request);

@@ -24,7 +24,7 @@ use net::{
     hbone::{self, ConnectRequest, ServeError},
     report::Chain,
     socket,
-    tls::{self, PeerIdentity, ServerStream},
+    tls::{self, PeerIdentity},
 };
 use tokio::net::TcpStream;
 
@@ -100,7 +100,7 @@ impl Inbound {
         &self,
         tcp: TcpStream,
         slot: Slot,
-    ) -> Option<(ServerStream<TcpStream>, PeerIdentity)> {
+    ) -> Option<(tls::Stream<TcpStream>, PeerIdentity)> {
         let under_way = self.pod.handshakes.begin(slot);
         tokio::select! {
             biased;
@@ -113,7 +113,7 @@ impl Inbound {
         }
     }
 
-    async fn prove(&self, tcp: TcpStream) -> Option<(ServerStream<TcpStream>, PeerIdentity)> {
+    async fn prove(&self, tcp: TcpStream) -> Option<(tls::Stream<TcpStream>, PeerIdentity)> {
         let metrics = &self.pod.node.metrics;
         let record = match self.pod.record().await {
             Ok((record, _)) => record,
@@ -141,7 +141,7 @@ impl Inbound {
 
     async fn serve_streams(
         self: Arc<Self>,
-        stream: ServerStream<TcpStream>,
+        stream: tls::Stream<TcpStream>,
         peer: PeerIdentity,
         mut drain: drain::Watch,
     ) {

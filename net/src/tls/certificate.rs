@@ -196,6 +196,7 @@ impl WorkloadCertificate {
         config.alpn_protocols = vec![b"h2".to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
+        config.enable_secret_extraction = self.policy.is_only_13();
         config
     }
 
@@ -215,6 +216,7 @@ impl WorkloadCertificate {
         config.alpn_protocols = vec![b"h2".to_vec()];
         config.resumption = Resumption::disabled();
         config.enable_sni = false;
+        config.enable_secret_extraction = self.policy.is_only_13();
         config
     }
 

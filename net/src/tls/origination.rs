@@ -30,8 +30,11 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::{ClientStream, HandshakeError, Policy, control_plane};
+use super::{HandshakeError, Policy, control_plane};
 use crate::clock::TlsTime;
+
+/// A dialled TLS connection with a server outside the mesh.
+pub type ClientStream<IO> = tokio_rustls::client::TlsStream<IO>;
 
 /// Configurations that are kept: there are few policies, and one is compared in less than a handshake's time.
 const KEPT: usize = 64;

@@ -75,6 +75,11 @@ impl Policy {
         }
     }
 
+    /// Whether every connection is of TLS 1.3, so that its records are our own to seal and open.
+    pub(super) fn is_only_13(&self) -> bool {
+        self.versions.len() == ONLY_13.len()
+    }
+
     /// The certificates that are refused whoever signed them; shared by the clones of this policy.
     pub fn revocations(&self) -> &Revocations {
         &self.revocations
