@@ -4,12 +4,13 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 /// Open connections, each described by a `T`, cut for a reason `C`. Holds as many entries as there are connections, so the limit of open
 /// files bounds it.
@@ -17,7 +18,7 @@ use tokio::sync::oneshot;
 pub struct Registry<T, C> {
     entries: Mutex<HashMap<u64, Entry<T, C>>>,
     next: AtomicU64,
-    removed: AtomicBool,
+    removed: CancellationToken,
 }
 
 #[derive(Debug)]
@@ -40,7 +41,7 @@ impl<T, C> Default for Registry<T, C> {
         Self {
             entries: Mutex::default(),
             next: AtomicU64::new(0),
-            removed: AtomicBool::new(false),
+            removed: CancellationToken::new(),
         }
     }
 }
@@ -76,7 +77,7 @@ impl<T, C> Registry<T, C> {
 
     /// The pod is gone: what is still open ends because of that.
     pub fn set_removed(&self) {
-        self.removed.store(true, Ordering::Relaxed);
+        self.removed.cancel();
     }
 
     /// Tells a connection to end, and why. Nothing happens where it has ended.
@@ -97,7 +98,12 @@ impl<T, C> Registration<T, C> {
 
     /// Whether the connection's pod is gone.
     pub fn is_removed(&self) -> bool {
-        self.registry.removed.load(Ordering::Relaxed)
+        self.registry.removed.is_cancelled()
+    }
+
+    /// Resolves when the connection's pod is gone. Cancel-safe.
+    pub fn removed(&self) -> impl Future<Output = ()> + use<T, C> {
+        self.registry.removed.clone().cancelled_owned()
     }
 
     /// Resolves when the connection must end. Cancel-safe; must not be awaited again once it has resolved.

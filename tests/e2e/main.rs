@@ -7,6 +7,7 @@ mod interop;
 mod lifecycle;
 mod policy;
 mod programs;
+mod same_node;
 mod scene;
 mod system;
 mod traffic;

@@ -1,6 +1,10 @@
 //! The processes of a mesh as the machine sees them: what they hold in memory and have spent.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Output},
+};
 
 use anyhow::{Context, Result, ensure};
 
@@ -29,6 +33,13 @@ fn all() -> Result<Vec<Process>> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .map(Process)
         .collect())
+}
+
+/// The process with this command line.
+pub fn running(words: &[&str]) -> Result<Process> {
+    let same = |process: &Process| process.words() == words;
+    let found = all()?.into_iter().find(same);
+    found.with_context(|| format!("{words:?} does not run"))
 }
 
 /// The tunnels of the mesh whose supervisor is `supervisor`, by the name of their node.
@@ -104,6 +115,13 @@ impl Process {
             .context("VmRSS")?;
         let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
         Ok(kilobytes << 10)
+    }
+
+    /// Runs a program of this machine in its network namespace.
+    pub fn in_network(self, command: &[&str]) -> Result<Output> {
+        let mut line = Command::new("nsenter");
+        line.arg("--target").arg(self.0.to_string()).arg("--net");
+        Ok(line.args(command).output()?)
     }
 
     /// Open files.

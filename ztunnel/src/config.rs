@@ -66,6 +66,9 @@ pub struct Config {
     /// Connections of one pod that are carried at a time. `None`: as many as use half of the files that we may open, so
     /// that one pod cannot keep the node's others out.
     pub max_pod_connections: Option<usize>,
+    /// Bytes between two pods that we both serve go from socket to socket, as long as the network between them lets a
+    /// tunnel through (`LEYLINE_SAME_NODE`).
+    pub same_node: bool,
     /// How long connections may take to end once we are told to stop.
     pub drain_deadline: Duration,
     /// Send baggage in responses and believe the peer's, for telemetry only.
@@ -283,6 +286,7 @@ impl Config {
             http2: read_http2(&mut read),
             keepalive: read_keepalive(&mut read),
             max_pod_connections: read_max_pod_connections(&mut read),
+            same_node: read.flag("LEYLINE_SAME_NODE", false),
             drain_deadline: read_drain_deadline(&mut read),
             response_baggage: read.flag("ENABLE_RESPONSE_BAGGAGE", true),
             localhost_app_tunnel: read.flag("LOCALHOST_APP_TUNNEL", true),

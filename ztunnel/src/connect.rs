@@ -5,7 +5,7 @@ use std::{io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use mesh::{
     authority::Authority,
-    flow::EndReason,
+    flow::{EndReason, Security},
     headers::{self, Baggage, Traceparent},
     identity::Identity,
     outbound::{Hop, NextHop},
@@ -21,7 +21,12 @@ use net::{
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::pod::{CONNECT_DEADLINE, Pod, TLS_DEADLINE};
+use crate::{
+    inbound::{self, Admitted, Asked},
+    neighbours::{self, Neighbour},
+    pod::{CONNECT_DEADLINE, Pod, TLS_DEADLINE},
+    revocations::RestsOn,
+};
 
 /// From the inner CONNECT of a double tunnel to its answer.
 const INNER_DEADLINE: Duration = Duration::from_secs(20);
@@ -35,6 +40,46 @@ pub(crate) struct Connected {
     pub(crate) baggage: Option<Baggage>,
     /// To be kept as long as the connection.
     pub(crate) inner: Option<InnerTunnel>,
+}
+
+impl Connected {
+    /// What bytes are copied to, and what has to be kept meanwhile.
+    pub(crate) fn into_parts(self: Box<Self>) -> (Endpoint, Option<InnerTunnel>) {
+        (self.endpoint, self.inner)
+    }
+}
+
+/// What there is to carry bytes to.
+pub(crate) enum Onward {
+    /// One end of a connection whose other end someone else tells of.
+    Out(Box<Connected>),
+    /// Both ends of a connection within the node.
+    Within(Box<Within>),
+}
+
+/// A connection to a pod of the same node.
+pub(crate) struct Within {
+    pub(crate) admitted: Admitted,
+    pub(crate) peer: Arc<PeerIdentity>,
+    pub(crate) rests_on: RestsOn,
+}
+
+impl Onward {
+    /// Who was found there, as TLS proved it.
+    pub(crate) fn peer(&self) -> Option<&Arc<PeerIdentity>> {
+        match self {
+            Self::Out(connected) => connected.peer.as_ref(),
+            Self::Within(within) => Some(&within.peer),
+        }
+    }
+
+    /// What the peer tells of itself.
+    pub(crate) fn baggage(&self) -> Option<&Baggage> {
+        match self {
+            Self::Out(connected) => connected.baggage.as_ref(),
+            Self::Within(_) => None,
+        }
+    }
 }
 
 /// Keeps the inner connection of a double tunnel moving.
@@ -64,6 +109,12 @@ pub(crate) enum ConnectError {
         address: SocketAddr,
         #[source]
         source: hbone::ConnectError,
+    },
+    /// A pod of the same node may not be connected to, or its application could not be.
+    #[error("{address}, which is on this node, refused with {status}")]
+    Neighbour {
+        address: SocketAddr,
+        status: StatusCode,
     },
     /// The inner TLS of a double tunnel failed.
     #[error("TLS through the gateway {gateway}")]
@@ -96,6 +147,7 @@ impl ConnectError {
             Self::Tcp { source, .. } => source.end_reason(),
             Self::TcpTimeout { .. } => EndReason::ConnectTimedOut,
             Self::Tunnel { source, .. } | Self::InnerTunnel { source, .. } => source.end_reason(),
+            Self::Neighbour { status, .. } => EndReason::PeerRefused(status.as_u16()),
             Self::InnerTls { .. } => EndReason::TlsFailed,
             Self::InnerHttp { .. } => EndReason::Http2Failed,
         }
@@ -107,6 +159,7 @@ impl ConnectError {
     pub(crate) fn is_of_this_endpoint(&self) -> bool {
         match self {
             Self::Tcp { source, .. } => refused(source.io_kind()),
+            Self::Neighbour { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
             Self::Tunnel { source, .. } => match source {
                 hbone::ConnectError::Dial(dial) => is_of_this_peer(dial),
                 // The other end could not reach its application.
@@ -142,7 +195,7 @@ fn refused(kind: ErrorKind) -> bool {
 
 /// One connection of an application that is to be carried on.
 pub(crate) struct Outgoing<'a> {
-    pub(crate) pod: &'a Pod,
+    pub(crate) pod: &'a Arc<Pod>,
     pub(crate) source: &'a Workload,
     pub(crate) client: SocketAddr,
     pub(crate) hop: &'a NextHop,
@@ -152,12 +205,54 @@ pub(crate) struct Outgoing<'a> {
 
 impl Outgoing<'_> {
     /// Connects as the hop says.
-    pub(crate) async fn connect(&self) -> Result<Connected, ConnectError> {
-        match self.hop.hop {
+    pub(crate) async fn connect(&self) -> Result<Onward, ConnectError> {
+        let connected = match self.hop.hop {
             Hop::Tcp => self.tcp().await,
-            Hop::Hbone => self.tunnel().await.map(|tunnel| self.single(tunnel)),
+            Hop::Hbone => return self.hbone().await,
             Hop::DoubleHbone => self.double().await,
+        };
+        connected.map(|it| Onward::Out(Box::new(it)))
+    }
+
+    /// Within the node where that is possible, else in a tunnel.
+    async fn hbone(&self) -> Result<Onward, ConnectError> {
+        let target = self.target().await?;
+        if let Some(neighbour) = self.neighbour(&target) {
+            return self.within(neighbour).await;
         }
+        let tunnel = self.tunnel_to(&target).await?;
+        Ok(Onward::Out(Box::new(self.single(tunnel))))
+    }
+
+    fn neighbour(&self, target: &hbone::Target) -> Option<Neighbour> {
+        let config = &self.pod.node.config;
+        let workload = self.hop.workload.as_ref()?;
+        let here = config.node.name.as_ref()? == &workload.node;
+        (config.same_node && here)
+            .then(|| neighbours::find(self.pod, workload, target))
+            .flatten()
+    }
+
+    async fn within(&self, neighbour: Neighbour) -> Result<Onward, ConnectError> {
+        let head = self.head(None);
+        let rests_on = RestsOn::new(neighbour.rests_on, &self.pod.node.revocations);
+        let asked = Asked {
+            authority: &head.authority,
+            headers: &head.headers,
+            identity: &self.source.identity(),
+            security: Security::SameNode,
+            rests_on: rests_on.clone(),
+        };
+        let admitted = inbound::admit_neighbour(neighbour.pod, self.client, self.address, asked);
+        let admitted = admitted.await.map_err(|status| ConnectError::Neighbour {
+            address: self.address,
+            status,
+        })?;
+        Ok(Onward::Within(Box::new(Within {
+            admitted,
+            peer: neighbour.peer,
+            rests_on,
+        })))
     }
 
     async fn tcp(&self) -> Result<Connected, ConnectError> {
@@ -190,15 +285,22 @@ impl Outgoing<'_> {
     }
 
     async fn tunnel(&self) -> Result<Tunnel, ConnectError> {
+        self.tunnel_to(&self.target().await?).await
+    }
+
+    async fn target(&self) -> Result<hbone::Target, ConnectError> {
         let certificate = self.pod.certificate(&self.source.identity()).await?;
         let workload = self.hop.workload.as_ref();
-        let target = hbone::Target {
+        Ok(hbone::Target {
             destination: self.address,
             workload: workload.map(|workload| workload.uid.clone()),
             expected: self.hop.expected.clone().into(),
             certificate,
-        };
-        let connecting = self.pod.pool.connect(&target, self.head(None));
+        })
+    }
+
+    async fn tunnel_to(&self, target: &hbone::Target) -> Result<Tunnel, ConnectError> {
+        let connecting = self.pod.pool.connect(target, self.head(None));
         connecting.await.map_err(|source| ConnectError::Tunnel {
             address: self.address,
             source,

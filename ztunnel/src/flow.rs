@@ -25,6 +25,7 @@ use net::{
     report::Chain,
 };
 use parking_lot::Mutex;
+use tokio::net::TcpStream;
 
 use crate::{
     authorize::Denied,
@@ -54,6 +55,8 @@ pub(crate) struct Live {
     /// What its tunnel was proven with.
     pub(crate) rests_on: Option<RestsOn>,
     allowed_by: Mutex<Option<Box<RuleRef>>>,
+    /// The other end's telling of the same bytes, where one task passes them on for both.
+    pub(crate) twin: Option<Arc<Live>>,
     counters: Counters,
     counted: Counted,
     series: Mutex<Option<metrics::Flow>>,
@@ -77,9 +80,17 @@ impl Live {
             accepted,
             rests_on: None,
             allowed_by: Mutex::new(None),
+            twin: None,
             counters: Counters::default(),
             counted: Counted::default(),
             series: Mutex::new(None),
+        }
+    }
+
+    fn counters(&self) -> &Counters {
+        match &self.twin {
+            Some(twin) => &twin.counters,
+            None => &self.counters,
         }
     }
 
@@ -103,8 +114,8 @@ impl Live {
         };
         let series = self.series.lock();
         let Some(series) = &*series else { return };
-        series.received(since(self.counters.received(), &self.counted.received));
-        series.sent(since(self.counters.sent(), &self.counted.sent));
+        series.received(since(self.counters().received(), &self.counted.received));
+        series.sent(since(self.counters().sent(), &self.counted.sent));
     }
 
     /// A tunnel whose certificate is revoked is dropped, which looks like any other loss from here.
@@ -127,8 +138,8 @@ impl Live {
     /// The record as of now.
     pub(crate) fn snapshot(&self) -> FlowRecord {
         FlowRecord {
-            received_bytes: self.counters.received(),
-            sent_bytes: self.counters.sent(),
+            received_bytes: self.counters().received(),
+            sent_bytes: self.counters().sent(),
             duration: self.accepted.elapsed(),
             ..self.record.clone()
         }
@@ -162,6 +173,11 @@ impl Flow {
         self.registration.what().set_allowed_by(by);
     }
 
+    /// What is told of it.
+    pub(crate) fn live(&self) -> &Arc<Live> {
+        self.registration.what()
+    }
+
     /// Resolves when a policy comes to forbid the connection. Not to be awaited again then.
     pub(crate) async fn cut(&mut self) -> Box<Denied> {
         self.registration.cut().await
@@ -177,10 +193,7 @@ impl Flow {
     ) -> impl Future<Output = ()> {
         let live = self.registration.what().clone();
         let mut flow = self;
-        let allowed_by = live.allowed_by();
-        flow.telling
-            .flows
-            .opened(|| live.record.clone(), allowed_by.as_ref());
+        flow.begin();
         let (downstream, upstream) = (downstream.into(), upstream);
         async move {
             let mut denied = None;
@@ -195,16 +208,53 @@ impl Flow {
         }
     }
 
-    fn finish_copy(self, end: copy::End) {
-        match end {
-            copy::End::Finished(_) => self.finish(EndReason::Complete, None),
-            copy::End::Reset(Side::Downstream) => self.finish(EndReason::SourceReset, None),
-            copy::End::Reset(Side::Upstream) => self.finish(EndReason::DestinationReset, None),
-            copy::End::Failed(_, error) => {
-                self.finish(EndReason::TunnelLost, Some(Chain(&error).to_string()));
-            }
-            copy::End::Cancelled => self.finish(EndReason::Drained, None),
+    /// As [`Flow::carry`], for both ends of a connection within the node: `self` tells of the client's, `inbound` of the
+    /// server's. `lost` ends it as the loss of its tunnel would.
+    pub(crate) async fn carry_within(
+        self,
+        mut inbound: Flow,
+        (client, server): (TcpStream, TcpStream),
+        lost: impl Future<Output = ()>,
+    ) {
+        self.begin();
+        inbound.begin();
+        let live = inbound.registration.what().clone();
+        let gone = inbound.registration.removed();
+        let mut denied = None;
+        let end = {
+            let forbidden = async { denied = Some(inbound.registration.cut().await) };
+            let cancel = async {
+                tokio::select! {
+                    () = forbidden => {}
+                    () = gone => {}
+                    () = lost => {}
+                }
+            };
+            copy::bidirectional(client, server, &live.counters, cancel).await
+        };
+        let (reason, error) = told(end);
+        match denied {
+            Some(denied) => inbound.finish_cut(&denied),
+            None if reason == EndReason::Drained => drop(inbound),
+            None => inbound.finish(reason, error.clone()),
         }
+        match reason {
+            // To the client's end, what happened to the server's is a reset.
+            EndReason::Drained => self.finish(EndReason::DestinationReset, None),
+            reason => self.finish(reason, error),
+        }
+    }
+
+    fn begin(&self) {
+        let live = self.registration.what();
+        let allowed_by = live.allowed_by();
+        let record = || live.record.clone();
+        self.telling.flows.opened(record, allowed_by.as_ref());
+    }
+
+    fn finish_copy(self, end: copy::End) {
+        let (reason, error) = told(end);
+        self.finish(reason, error);
     }
 
     /// It was allowed once; a policy, or the workload that it applies to, has changed.
@@ -250,6 +300,17 @@ impl Flow {
         let allowed_by = live.allowed_by();
         self.telling.flows.ended(&record, allowed_by.as_ref());
         access::complete(&record);
+    }
+}
+
+/// What an end is called, and its error in full where there is one.
+fn told(end: copy::End) -> (EndReason, Option<String>) {
+    match end {
+        copy::End::Finished(_) => (EndReason::Complete, None),
+        copy::End::Reset(Side::Downstream) => (EndReason::SourceReset, None),
+        copy::End::Reset(Side::Upstream) => (EndReason::DestinationReset, None),
+        copy::End::Failed(_, error) => (EndReason::TunnelLost, Some(Chain(&error).to_string())),
+        copy::End::Cancelled => (EndReason::Drained, None),
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use mesh::{
     authority::Authority,
     authorize::AuthorizationFacts,
@@ -26,7 +26,7 @@ use net::{
     socket,
     tls::{self, PeerIdentity},
 };
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::OwnedSemaphorePermit};
 
 use crate::{
     application::{self, DialError, Dialled},
@@ -64,6 +64,62 @@ pub(crate) async fn serve(
     // Boxed: a handshake needs far more room than an idle connection.
     if let Some((stream, identity)) = Box::pin(inbound.handshake(tcp, slot)).await {
         inbound.serve_streams(stream, identity, drain).await;
+    }
+}
+
+/// What a client asks for, and who it is.
+pub(crate) struct Asked<'a> {
+    pub(crate) authority: &'a Authority,
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) identity: &'a Identity,
+    pub(crate) security: Security,
+    pub(crate) rests_on: RestsOn,
+}
+
+/// A connection within the node, admitted and dialled.
+pub(crate) struct Admitted {
+    pub(crate) flow: Flow,
+    pub(crate) application: TcpStream,
+    /// The destination's room for it.
+    pub(crate) room: OwnedSemaphorePermit,
+}
+
+/// Answers a client of the same node as a CONNECT of it would be answered; what is refused is told here.
+///
+/// # Errors
+/// The status that a tunnel would have answered.
+pub(crate) async fn admit_neighbour(
+    pod: Arc<Pod>,
+    client: SocketAddr,
+    local: SocketAddr,
+    asked: Asked<'_>,
+) -> Result<Admitted, StatusCode> {
+    const UNAVAILABLE: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
+    let identity = asked.identity.clone();
+    let peer = client;
+    let inbound = Inbound { pod, peer, local };
+    let metrics = &inbound.pod.node.metrics;
+    let room = inbound.pod.enter().map_err(|error| {
+        inbound.early().failed(metrics, EndReason::TooMany, &error);
+        UNAVAILABLE
+    })?;
+    let (flow, decided) = inbound.admit(asked).await.map_err(status)?;
+    match decided.dial(&inbound, identity).await {
+        Ok(dialled) => match dialled.introduce().await {
+            Ok(application) => Ok(Admitted {
+                flow,
+                application,
+                room,
+            }),
+            Err(error) => {
+                flow.finish(EndReason::DestinationReset, Some(Chain(&error).to_string()));
+                Err(UNAVAILABLE)
+            }
+        },
+        Err(error) => {
+            flow.finish(error.end_reason(), Some(Chain(&error).to_string()));
+            Err(UNAVAILABLE)
+        }
     }
 }
 
@@ -193,27 +249,25 @@ impl Inbound {
         &self,
         mut request: ConnectRequest,
     ) -> Option<(Flow, hbone::Stream, TcpStream)> {
-        let decided = match self.decide(&request).await {
-            Ok(decided) => decided,
-            Err(refusal) => {
-                self.early().refused(&self.pod.node.metrics, &refusal);
-                request.refuse(status(refusal.reason.connect_status()));
+        let admitted = {
+            let peer = request.peer();
+            let rests_on = RestsOn::new(peer.chain.clone(), &self.pod.node.revocations);
+            let asked = Asked {
+                authority: request.authority(),
+                headers: request.headers(),
+                identity: &peer.identity,
+                security: Security::MutualTls,
+                rests_on,
+            };
+            self.admit(asked).await
+        };
+        let (mut flow, decided) = match admitted {
+            Ok(admitted) => admitted,
+            Err(code) => {
+                request.refuse(status(code));
                 return None;
             }
         };
-        let live = self.live(&request, &decided);
-        let registration = self.pod.inbound.register(live);
-        let facts = decided.facts(self, &request);
-        let authorized = authorize(&self.pod, &facts).await;
-        let mut flow = Flow::open(&self.pod.node.metrics, registration);
-        match authorized {
-            Ok(by) => flow.allowed(by.as_ref()),
-            Err(denied) => {
-                flow.finish_denied(&denied);
-                request.refuse(status(denied.refusal.reason.connect_status()));
-                return None;
-            }
-        }
         let dialled = tokio::select! {
             biased;
             denied = flow.cut() => {
@@ -235,6 +289,28 @@ impl Inbound {
                 None
             }
         }
+    }
+
+    /// Decides and authorizes; answers the flow that is open then, or the status that refuses, which is told already.
+    async fn admit(&self, asked: Asked<'_>) -> Result<(Flow, Decided), u16> {
+        let metrics = &self.pod.node.metrics;
+        let decided = self.decide(&asked).await.map_err(|refusal| {
+            self.early().refused(metrics, &refusal);
+            refusal.reason.connect_status()
+        })?;
+        let facts = decided.facts(self, asked.identity);
+        let registration = self.pod.inbound.register(self.live(asked, &decided));
+        let authorized = authorize(&self.pod, &facts).await;
+        let flow = Flow::open(metrics, registration);
+        match authorized {
+            Ok(by) => flow.allowed(by.as_ref()),
+            Err(denied) => {
+                let code = denied.refusal.reason.connect_status();
+                flow.finish_denied(&denied);
+                return Err(code);
+            }
+        }
+        Ok((flow, decided))
     }
 
     async fn accept(
@@ -264,12 +340,12 @@ impl Inbound {
         }
     }
 
-    async fn decide(&self, request: &ConnectRequest) -> Result<Decided, Refusal> {
+    async fn decide(&self, asked: &Asked<'_>) -> Result<Decided, Refusal> {
         let deadline = tokio::time::Instant::now() + WAIT;
         let node = &self.pod.node;
-        let forwarded = header_texts(request.headers(), headers::FORWARDED);
+        let forwarded = header_texts(asked.headers, headers::FORWARDED);
         let forwarded_host = forwarded.filter_map(headers::forwarded_host).next();
-        let authority = request.authority().clone();
+        let authority = asked.authority.clone();
         let decide = |view: &Arc<MeshView>| {
             node.record(view, &self.pod.binding).and_then(|workload| {
                 let facts = TunnelFacts {
@@ -291,23 +367,23 @@ impl Inbound {
         })
     }
 
-    fn live(&self, request: &ConnectRequest, decided: &Decided) -> Live {
-        let identity = &request.peer().identity;
+    fn live(&self, asked: Asked<'_>, decided: &Decided) -> Live {
+        let identity = asked.identity;
         let own = decided.record.identity();
         let record = FlowRecord {
-            source: self.source(request, &decided.view, identity),
+            source: self.source(&asked, &decided.view),
             destination: Party::of_workload(&decided.record, Some(&own)),
-            authority: Some(request.authority().clone()),
+            authority: Some(asked.authority.clone()),
             service: decided.target.service.as_deref().map(Into::into),
             hop: Hop::Hbone,
-            security: Security::MutualTls,
+            security: asked.security,
             ..FlowRecord::new(Direction::Inbound, self.peer, self.local)
         };
-        let trace = header_texts(request.headers(), headers::TRACEPARENT).next();
+        let trace = header_texts(asked.headers, headers::TRACEPARENT).next();
         let trace = trace
             .and_then(Traceparent::parse)
             .unwrap_or_else(|| Traceparent::new(rand::random(), rand::random()));
-        let asked_host = match request.authority() {
+        let asked_host = match asked.authority {
             Authority::Hostname(name, _) => Some(name.clone()),
             Authority::Address(_) => None,
         };
@@ -315,20 +391,21 @@ impl Inbound {
         let mut live = Live::new(record, decided.target.destination, decided.accepted);
         live.asked_host = asked_host;
         live.trace = Some(trace.trace_id());
-        live.facts = Some(decided.facts(self, request));
-        live.rests_on = Some(RestsOn::new(request.peer(), &self.pod.node.revocations));
+        live.facts = Some(decided.facts(self, identity));
+        live.rests_on = Some(asked.rests_on);
         live
     }
 
     /// Who connects, for telemetry: the record of its address, unless it came through a gateway; then what it tells.
-    fn source(&self, request: &ConnectRequest, view: &MeshView, identity: &Identity) -> Party {
+    fn source(&self, asked: &Asked<'_>, view: &MeshView) -> Party {
+        let identity = asked.identity;
         let node = &self.pod.node.config.node;
-        let network = header_texts(request.headers(), headers::FORWARDED_NETWORK).next();
+        let network = header_texts(asked.headers, headers::FORWARDED_NETWORK).next();
         match peer_workload(view, &node.network, self.peer.ip(), network) {
             Some(workload) => Party::of_workload(workload, Some(identity)),
             None => {
                 let believed = self.pod.node.config.response_baggage;
-                let baggage = believed.then(|| parse_baggage(request.headers())).flatten();
+                let baggage = believed.then(|| parse_baggage(asked.headers)).flatten();
                 Party::of_baggage(&baggage.unwrap_or_default(), Some(identity))
             }
         }
@@ -352,9 +429,12 @@ struct Decided {
 }
 
 impl Decided {
-    fn facts(&self, inbound: &Inbound, request: &ConnectRequest) -> AuthorizationFacts {
-        let identity = request.peer().identity.clone();
-        AuthorizationFacts::new(Some(identity), inbound.peer, self.target.destination)
+    fn facts(&self, inbound: &Inbound, identity: &Identity) -> AuthorizationFacts {
+        AuthorizationFacts::new(
+            Some(identity.clone()),
+            inbound.peer,
+            self.target.destination,
+        )
     }
 
     async fn dial(&self, inbound: &Inbound, identity: Identity) -> Result<Dialled, DialError> {

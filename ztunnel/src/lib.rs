@@ -17,6 +17,7 @@ mod inbound;
 mod inbound_plaintext;
 mod local_state;
 mod metrics;
+mod neighbours;
 mod outbound;
 mod pod;
 mod pods;

@@ -16,11 +16,11 @@ use mesh::{
     view::MeshView,
     workload::Workload,
 };
-use net::{copy::Endpoint, report::Chain, socket};
+use net::{report::Chain, socket};
 use tokio::net::TcpStream;
 
 use crate::{
-    connect::{ConnectError, Connected, InnerTunnel, Outgoing},
+    connect::{ConnectError, Onward, Outgoing, Within},
     flow::{Early, Flow, Live},
     pod::{Pod, WAIT},
     reset,
@@ -76,14 +76,29 @@ pub(crate) async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
     };
     // Boxed: the decision and the dial need far more room than an idle connection.
     match Box::pin(outbound.establish()).await {
-        Some((flow, upstream, _inner)) => flow.carry(stream, upstream).await,
+        Some((flow, Onward::Out(connected))) => {
+            let (endpoint, _inner) = connected.into_parts();
+            flow.carry(stream, endpoint).await;
+        }
+        // Boxed: it is the larger of the two, and the rarer where nodes are many.
+        Some((flow, Onward::Within(within))) => Box::pin(carry_within(flow, stream, *within)).await,
         None => reset::reset(stream),
     }
 }
 
+async fn carry_within(flow: Flow, client: TcpStream, within: Within) {
+    let Within {
+        admitted, rests_on, ..
+    } = within;
+    let _room = admitted.room;
+    let sockets = (client, admitted.application);
+    let revoked = rests_on.until_revoked();
+    flow.carry_within(admitted.flow, sockets, revoked).await;
+}
+
 impl Outbound {
     /// Decides and dials; tells the failure where there is one.
-    async fn establish(&self) -> Option<(Flow, Endpoint, Option<InnerTunnel>)> {
+    async fn establish(&self) -> Option<(Flow, Onward)> {
         let routed = match self.route(draw()).await {
             Ok(routed) => routed,
             Err(refusal) => {
@@ -95,7 +110,7 @@ impl Outbound {
         let (routed, connected) = self.connect(routed, trace).await;
         let flow = self.open(&routed, connected.as_ref().ok(), trace);
         match connected {
-            Ok(connected) => Some((flow, connected.endpoint, connected.inner)),
+            Ok(connected) => Some((flow, connected)),
             Err(error) => {
                 flow.finish(error.end_reason(), Some(Chain(&error).to_string()));
                 None
@@ -208,7 +223,7 @@ impl Outbound {
         &self,
         first: Routed,
         trace: Traceparent,
-    ) -> (Routed, Result<Connected, ConnectError>) {
+    ) -> (Routed, Result<Onward, ConnectError>) {
         let mut routed = first;
         let mut tried = Vec::new();
         loop {
@@ -237,7 +252,7 @@ impl Outbound {
         }
     }
 
-    async fn dial(&self, routed: &Routed, trace: Traceparent) -> Result<Connected, ConnectError> {
+    async fn dial(&self, routed: &Routed, trace: Traceparent) -> Result<Onward, ConnectError> {
         let outgoing = Outgoing {
             pod: &self.pod,
             source: &routed.source,
@@ -261,7 +276,17 @@ impl Outbound {
         None
     }
 
-    fn open(&self, routed: &Routed, connected: Option<&Connected>, trace: Traceparent) -> Flow {
+    fn rests_on(&self, connected: Option<&Onward>) -> Option<RestsOn> {
+        match connected? {
+            Onward::Within(within) => Some(within.rests_on.clone()),
+            Onward::Out(connected) => {
+                let chain = connected.peer.as_ref()?.chain.clone();
+                Some(RestsOn::new(chain, &self.pod.node.revocations))
+            }
+        }
+    }
+
+    fn open(&self, routed: &Routed, connected: Option<&Onward>, trace: Traceparent) -> Flow {
         let hop = &routed.hop;
         let secured = hop.hop != Hop::Tcp;
         let own = routed.source.identity();
@@ -271,26 +296,30 @@ impl Outbound {
             authority: hop.authority.clone(),
             service: hop.service.as_deref().map(Into::into),
             hop: hop.hop,
-            security: match secured {
-                true => Security::MutualTls,
-                false => Security::Plaintext,
+            security: match connected {
+                Some(Onward::Within(_)) => Security::SameNode,
+                _ if secured => Security::MutualTls,
+                _ => Security::Plaintext,
             },
             ..FlowRecord::new(Direction::Outbound, self.client, routed.address)
         };
         let record = self.pod.node.metrics.parties.shared(record);
         let mut live = Live::new(record, self.original, self.accepted);
         live.trace = secured.then(|| trace.trace_id());
-        let proven = connected.and_then(|connected| connected.peer.as_ref());
-        live.rests_on = proven.map(|peer| RestsOn::new(peer, &self.pod.node.revocations));
+        live.rests_on = self.rests_on(connected);
+        live.twin = match connected {
+            Some(Onward::Within(within)) => Some(within.admitted.flow.live().clone()),
+            _ => None,
+        };
         Flow::open(&self.pod.node.metrics, self.pod.outbound.register(live))
     }
 }
 
 /// Who is at the other end: the next hop's record; behind a gateway, what the peer told of itself and what TLS proved.
-fn destination(hop: &NextHop, connected: Option<&Connected>) -> Party {
-    let peer = connected.and_then(|connected| connected.peer.as_ref());
+fn destination(hop: &NextHop, connected: Option<&Onward>) -> Party {
+    let peer = connected.and_then(Onward::peer);
     let proven = peer.map(|peer| &peer.identity);
-    let told = connected.and_then(|connected| connected.baggage.as_ref());
+    let told = connected.and_then(Onward::baggage);
     match (hop.hop, told, hop.workload.as_deref()) {
         (Hop::DoubleHbone, Some(baggage), _) => Party::of_baggage(baggage, proven),
         (_, _, Some(workload)) => {

@@ -28,6 +28,7 @@ use crate::{
     handshakes::Handshakes,
     identities::{Held, Identities},
     metrics::Metrics,
+    neighbours::{Neighbours, Witnesses},
     pods::PodUid,
 };
 
@@ -49,6 +50,7 @@ pub(crate) struct Node {
     pub(crate) upstreams: Arc<ResolvConf>,
     pub(crate) http2: hbone::Config,
     pub(crate) revocations: Revocations,
+    pub(crate) neighbours: Neighbours,
     /// Connections of one pod at a time.
     pub(crate) max_pod_connections: usize,
 }
@@ -68,6 +70,8 @@ pub(crate) struct Pod {
     pub(crate) sockets: Factory,
     pub(crate) pool: hbone::Pool,
     pub(crate) handshakes: Arc<Handshakes>,
+    /// Neighbours that are reached from socket to socket.
+    pub(crate) witnesses: Witnesses,
     /// Room for connections.
     room: Arc<Semaphore>,
     pub(crate) inbound: Arc<Registry>,
@@ -142,6 +146,7 @@ impl Pod {
             node,
             sockets,
             handshakes: Arc::default(),
+            witnesses: Witnesses::default(),
             room: Arc::new(Semaphore::new(room)),
             inbound: Arc::default(),
             outbound: Arc::default(),

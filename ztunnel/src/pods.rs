@@ -163,6 +163,7 @@ impl Launch for Launcher {
         );
         tracing::info!(%uid, name = &*workload.name, namespace = &*workload.namespace, ?netns, "serving pod");
         self.node.metrics.pods.started();
+        self.node.neighbours.enter(&pod);
         Ok(Running::start(pod, listeners))
     }
 

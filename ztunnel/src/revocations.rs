@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use net::tls::{CertificateId, PeerIdentity, Revocations};
+use net::tls::{CertificateId, Revocations};
 
 /// The certificates that a connection rests on.
 #[derive(Clone, Debug)]
@@ -12,11 +12,16 @@ pub(crate) struct RestsOn {
 }
 
 impl RestsOn {
-    pub(crate) fn new(peer: &PeerIdentity, revocations: &Revocations) -> Self {
+    pub(crate) fn new(chain: Arc<[CertificateId]>, revocations: &Revocations) -> Self {
         Self {
-            chain: Arc::clone(&peer.chain),
+            chain,
             revocations: revocations.clone(),
         }
+    }
+
+    /// Resolves once one of them is revoked. Cancel-safe.
+    pub(crate) async fn until_revoked(&self) {
+        self.revocations.until_revoked(&self.chain).await;
     }
 
     /// Whether one of them is revoked.

@@ -34,6 +34,7 @@ use crate::{
     identities::Identities,
     local_state::{self, LocalStateError},
     metrics::Metrics,
+    neighbours::Neighbours,
     pod::{Node, Pod},
     pods::{Leaving, Published, Running, follow_agent},
 };
@@ -381,6 +382,7 @@ fn make_node(
         certificates,
         metrics,
         revocations,
+        neighbours: Neighbours::default(),
         upstreams,
     })
 }

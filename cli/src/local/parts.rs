@@ -424,6 +424,7 @@ impl Settings<'_> {
             ("POD_NAMESPACE", "istio-system".to_owned()),
             ("SERVICE_ACCOUNT", "ztunnel".to_owned()),
             ("TERMINATION_GRACE_PERIOD_SECONDS", "3".to_owned()),
+            ("LEYLINE_SAME_NODE", "true".to_owned()),
         ];
         let command = match program {
             Some(program) => vec![

@@ -291,7 +291,7 @@ impl Client {
     }
 
     /// Whether new streams may be opened: no GOAWAY has arrived, and the connection stands.
-    pub(super) fn is_usable(&mut self) -> bool {
+    pub fn is_usable(&mut self) -> bool {
         let mut cx = Context::from_waker(noop_waker_ref());
         !matches!(self.requests.poll_ready(&mut cx), Poll::Ready(Err(_)))
     }

@@ -198,6 +198,12 @@ impl Pool {
         }
     }
 
+    /// Dials `target` apart from the pool, for a connection that proves the way and carries nothing. It ends when both
+    /// that are answered are dropped.
+    pub async fn dial_apart(&self, target: Target) -> Result<(Client, Driver), DialError> {
+        self.shared.dial(target).await
+    }
+
     /// What it holds now.
     pub fn stats(&self) -> PoolStats {
         let entries = self.shared.entries.lock();

@@ -24,6 +24,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
     policy::Policy,
+    revocation::CertificateId,
     trust::TrustBundle,
     verify::{
         ClientVerifier, PeerCertificateError, ServerVerifier, Verifier, leaf_identity, time_of,
@@ -149,6 +150,11 @@ impl WorkloadCertificate {
     /// The roots that vouch for peers.
     pub fn trust(&self) -> &TrustBundle {
         &self.trust
+    }
+
+    /// Leaf and intermediates, as revocations name them.
+    pub fn certificate_ids(&self) -> impl Iterator<Item = CertificateId> {
+        self.key.cert.iter().filter_map(CertificateId::of)
     }
 
     /// Leaf and intermediates, as `config_dump` shows them.

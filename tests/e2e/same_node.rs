@@ -1,0 +1,115 @@
+//! Two pods of one node: from socket to socket once a tunnel has shown the way, under the same policies.
+
+use anyhow::{Context, Result, ensure};
+use rig::{holds, process::running, yaml::idle_pod};
+
+use crate::scene::{SERVICE, Scene, Shop};
+
+const NEAR: &str = "spiffe://cluster.local/ns/shop/sa/near";
+
+const NOT_NEAR: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { name: not-near, namespace: shop }
+spec:
+  action: DENY
+  rules: [{ from: [{ source: { principals: ['*/sa/near'] } }] }]
+";
+
+/// With a client that runs where the server does.
+fn scene() -> Result<Scene> {
+    let scene = Scene::start(Shop::InMesh, &idle_pod("shop", "near", "node2"))?;
+    scene.mesh.eventually("the neighbour is in the mesh", || {
+        scene.enrolment("shop/near", "yes")
+    });
+    scene
+        .mesh
+        .eventually("the neighbour is met within the node", || {
+            scene.ping("shop/near", SERVICE)?;
+            met_within(&scene)
+        });
+    Ok(scene)
+}
+
+/// An error unless both ends of a connection of the neighbour are told to have stayed within the node.
+fn met_within(scene: &Scene) -> Result<()> {
+    let metrics = scene.mesh.metrics("node2")?;
+    for reporter in ["source", "destination"] {
+        let counted = |line: &&str| {
+            line.starts_with("istio_tcp_connections_opened_total{")
+                && line.contains(&format!("reporter=\"{reporter}\""))
+                && line.contains("connection_security_policy=\"same_node\"")
+                && line.contains(&format!("source_principal=\"{NEAR}\""))
+        };
+        let found = metrics.lines().find(counted);
+        found.with_context(|| format!("the {reporter} tells of none"))?;
+    }
+    Ok(())
+}
+
+fn long_ping(scene: &Scene) -> [&str; 7] {
+    [
+        &scene.load,
+        "ping",
+        SERVICE,
+        "--rate",
+        "20",
+        "--count",
+        "400",
+    ]
+}
+
+#[test]
+fn neighbours_meet_within_the_node_and_others_in_tunnels() -> Result<()> {
+    let scene = scene()?;
+    scene.ping("shop/client", SERVICE)?;
+    let line = scene.access_line("node2", &["sa/client", "inbound"]);
+    holds(&line, "bytes_")?;
+    let metrics = scene.mesh.metrics("node2")?;
+    let wrong = metrics
+        .lines()
+        .find(|line| line.contains("same_node") && line.contains("sa/client"));
+    ensure!(wrong.is_none(), "{wrong:?}");
+    Ok(())
+}
+
+#[test]
+fn a_policy_refuses_and_cuts_a_neighbour_by_name() -> Result<()> {
+    let scene = scene()?;
+    let held = scene.mesh.spawn("shop/near", &long_ping(&scene))?;
+    scene.mesh.write("policy.yaml", NOT_NEAR)?;
+    let cut = held.finish();
+    ensure!(cut.is_err(), "the neighbour's connection lived on: {cut:?}");
+    scene.mesh.eventually("the neighbour is refused", || {
+        scene.refused("shop/near", SERVICE)
+    });
+    let line = scene.access_line("node2", &[NEAR, "inbound", "error="]);
+    holds(&line, "shop/not-near")?;
+    scene.mesh.remove("policy.yaml")?;
+    scene.mesh.eventually("without the policy it connects", || {
+        scene.ping("shop/near", SERVICE)
+    });
+    Ok(())
+}
+
+#[test]
+fn what_the_network_between_forbids_is_forbidden_within_the_node() -> Result<()> {
+    let scene = scene()?;
+    // What a NetworkPolicy does: nothing for HBONE comes in over the server's interface any more.
+    let rules = "table inet test { chain arriving { type filter hook input priority -300; \
+                 iifname != lo tcp dport 15008 reject with tcp reset; }; }";
+    let seconds = (100_000 + std::process::id()).to_string();
+    let inside = ["sleep", seconds.as_str()];
+    let _inside = scene.mesh.spawn("shop/server", &inside)?;
+    let process = scene
+        .mesh
+        .eventually("a process is in the pod", || running(&inside));
+    let output = process.in_network(&["nft", rules])?;
+    ensure!(output.status.success(), "{output:?}");
+    scene
+        .mesh
+        .eventually("no new connection passes within the node", || {
+            scene.refused("shop/near", SERVICE)
+        });
+    Ok(())
+}
