@@ -44,8 +44,12 @@ fn a_job_and_its_init_container_run_to_their_end_in_the_mesh() -> Result<()> {
     let scene = Scene::start(bed, "job", Start::InMesh)?;
     let line = format!("[load, ping, '{}', --count, '3']", scene.service());
     scene.apply(&job("client-job", bed.node(0), &line))?;
-    bed.kube()
-        .wait(&scene.namespace, "job/client-job", "condition=Complete", 60)?;
+    bed.kube().wait(
+        &scene.namespace,
+        "job/client-job",
+        "condition=Complete",
+        120,
+    )?;
     scene.access_line(bed.node(1), &["client-job", &scene.identity("client")]);
     Ok(())
 }
@@ -57,8 +61,11 @@ fn a_pod_that_says_none_and_a_pod_on_the_host_network_stay_outside() -> Result<(
     scene.apply(&strangers(bed.node(0), bed.node(0), 9321))?;
     scene.ready(&["client-apart", "client-host"])?;
     for name in ["client-apart", "client-host"] {
-        // Strangers are let in while no policy says otherwise.
-        bed.ping(&scene.pod(name), &scene.at("server", 8080)?)?;
+        // Strangers are let in while no policy says otherwise, from when the server's tunnel knows the server.
+        let server = scene.at("server", 8080)?;
+        bed.eventually(&format!("{name} reaches the server"), || {
+            bed.ping(&scene.pod(name), &server)
+        });
         let found = scene.object("pod", name)?;
         let annotation = &found["metadata"]["annotations"]["ambient.istio.io/redirection"];
         ensure!(annotation.is_null(), "{name} was taken in");

@@ -154,6 +154,7 @@ fn without_its_control_plane_the_mesh_goes_on_and_later_catches_up() -> Result<(
             .run(&["-n", SYSTEM, "scale", "deployment/istiod", &replicas])
     };
     let load = Load::start(&scene)?;
+    has_certificate(&scene, "intruder");
     // An autoscaler leaves a Deployment of no replicas alone.
     scale("0")?;
     bed.eventually("the control plane is gone", || {
@@ -169,7 +170,7 @@ fn without_its_control_plane_the_mesh_goes_on_and_later_catches_up() -> Result<(
     // New connections of pods that had not spoken before go on, too.
     bed.ping(&scene.pod("intruder"), &scene.service())?;
     scale("1")?;
-    bed.kube().rolled_out(SYSTEM, "deployment/istiod", 60)?;
+    bed.kube().rolled_out(SYSTEM, "deployment/istiod", 120)?;
     joins(&scene, "client-after")?;
     load.came_through()
 }
@@ -182,6 +183,7 @@ fn without_the_api_server_or_etcd_the_mesh_goes_on() -> Result<()> {
     };
     let scene = Scene::start(bed, "no-api", Start::InMesh)?;
     let load = Load::start(&scene)?;
+    has_certificate(&scene, "intruder");
     let server = scene.at("server", 8080)?;
     let in_pod = |seconds: &str| {
         let line = [
@@ -205,9 +207,11 @@ fn without_the_api_server_or_etcd_the_mesh_goes_on() -> Result<()> {
     );
     rig.parts().restart("etcd")?;
     rig.parts().restart("apiserver")?;
-    bed.eventually("the API server is back", || {
+    // How long Kubernetes takes to start is none of the mesh's promises.
+    until(Duration::from_secs(120), || {
         bed.kube().run(&["get", "--raw", "/readyz"])
-    });
+    })
+    .context("the API server is not back")?;
     joins(&scene, "client-after")?;
     load.came_through()
 }
@@ -223,7 +227,8 @@ fn a_node_that_lost_power_serves_again() -> Result<()> {
     let began = Instant::now();
     rig.boot_node(bed.node(1))?;
     let client = scene.pod("client");
-    until(Duration::from_secs(90), || {
+    // Most of it is the node's own start.
+    until(Duration::from_secs(180), || {
         let server = scene.at("server", 8080)?;
         bed.ping(&client, &server)?;
         let log = bed.ztunnel_log(bed.node(1))?;
@@ -235,6 +240,23 @@ fn a_node_that_lost_power_serves_again() -> Result<()> {
         began.elapsed().as_secs_f64()
     );
     Ok(())
+}
+
+/// Waits until the first node's tunnel has a certificate for an account, which it asks for when the account's pod joins.
+#[track_caller]
+fn has_certificate(scene: &Scene<'_>, account: &str) {
+    let bed = scene.bed;
+    bed.eventually(&format!("{account} has a certificate"), || {
+        let (_, found) =
+            bed.ask_leyline(&["ztunnel-config", "certificate", "--node", bed.node(0)])?;
+        let identity = scene.identity(account);
+        let all = found.as_array().context("a list of certificates")?;
+        let its = all.iter().find(|it| it["identity"] == identity);
+        let its = its.with_context(|| format!("{identity} is not in {found:#}"))?;
+        let chain = its["certChain"].as_array().map_or(0, Vec::len);
+        ensure!(chain > 0, "{its:#}");
+        Ok(())
+    });
 }
 
 /// A pod that starts now joins, and reaches the server with its identity.

@@ -103,7 +103,7 @@ impl<'a> Scene<'a> {
                     &self.namespace,
                     &format!("pod/{pod}"),
                     "condition=Ready",
-                    60,
+                    120,
                 )
                 .with_context(|| self.bed.evidence())?;
         }

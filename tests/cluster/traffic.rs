@@ -109,7 +109,10 @@ spec:
         bed.ping(&scene.pod("client"), &address)
     });
     // And the host itself, which no entry names, by the cluster's own DNS.
-    bed.ping(&scene.pod("client"), &format!("{OUTSIDE_HOST}:7007"))
+    bed.eventually("the outside host is reached", || {
+        bed.ping(&scene.pod("client"), &format!("{OUTSIDE_HOST}:7007"))
+    });
+    Ok(())
 }
 
 #[test]
@@ -123,7 +126,7 @@ fn between_nodes_only_ciphertext_crosses_the_wire() -> Result<()> {
     let inside = seen(bed, "wire-inside", Start::InMesh)?;
     ensure!(inside["marked"] == 0, "plaintext on the wire: {inside}");
     ensure!(
-        inside["opened"]["15008"] != Value::Null,
+        inside["ports"]["15008"] != Value::Null,
         "no HBONE on the wire: {inside}"
     );
     Ok(())
@@ -146,6 +149,18 @@ fn seen(bed: &Bed, name: &str, start: Start) -> Result<Value> {
     }
     let marker = format!("marked-{name}");
     let address = scene.at("server-echo", 8007)?;
+    let client = scene.pod("client");
+    let send = |text: &str| {
+        let line = ["leyline", "tool", "send", &address, "--text", text];
+        bed.kube().succeed(&client, &line).map(drop)
+    };
+    if start == Start::InMesh {
+        // That a server has joined is known to the client's tunnel a moment after it is in the pod's annotation.
+        bed.eventually("the client reaches the server by HBONE", || {
+            send("before")?;
+            rig::holds(&bed.ztunnel_log(bed.node(1))?, scene.identity("client"))
+        });
+    }
     let ends = [
         bed.pod_ip(&scene.pod("client"))?,
         bed.pod_ip(&scene.pod("server-echo"))?,
@@ -165,8 +180,7 @@ fn seen(bed: &Bed, name: &str, start: Start) -> Result<Value> {
     }
     let mut eye = rig.on_network(bed.node(1), || rig::Running::start(&mut eye))?;
     ensure!(eye.line()? == "watching", "the eye does not open");
-    let line = ["leyline", "tool", "send", &address, "--text", &marker];
-    bed.kube().succeed(&scene.pod("client"), &line)?;
+    send(&marker)?;
     let text = eye.finish()?;
     serde_json::from_str(text.trim()).with_context(|| format!("capture printed {text:?}"))
 }

@@ -1,9 +1,12 @@
 //! A namespace opts in to a waypoint: requests are routed, denied with a reason, survive its restart, and never pass it by.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail, ensure};
 use rig::{
     Running,
     cluster::bed::{Bed, shared},
+    until,
 };
 use serde_json::Value;
 
@@ -72,7 +75,7 @@ spec:
                 &self.scene.namespace,
                 "gateway/waypoint",
                 "condition=Programmed",
-                60,
+                120,
             )
             .with_context(|| self.bed.evidence())?;
         self.label_namespace(USE_WAYPOINT)?;
@@ -202,6 +205,8 @@ spec:
         );
     }
     bed.eventually("the log names the policy", || {
+        // Logging may have been switched on a moment after the policy came into force.
+        shop.get("intruder", "/admin/keys", &[])?;
         let log = shop.waypoint_log()?;
         let line = log.lines().find(|line| line.contains(" 403 "));
         rig::holds(line.context("no line with 403")?, "no-admin")
@@ -234,8 +239,8 @@ fn a_restart_of_the_waypoint_fails_no_request() -> Result<()> {
     bed.kube()
         .rolled_out(namespace, "deployment/waypoint", 120)
         .with_context(|| bed.evidence())?;
-    // The old one has gone, and with it every connection that it held.
-    bed.eventually("one pod is left", || {
+    // The old one has gone, and with it every connection that it held: it may take its whole grace, 30 s.
+    until(Duration::from_secs(90), || {
         let selector = "gateway.networking.k8s.io/gateway-name=waypoint";
         let pods = bed
             .kube()
@@ -243,7 +248,8 @@ fn a_restart_of_the_waypoint_fails_no_request() -> Result<()> {
         let count = pods["items"].as_array().map_or(0, Vec::len);
         ensure!(count == 1, "{count} pods");
         Ok(())
-    });
+    })
+    .with_context(|| bed.evidence())?;
     let found: Value = serde_json::from_str(load.finish()?.trim())?;
     let requests = found["requests"].as_u64().unwrap_or(0);
     if found["failed"] == 0 && found["statuses"]["200"] == requests && requests > 100 {

@@ -161,7 +161,7 @@ impl Bed {
             .run(&["apply", "--server-side", "--force-conflicts", "-f", &folder])?;
         let established = "--for=condition=Established";
         self.kube
-            .run(&["wait", "crd", "--all", established, "--timeout=30s"])
+            .run(&["wait", "crd", "--all", established, "--timeout=120s"])
             .map(drop)
     }
 
@@ -172,7 +172,7 @@ impl Bed {
             self.load(&mesh_images()?)?;
         }
         let helm = self.helm.display().to_string();
-        let mut line = words(&["install", "--yes", "--readiness-timeout", "2m", "--helm"]);
+        let mut line = words(&["install", "--yes", "--readiness-timeout", "5m", "--helm"]);
         line.push(helm);
         for value in chart_values(values) {
             line.extend(["--set".to_owned(), value]);
