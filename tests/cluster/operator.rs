@@ -25,6 +25,22 @@ fn a_check_of_the_installed_mesh_passes_every_check_of_its_parts() -> Result<()>
 }
 
 #[test]
+fn a_node_tunnel_holds_what_is_served() -> Result<()> {
+    let (_turn, bed) = shared()?;
+    let tunnel = format!("{}.istio-system", bed.daemon("ztunnel", bed.node(0))?);
+    bed.eventually("nothing is held otherwise", || {
+        let (well, found) = bed.ask_leyline(&["status", &tunnel])?;
+        let proxies = found.as_array().context("a list of proxies")?;
+        let compared = proxies
+            .first()
+            .is_some_and(|it| it["differences"] == serde_json::json!([]));
+        ensure!(well && compared && proxies.len() == 1, "{found:#}");
+        Ok(())
+    });
+    Ok(())
+}
+
+#[test]
 fn an_explanation_names_the_policy_that_denies_and_says_what_traffic_meets() -> Result<()> {
     let (_turn, bed) = shared()?;
     let scene = Scene::start(bed, "explained", Start::InMesh)?;

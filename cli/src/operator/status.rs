@@ -1,6 +1,9 @@
-//! `leyline status`: which proxies the control plane serves, and whether they have taken what they were sent.
+//! `leyline status`: which proxies the control plane serves, and whether they have taken what they were sent; of one that is
+//! named, also whether it holds what is served.
 
-use std::{collections::BTreeMap, process::ExitCode};
+mod compare;
+
+use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -9,15 +12,20 @@ use serde_json::Value;
 
 use super::{
     access::Access,
-    cluster::{Cluster, DEBUG_PORT, PodName},
+    cluster::{ADMIN_PORT, Cluster, DEBUG_PORT, PodName},
     output::{self, Form},
+    ztunnel_config::dump::Dump,
 };
 use crate::screen;
+use compare::{Difference, differences};
+
+/// How long a change may be on its way to a proxy.
+const A_MOMENT: Duration = Duration::from_secs(1);
 
 /// Which proxies the control plane serves, and whether they are up to date (istioctl's proxy-status)
 #[derive(Debug, Args)]
 pub(crate) struct Status {
-    /// Only this proxy, NAME[.NAMESPACE]
+    /// Only this proxy, NAME[.NAMESPACE]: what a node tunnel holds is compared with what is served, too
     proxy: Option<String>,
     #[command(flatten)]
     access: Access,
@@ -50,6 +58,9 @@ pub(crate) struct Proxy {
     pub kind: String,
     /// By short name.
     pub types: BTreeMap<String, Synced>,
+    /// What it does not hold as it is served, where that was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub differences: Option<Vec<Difference>>,
 }
 
 /// How far a proxy is with one type of resource.
@@ -147,6 +158,7 @@ fn read(syncz: Value, istiod: &str) -> Result<Vec<Proxy>> {
             .into_iter()
             .map(|(url, report)| (short(&url), synced(report)))
             .collect(),
+        differences: None,
     });
     Ok(proxies.collect())
 }
@@ -162,6 +174,7 @@ fn short(url: &str) -> String {
         "ClusterLoadAssignment" => "EDS",
         "RouteConfiguration" => "RDS",
         "TypedExtensionConfig" => "ECDS",
+        "Resource" => "WAYPOINT",
         other => other,
     }
     .to_owned()
@@ -201,14 +214,16 @@ pub(crate) async fn proxies(cluster: &Cluster, revision: Option<&str>) -> Result
     Ok(proxies)
 }
 
-/// Runs the command.
+/// Runs the command. Fails where a proxy that was asked about holds something else than is served.
 pub(crate) async fn run(command: Status, before: &Access) -> Result<ExitCode> {
-    let mut proxies = match &command.file {
-        Some(path) => read(serde_json::from_slice(&std::fs::read(path)?)?, "-")?,
-        None => {
-            let cluster = Cluster::connect(&command.access.clone().or(before)).await?;
-            proxies(&cluster, command.revision.as_deref()).await?
-        }
+    let cluster = match &command.file {
+        Some(_) => None,
+        None => Some(Cluster::connect(&command.access.clone().or(before)).await?),
+    };
+    let mut proxies = match (&command.file, &cluster) {
+        (Some(path), _) => read(serde_json::from_slice(&std::fs::read(path)?)?, "-")?,
+        (None, Some(cluster)) => proxies(cluster, command.revision.as_deref()).await?,
+        (None, None) => Vec::new(),
     };
     if let Some(wanted) = &command.proxy {
         proxies.retain(|it| it.name == *wanted || it.name.split('.').next() == Some(wanted));
@@ -217,13 +232,55 @@ pub(crate) async fn run(command: Status, before: &Access) -> Result<ExitCode> {
                 "the control plane serves no proxy {wanted}\n  remedy: leyline status lists those that it serves"
             );
         }
+        if let Some(cluster) = &cluster {
+            for proxy in proxies.iter_mut().filter(|it| it.kind == "ztunnel") {
+                proxy.differences = Some(compared(cluster, proxy).await?);
+            }
+        }
     }
     match command.output.text(&serde_json::to_value(&proxies)?)? {
         Some(text) => output::print(&text)?,
         None if proxies.is_empty() => println!("The control plane serves no proxies."),
-        None => output::print(&text(&proxies, command.verbosity > 0))?,
+        None => {
+            let verbose = command.verbosity > 0 || command.proxy.is_some();
+            output::print(&text(&proxies, verbose))?;
+        }
     }
-    Ok(ExitCode::SUCCESS)
+    let as_served = |proxy: &Proxy| proxy.differences.as_ref().is_none_or(Vec::is_empty);
+    Ok(match proxies.iter().all(as_served) {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+/// What a node tunnel does not hold as its control plane serves it. Both are asked twice, a moment apart: a change that is on its
+/// way is no difference.
+async fn compared(cluster: &Cluster, proxy: &Proxy) -> Result<Vec<Difference>> {
+    let Some((name, namespace)) = proxy.name.split_once('.') else {
+        bail!("the control plane names a proxy {:?}", proxy.name);
+    };
+    let proxy_pod = PodName {
+        name: name.to_owned(),
+        namespace: namespace.to_owned(),
+    };
+    let control_plane = PodName {
+        name: proxy.istiod.clone(),
+        namespace: cluster.istio_namespace.clone(),
+    };
+    let ask = async || {
+        let served = cluster.json(&control_plane, DEBUG_PORT, "/debug/ambientz");
+        let served = Dump::new(served.await?)?;
+        let held = cluster.json(&proxy_pod, ADMIN_PORT, "/config_dump").await?;
+        Ok::<_, anyhow::Error>(differences(&served, &Dump::new(held)?))
+    };
+    let first = ask().await?;
+    if first.is_empty() {
+        return Ok(first);
+    }
+    tokio::time::sleep(A_MOMENT).await;
+    let mut both = ask().await?;
+    both.retain(|it| first.contains(it));
+    Ok(both)
 }
 
 fn text(proxies: &[Proxy], verbose: bool) -> String {
@@ -265,7 +322,26 @@ fn text(proxies: &[Proxy], verbose: bool) -> String {
             }
         }
     }
+    for proxy in proxies {
+        if let Some(differences) = &proxy.differences {
+            text.push_str(&compared_text(proxy, differences));
+        }
+    }
     text
+}
+
+fn compared_text(proxy: &Proxy, differences: &[Difference]) -> String {
+    if differences.is_empty() {
+        return format!(
+            "\n{} holds every workload, service and policy as {} serves it.\n",
+            proxy.name, proxy.istiod
+        );
+    }
+    let lines: String = differences.iter().map(Difference::text).collect();
+    format!(
+        "\n{} does not hold what {} serves:\n{lines}",
+        proxy.name, proxy.istiod
+    )
 }
 
 fn subscribed(proxy: &Proxy) -> String {
@@ -334,5 +410,23 @@ ztunnel-a.istio-system refuses WDS: shop/web: addresses[0]: an address of 3 byte
 "
         );
         assert!(text(&proxies, true).contains("SYNCED"));
+    }
+
+    #[test]
+    fn what_was_compared_is_told_in_words() {
+        let mut proxies = read(syncz(), "istiod-x").unwrap();
+        proxies[0].differences = Some(Vec::new());
+        let told = text(&proxies, true);
+        assert!(
+            told.contains("ztunnel-b.istio-system holds every"),
+            "{told}"
+        );
+        proxies[0].differences = Some(vec![Difference {
+            kind: "Policy",
+            name: "shop/deny".to_owned(),
+            how: compare::How::Missing,
+        }]);
+        let told = text(&proxies, true);
+        assert!(told.contains("missing  Policy shop/deny"), "{told}");
     }
 }

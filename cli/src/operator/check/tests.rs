@@ -27,6 +27,7 @@ fn proxy(name: &str, state: State) -> Proxy {
         version: "0.1.0".to_owned(),
         kind: "ztunnel".to_owned(),
         types: BTreeMap::from([("WDS".to_owned(), synced)]),
+        differences: None,
     }
 }
 
