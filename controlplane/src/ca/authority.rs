@@ -25,6 +25,8 @@ pub struct Authority {
     /// From the signing certificate up, without roots.
     chain: Vec<CertificateDer<'static>>,
     roots: Vec<CertificateDer<'static>>,
+    /// PEM of the certificates that its makers have taken back.
+    revoked: Option<Arc<str>>,
     default_ttl: Duration,
     max_ttl: Duration,
 }
@@ -145,11 +147,22 @@ impl Authority {
             root_not_after,
             chain,
             roots,
+            revoked: None,
             default_ttl: Duration::from_secs(24 * 3600),
             max_ttl: Duration::from_secs(90 * 24 * 3600),
         };
         authority.probe()?;
         Ok(authority)
+    }
+
+    /// With a list (PEM) of the certificates that its makers have taken back.
+    pub(crate) fn with_revoked(self, revoked: Option<Arc<str>>) -> Self {
+        Self { revoked, ..self }
+    }
+
+    /// The list (PEM) of the certificates that its makers have taken back, where there is one.
+    pub(crate) fn revoked_pem(&self) -> Option<Arc<str>> {
+        self.revoked.clone()
     }
 
     pub(crate) fn with_lifetimes(self, default_ttl: Duration, max_ttl: Duration) -> Self {
@@ -277,6 +290,7 @@ impl Authority {
             root_not_after: self.root_not_after.max(other.root_not_after),
             chain: self.chain.clone(),
             roots,
+            revoked: other.revoked.clone(),
             default_ttl: self.default_ttl,
             max_ttl: self.max_ttl,
         }

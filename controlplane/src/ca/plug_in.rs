@@ -4,10 +4,12 @@ use std::{
     fs, io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rcgen::KeyPair;
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, pem::PemObject as _};
+use x509_parser::{prelude::FromDer as _, revocation_list::CertificateRevocationList};
 
 use super::{
     authority::{Authority, Material, MaterialError},
@@ -36,8 +38,11 @@ const CERT_MANAGER: Layout = Layout {
     chain: None,
 };
 
+/// The list of revoked certificates, which may stand beside either layout.
+const REVOKED: &str = "ca-crl.pem";
+
 /// Every file of both layouts.
-pub(crate) const FILES: [&str; 7] = [
+pub(crate) const FILES: [&str; 8] = [
     ISTIO.certificate,
     ISTIO.key,
     ISTIO.roots,
@@ -45,6 +50,7 @@ pub(crate) const FILES: [&str; 7] = [
     CERT_MANAGER.certificate,
     CERT_MANAGER.key,
     CERT_MANAGER.roots,
+    REVOKED,
 ];
 
 impl Layout {
@@ -71,6 +77,9 @@ pub enum PlugInError {
     /// A file has no certificate, or one that does not parse.
     #[error("{0} holds no PEM certificates")]
     Certificates(&'static str),
+    /// The list of revoked certificates is none.
+    #[error("{REVOKED} holds no PEM list of revoked certificates")]
+    Revoked,
     /// The key does not parse.
     #[error("{file} holds no usable PEM private key")]
     Key {
@@ -107,12 +116,29 @@ pub fn load(dir: &Path) -> Result<Authority, PlugInError> {
         chain.extend(certificates(dir, file)?);
     }
     let roots = certificates(dir, layout.roots)?;
-    Ok(Authority::new(Material {
+    let authority = Authority::new(Material {
         key,
         certificate,
         chain,
         roots,
-    })?)
+    })?;
+    Ok(authority.with_revoked(revoked(dir)?))
+}
+
+fn revoked(dir: &Path) -> Result<Option<Arc<str>>, PlugInError> {
+    if !dir.join(REVOKED).exists() {
+        return Ok(None);
+    }
+    let text = read(dir, REVOKED)?;
+    let lists: Result<Vec<_>, _> =
+        CertificateRevocationListDer::pem_slice_iter(text.as_bytes()).collect();
+    let lists = lists.map_err(|_| PlugInError::Revoked)?;
+    let is_read =
+        |list: &CertificateRevocationListDer<'_>| CertificateRevocationList::from_der(list).is_ok();
+    match !lists.is_empty() && lists.iter().all(is_read) {
+        true => Ok(Some(text.into())),
+        false => Err(PlugInError::Revoked),
+    }
 }
 
 fn missing(dir: &Path, layout: &Layout) -> Vec<&'static str> {

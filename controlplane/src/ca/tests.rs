@@ -307,6 +307,38 @@ fn a_plug_in_intermediate_signs_in_either_layout() {
     verify(&authority, &issue(&authority));
 }
 
+#[test]
+fn a_plug_in_may_have_a_list_of_revoked_certificates_which_must_be_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let others = Others::valid();
+    others.write(dir.path());
+    assert_eq!(plug_in::load(dir.path()).unwrap().revoked_pem(), None);
+
+    let now = OffsetDateTime::now_utc();
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: now,
+        next_update: now + time::Duration::days(30),
+        crl_number: 1_u64.into(),
+        issuing_distribution_point: None,
+        revoked_certs: Vec::new(),
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    let mut signer = CertificateParams::default();
+    signer.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    signer.key_usages = vec![KeyUsagePurpose::CrlSign];
+    let key = KeyPair::generate().unwrap();
+    let list = list.signed_by(&Issuer::from_params(&signer, &key)).unwrap();
+    let text = list.pem().unwrap();
+    fs::write(dir.path().join("ca-crl.pem"), &text).unwrap();
+    let authority = plug_in::load(dir.path()).unwrap();
+    assert_eq!(authority.revoked_pem().as_deref(), Some(text.as_str()));
+    let block = "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n";
+    for text in [others.root.pem(), block.to_owned(), String::new()] {
+        let write = |dir: &Path| fs::write(dir.join("ca-crl.pem"), &text).unwrap();
+        plug_in_fails(&others, write, "ca-crl.pem holds no PEM list");
+    }
+}
+
 /// The error of a plug-in folder that was spoilt.
 #[track_caller]
 fn plug_in_fails(others: &Others, spoil: impl Fn(&Path), message: &str) {

@@ -1,4 +1,5 @@
-//! The mesh's roots in every namespace, as ConfigMap `istio-ca-root-cert`: what pods are given to know us by.
+//! The mesh's roots in every namespace, as ConfigMap `istio-ca-root-cert`: what pods are given to know us by; and the list of
+//! revoked certificates as `istio-ca-crl`, where the makers of the authority have one.
 //!
 //! Namespaces and the ConfigMaps are watched; what is not as it should be (absent, edited by hand, of an older root) is
 //! written, and nothing else is. Other keys of the ConfigMap are left alone.
@@ -31,11 +32,34 @@ use super::{
     leader::Leadership,
     queue::{Outcome, Pace, Queue},
 };
-use crate::ca::Current;
+use crate::ca::{Authority, Current};
 
-/// The ConfigMap (control-plane.md 12).
+/// The ConfigMap of the roots (control-plane.md 12).
 pub(crate) const CONFIG_MAP: &str = "istio-ca-root-cert";
-const KEY: &str = "root-cert.pem";
+
+/// What is handed out: a text under one key of one ConfigMap.
+#[derive(Clone, Copy)]
+pub(crate) struct Handout {
+    config_map: &'static str,
+    key: &'static str,
+    /// `None`: nothing is handed out now. What was before stays: revoked certificates stay revoked until an empty list says
+    /// otherwise.
+    text: fn(&Authority) -> Option<String>,
+}
+
+/// The roots.
+pub(crate) const ROOTS: Handout = Handout {
+    config_map: CONFIG_MAP,
+    key: "root-cert.pem",
+    text: |authority| Some(authority.roots_pem()),
+};
+
+/// Certificates that are taken back.
+pub(crate) const REVOKED: Handout = Handout {
+    config_map: "istio-ca-crl",
+    key: "ca-crl.pem",
+    text: |authority| authority.revoked_pem().map(|text| text.to_string()),
+};
 const LABEL: (&str, &str) = ("istio.io/config", "true");
 const MANAGER: &str = "leyline-namespace-controller";
 
@@ -48,8 +72,9 @@ const PACE: Pace = Pace {
     burst: 50,
 };
 
-/// Hands out the roots.
+/// Hands out the roots, or what else is handed out with them.
 pub(crate) struct Roots {
+    handout: Handout,
     client: Client,
     authority: Arc<Current>,
     discovery: watch::Receiver<Discovery>,
@@ -69,19 +94,22 @@ struct State {
 
 /// Where a write has failed, and why.
 #[derive(Debug, thiserror::Error)]
-#[error("write the roots into namespace {namespace}: {source}")]
+#[error("write the ConfigMap {config_map} into namespace {namespace}: {source}")]
 struct WriteError {
+    config_map: &'static str,
     namespace: String,
     source: kube::Error,
 }
 
 impl Roots {
     pub(crate) fn new(
+        handout: Handout,
         client: Client,
         authority: Arc<Current>,
         discovery: watch::Receiver<Discovery>,
     ) -> Self {
         Self {
+            handout,
             client,
             authority,
             discovery,
@@ -93,7 +121,8 @@ impl Roots {
 
     /// Keeps the ConfigMaps as they should be whenever this replica leads.
     pub(crate) async fn run(self, leadership: Leadership) {
-        leadership.while_leading("roots", || self.lead()).await;
+        let name = self.handout.config_map;
+        leadership.while_leading(name, || self.lead()).await;
     }
 
     async fn lead(&self) {
@@ -137,7 +166,8 @@ impl Roots {
 
     async fn follow_config_maps(&self) {
         let api: Api<ConfigMap> = Api::all(self.client.clone());
-        let config = watcher::Config::default().fields(&format!("metadata.name={CONFIG_MAP}"));
+        let config = watcher::Config::default()
+            .fields(&format!("metadata.name={}", self.handout.config_map));
         follow(watcher(api, config).default_backoff(), |event| {
             let mut state = self.state.lock();
             let namespace = match event {
@@ -149,7 +179,8 @@ impl Roots {
                 }
                 Event::Apply(found) | Event::InitApply(found) => {
                     let namespace = found.namespace().unwrap_or_default();
-                    state.there.insert(namespace.clone(), print_of(found));
+                    let print = self.handout.print_of(found);
+                    state.there.insert(namespace.clone(), print);
                     namespace
                 }
                 Event::Delete(found) => {
@@ -196,38 +227,49 @@ impl Roots {
     }
 
     async fn write(&self, namespace: String) -> Outcome<WriteError> {
-        let roots = self.authority.load().roots_pem();
-        if !self.needs(&namespace, &roots) {
+        let Handout {
+            config_map, key, ..
+        } = self.handout;
+        let Some(text) = (self.handout.text)(&self.authority.load()) else {
+            return Outcome::Done;
+        };
+        if !self.needs(&namespace, &text) {
             return Outcome::Done;
         }
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &namespace);
         let wanted = json!({
             "apiVersion": "v1",
             "kind": "ConfigMap",
-            "metadata": {"name": CONFIG_MAP, "labels": {LABEL.0: LABEL.1}},
-            "data": {KEY: roots},
+            "metadata": {"name": config_map, "labels": {LABEL.0: LABEL.1}},
+            "data": {key: text},
         });
         // The name is ours by convention: what others have put under our key is not theirs to keep.
         let params = PatchParams::apply(MANAGER).force();
-        match api.patch(CONFIG_MAP, &params, &Patch::Apply(&wanted)).await {
+        match api.patch(config_map, &params, &Patch::Apply(&wanted)).await {
             Ok(written) => {
                 let mut state = self.state.lock();
-                state.there.insert(namespace, print_of(&written));
+                state
+                    .there
+                    .insert(namespace, self.handout.print_of(&written));
                 Outcome::Done
             }
             Err(kube::Error::Api(status)) if status.is_not_found() => Outcome::Done,
-            Err(source) => Outcome::Failed(WriteError { namespace, source }),
+            Err(source) => Outcome::Failed(WriteError {
+                config_map,
+                namespace,
+                source,
+            }),
         }
     }
 
-    fn needs(&self, namespace: &str, roots: &str) -> bool {
+    fn needs(&self, namespace: &str, text: &str) -> bool {
         let state = self.state.lock();
         let Some(labels) = state.namespaces.get(namespace) else {
             return false;
         };
         let allowed =
             !LEFT_OUT.contains(&namespace) && (self.discovery.borrow())(namespace, labels);
-        allowed && state.there.get(namespace) != Some(&Some(print(roots)))
+        allowed && state.there.get(namespace) != Some(&Some(print(text)))
     }
 }
 
@@ -249,15 +291,18 @@ async fn follow<K>(
     }
 }
 
-fn print_of(found: &ConfigMap) -> Option<u64> {
-    let labelled = found
-        .labels()
-        .get(LABEL.0)
-        .is_some_and(|value| value == LABEL.1);
-    let roots = found.data.as_ref()?.get(KEY)?;
-    labelled.then(|| print(roots))
+impl Handout {
+    /// `None`: not labelled as it should be, or without the key.
+    fn print_of(&self, found: &ConfigMap) -> Option<u64> {
+        let labelled = found
+            .labels()
+            .get(LABEL.0)
+            .is_some_and(|value| value == LABEL.1);
+        let text = found.data.as_ref()?.get(self.key)?;
+        labelled.then(|| print(text))
+    }
 }
 
-fn print(roots: &str) -> u64 {
-    twox_hash::XxHash64::oneshot(0, roots.as_bytes())
+fn print(text: &str) -> u64 {
+    twox_hash::XxHash64::oneshot(0, text.as_bytes())
 }

@@ -11,7 +11,7 @@ use super::{
     Discovery,
     ca_store::CaStore,
     leader::{Elector, Leadership},
-    roots::Roots,
+    roots::{self, Roots},
     status::{self, Statuses},
     webhook::Webhook,
     webhook_config::{self, WebhookConfig},
@@ -56,7 +56,12 @@ impl Writers {
         stop: impl Future<Output = ()>,
     ) {
         let authority = self.ca.current();
-        let roots = Roots::new(self.client.clone(), authority, self.discovery);
+        let handouts = [roots::ROOTS, roots::REVOKED].map(|handout| {
+            let (client, authority) = (self.client.clone(), authority.clone());
+            let roots = Roots::new(handout, client, authority, self.discovery.clone());
+            roots.run(leadership.clone())
+        });
+        let handouts = futures_util::future::join_all(handouts);
         let webhooks = webhook_config::names(&self.namespace, &self.revision)
             .into_iter()
             .map(|name| {
@@ -70,7 +75,7 @@ impl Writers {
         let work = async {
             tokio::join!(
                 self.ca.keep(leadership.clone(), self.metrics),
-                roots.run(leadership.clone()),
+                handouts,
                 webhooks,
                 statuses.run(leadership.clone()),
             )

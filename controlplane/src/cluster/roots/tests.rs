@@ -34,7 +34,7 @@ fn start(api: &FakeApi) -> Running {
     let all: Discovery = Arc::new(|_, _| true);
     let (discovery, allowed) = watch::channel(all);
     let authority = Current::new(authority());
-    let roots = Roots::new(api.client(), authority.clone(), allowed);
+    let roots = Roots::new(ROOTS, api.client(), authority.clone(), allowed);
     Running {
         authority,
         discovery: Some(discovery),
@@ -47,7 +47,7 @@ impl Running {
         let roots = self.authority.load().roots_pem();
         let right = |found: Option<&Value>| {
             found.is_some_and(|found| {
-                found["data"][KEY] == json!(roots)
+                found["data"][ROOTS.key] == json!(roots)
                     && found["metadata"]["labels"][LABEL.0] == LABEL.1
             })
         };
@@ -93,7 +93,8 @@ async fn every_namespace_gets_the_roots_and_a_new_one_within_a_second() {
     let roots = running.authority.load().trusting(&running.authority.load());
     authority.replace(roots);
     let (_sender, allowed) = watch::channel::<Discovery>(Arc::new(|_, _| true));
-    let other = tokio::spawn(Roots::new(api.client(), authority, allowed).run(Leadership::alone()));
+    let other =
+        tokio::spawn(Roots::new(ROOTS, api.client(), authority, allowed).run(Leadership::alone()));
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert_eq!(writes(&api), 0, "what is right is not written");
     other.abort();
@@ -110,7 +111,7 @@ async fn edits_by_hand_are_reverted_and_what_is_not_ours_is_left() {
     let running = start(&api);
     let good = running.given(&api, "shop").await;
     let mut edited = good.clone();
-    edited["data"] = json!({KEY: "mine", "other": "kept"});
+    edited["data"] = json!({ROOTS.key: "mine", "other": "kept"});
     api.put("api/v1", "configmaps", edited);
     assert_eq!(running.given(&api, "shop").await["data"]["other"], "kept");
     let mut unlabelled = good;
@@ -170,4 +171,25 @@ async fn an_api_server_that_refuses_is_asked_again_less_and_less_often() {
     tokio::time::sleep(Duration::from_secs(301)).await;
     running.given(&api, "full").await;
     running.task.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn revoked_certificates_are_told_everywhere_once_there_is_a_list() {
+    let api = FakeApi::new();
+    namespace(&api, "shop", json!({}));
+    let (_sender, allowed) = watch::channel::<Discovery>(Arc::new(|_, _| true));
+    let current = Current::new(authority());
+    let revoked = Roots::new(REVOKED, api.client(), current.clone(), allowed);
+    let task = tokio::spawn(revoked.run(Leadership::alone()));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(api.object("configmaps", "shop", REVOKED.config_map), None);
+    for list in ["first", "second"] {
+        current.replace(authority().with_revoked(Some(list.into())));
+        let is_told = |found: Option<&Value>| {
+            found.is_some_and(|found| found["data"][REVOKED.key] == json!(list))
+        };
+        let at = ("configmaps", "shop", REVOKED.config_map);
+        api.until(at, is_told).await;
+    }
+    task.abort();
 }
