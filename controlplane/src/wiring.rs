@@ -147,9 +147,10 @@ impl Wiring {
         let made = workloads::made(&mut graph, &inputs, &joins, &mut runs);
         let resources = outputs::resources(&mut graph, &joins, &made, &inputs);
         let targets = Targets::new(&inputs, &joins, &offers);
-        let istio = istio::istio(&mut graph, &inputs, &joins, &targets);
-        let routes =
-            gateway_api::gateway_api(&mut graph, &inputs, &joins, &offers, &targets, &mut runs);
+        let attached =
+            gateway_api::Attachments::new(&mut graph, &inputs, &joins, &offers, &targets);
+        let istio = istio::istio(&mut graph, &inputs, &joins, &targets, &attached);
+        let routes = gateway_api::gateway_api(&mut graph, &inputs, &joins, &attached, &mut runs);
         let configs = waypoints::configs(&mut graph, &inputs, &facts, &routes.authorizers);
         let specified = graph.join(&[&configs, &routes.resources, &istio.resources]);
         let (of_waypoints, of_backends) = waypoints::resources(

@@ -72,6 +72,59 @@ struct World {
     by_host: Index<Str, Str, Arc<Claim>>,
 }
 
+/// What routes are attached to.
+#[derive(Clone)]
+pub(super) struct Attachments {
+    world: World,
+    all: Collection<ObjectRef, Attached>,
+    by_service: Index<NamespacedHostname, ObjectRef, Attached>,
+}
+
+impl Attachments {
+    pub(super) fn new(
+        graph: &mut Graph,
+        inputs: &Inputs,
+        joins: &Joins,
+        offers: &Collection<ObjectRef, Offer>,
+        targets: &Targets,
+    ) -> Self {
+        let world = World {
+            joins: joins.clone(),
+            targets: targets.clone(),
+            offers: offers.clone(),
+            by_host: joins.winners.index(|_, claim| vec![claim.hostname.clone()]),
+        };
+        let seen = world.clone();
+        let (all, _) = graph.derive(&inputs.routes, move |cx, object, route| {
+            let lookup = Seen { world: &seen, cx };
+            vec![(object.clone(), attach::attach(&route.object, &lookup))]
+        });
+        let by_service = all.index(|_, attached| attached.services().into_iter().collect());
+        Self {
+            world,
+            all,
+            by_service,
+        }
+    }
+
+    /// The routes that take effect on a service in the place of `kind`s of a namespace, with the ports where they do.
+    pub(super) fn in_front(
+        &self,
+        cx: &Context<'_>,
+        kind: Kind,
+        namespace: &Str,
+        service: &NamespacedHostname,
+    ) -> Vec<(ObjectRef, BTreeSet<u16>)> {
+        let (of, from) = (service.clone(), namespace.clone());
+        let filter = move |other: &Attached| !other.shadows(kind, &from, &of).is_empty();
+        let others = cx.find_where(&self.by_service, service, filter);
+        let ports = |(route, other): (ObjectRef, Arc<Attached>)| {
+            (route, other.shadows(kind, namespace, service))
+        };
+        others.into_iter().map(ports).collect()
+    }
+}
+
 struct Seen<'w, 'c> {
     world: &'w World,
     cx: &'w Context<'c>,
@@ -168,17 +221,11 @@ pub(super) fn gateway_api(
     graph: &mut Graph,
     inputs: &Inputs,
     joins: &Joins,
-    offers: &Collection<ObjectRef, Offer>,
-    targets: &Targets,
+    attachments: &Attachments,
     runs: &mut BTreeMap<&'static str, Runs>,
 ) -> GatewayApi {
-    let world = World {
-        joins: joins.clone(),
-        targets: targets.clone(),
-        offers: offers.clone(),
-        by_host: joins.winners.index(|_, claim| vec![claim.hostname.clone()]),
-    };
-    let routes = routes(graph, inputs, &world, runs);
+    let world = attachments.world.clone();
+    let routes = routes(graph, inputs, attachments, runs);
     let (resources, _) = graph.derive(&routes, |_, _, outcome| {
         let told = outcome.route.iter().flat_map(|route| {
             let name: Str = route.name().into();
@@ -229,20 +276,15 @@ impl Authorizers {
 fn routes(
     graph: &mut Graph,
     inputs: &Inputs,
-    world: &World,
+    attachments: &Attachments,
     runs: &mut BTreeMap<&'static str, Runs>,
 ) -> Collection<ObjectRef, Outcome> {
-    let seen = world.clone();
-    let (attached, _) = graph.derive(&inputs.routes, move |cx, object, route| {
-        let lookup = Seen { world: &seen, cx };
-        vec![(object.clone(), attach::attach(&route.object, &lookup))]
-    });
-    let by_service = attached.index(|_, attached| attached.services().into_iter().collect());
-    let (attached, seen) = (attached.clone(), world.clone());
+    let all = attachments.clone();
     let (routes, counted) = graph.derive(&inputs.routes, move |cx, object, route| {
-        let lookup = Seen { world: &seen, cx };
-        let attached = cx.get(&attached, object);
-        let outcome = attached.map(|attached| outcome(&lookup, &by_service, route, &attached));
+        let world = &all.world;
+        let lookup = Seen { world, cx };
+        let attached = cx.get(&all.all, object);
+        let outcome = attached.map(|attached| outcome(&lookup, &all, route, &attached));
         outcome
             .map(|outcome| (object.clone(), outcome))
             .into_iter()
@@ -254,19 +296,14 @@ fn routes(
 
 fn outcome(
     lookup: &Seen<'_, '_>,
-    by_service: &Index<NamespacedHostname, ObjectRef, Attached>,
+    all: &Attachments,
     route: &Sourced<RouteObject>,
     attached: &Attached,
 ) -> Outcome {
     let (kind, namespace) = (attached.kind, &attached.namespace);
     let shadowed = |service: &NamespacedHostname| {
-        let (of, from, known) = (service.clone(), namespace.clone(), kind);
-        let filter = move |other: &Attached| !other.shadows(known, &from, &of).is_empty();
-        let others = lookup.cx.find_where(by_service, service, filter);
-        let ports = others
-            .iter()
-            .flat_map(|(_, other)| other.shadows(kind, namespace, service));
-        ports.collect()
+        let others = all.in_front(lookup.cx, kind, namespace, service);
+        others.into_iter().flat_map(|(_, ports)| ports).collect()
     };
     let effects: Vec<Effect> = attached
         .parents

@@ -7,7 +7,7 @@ use mesh::{
     names::{NamespacedHostname, Str},
 };
 
-use super::{Claim, Facts, Joins, Offer, reference};
+use super::{Claim, Facts, Joins, Offer, gateway_api::Attachments, reference};
 use crate::{
     gateway::class,
     graph::{Collection, Context, Graph, Index, Source, Tap},
@@ -270,10 +270,11 @@ pub(super) fn istio(
     inputs: &super::Inputs,
     joins: &Joins,
     targets: &Targets,
+    attached: &Attachments,
 ) -> Istio {
     let policies = policies(graph, inputs, targets);
     let authentications = authentications(graph, &inputs.istio, targets);
-    let routes = routes::routes(graph, &inputs.istio, joins);
+    let routes = routes::routes(graph, &inputs.istio, joins, attached);
     let telemetry = told::told(graph, inputs, targets);
     let (resources, conditions) = parts(graph, &policies);
     let mut all_resources = vec![resources, telemetry.resources];

@@ -27,7 +27,7 @@ use crate::{
         },
         service::Claim,
     },
-    wiring::Joins,
+    wiring::{Joins, gateway_api::Attachments},
 };
 
 /// A VirtualService's hold on a service.
@@ -47,12 +47,14 @@ struct Hosts {
     services: Index<Str, Str, Arc<Claim>>,
     held: Index<Name, (Name, Str), Held>,
     roots: Index<Name, Name, VirtualService>,
+    attached: Attachments,
 }
 
 pub(super) fn routes(
     graph: &mut Graph,
     inputs: &Inputs,
     joins: &Joins,
+    attached: &Attachments,
 ) -> Collection<Name, Outcome> {
     let settings = joins.facts.settings.clone();
     let known = settings.clone();
@@ -87,6 +89,7 @@ pub(super) fn routes(
         services: joins.winners.index(|_, claim| vec![claim.hostname.clone()]),
         held: held.index(|(name, _), _| vec![name.clone()]),
         roots,
+        attached: attached.clone(),
     };
     let (outcomes, _) = graph.derive(&inputs.routes, move |cx, name, route| {
         vec![(name.clone(), hosts.outcome(cx, name, route))]
@@ -207,11 +210,36 @@ impl Hosts {
                     .map(|route| keyed(waypoint, Resource::Route(route))),
             );
         }
-        let condition = told(&waypoints, &held, problems, &resources);
+        let lost: Vec<Lost> = held.iter().map(|held| self.lost(cx, held)).collect();
+        let condition = told(&waypoints, &held, &lost, problems, &resources);
         Outcome {
             resources,
             condition: Some(condition),
         }
+    }
+
+    /// What of its hold on a service the Gateway API's routes have, which go first (`mesh::l7`): for the same callers.
+    fn lost(&self, cx: &Context<'_>, held: &Held) -> Lost {
+        let mut lost = Lost::default();
+        let mut everywhere = true;
+        for callers in &held.callers {
+            let namespace = match callers {
+                Callers::All => &held.service.namespace,
+                Callers::Namespace(namespace) => namespace,
+            };
+            let kind = Kind::VirtualService;
+            let routes = self.attached.in_front(cx, kind, namespace, &held.service);
+            let ports: BTreeSet<u16> = routes.iter().flat_map(|(_, it)| it.clone()).collect();
+            everywhere &= held.ports.iter().all(|port| ports.contains(port));
+            lost.ports.extend(ports);
+            lost.to.extend(
+                routes
+                    .iter()
+                    .map(|(route, _)| format!("{} {}", route.kind.as_str(), route.name)),
+            );
+        }
+        lost.whole = everywhere && !lost.to.is_empty();
+        lost
     }
 
     fn delegated(&self, cx: &Context<'_>, name: &Name) -> Outcome {
@@ -277,6 +305,28 @@ impl Hosts {
     }
 }
 
+/// What of a hold on a service others have.
+#[derive(Default)]
+struct Lost {
+    ports: BTreeSet<u16>,
+    /// Who they are.
+    to: BTreeSet<String>,
+    /// Nothing is left.
+    whole: bool,
+}
+
+impl Lost {
+    fn text(&self, held: &Held) -> Option<String> {
+        let to: Vec<&str> = self.to.iter().map(String::as_str).collect();
+        let ports: Vec<String> = self.ports.iter().map(u16::to_string).collect();
+        (!to.is_empty()).then(|| {
+            let (host, ports) = (&held.service.hostname, ports.join(", "));
+            let to = to.join(", ");
+            format!("not in force on {host} at {ports}: {to} goes first")
+        })
+    }
+}
+
 fn attachments(held: &Held) -> Vec<Attachment> {
     let attachment = |callers: &Callers| Attachment {
         service: held.service.clone(),
@@ -289,6 +339,7 @@ fn attachments(held: &Held) -> Vec<Attachment> {
 fn told(
     waypoints: &BTreeSet<&Name>,
     held: &[Arc<Held>],
+    lost: &[Lost],
     problems: Vec<String>,
     resources: &[(crate::translate::l7::Key, Arc<Resource>)],
 ) -> Condition {
@@ -302,6 +353,16 @@ fn told(
         names.join(", "),
         services.join(", ")
     )];
+    let taken = held.iter().zip(lost);
+    said.extend(taken.filter_map(|(held, lost)| lost.text(held)));
+    if lost.iter().all(|lost| lost.whole) {
+        return condition(
+            "WaypointAccepted",
+            Truth::False,
+            "Conflicted",
+            said.join("; "),
+        );
+    }
     let failing: BTreeSet<String> = resources
         .iter()
         .flat_map(|(_, resource)| invalid(resource))

@@ -199,7 +199,9 @@ fn rank(kind: Kind) -> u8 {
         Kind::GrpcRoute => 0,
         Kind::HttpRoute => 1,
         Kind::TlsRoute => 2,
-        _ => 3,
+        Kind::TcpRoute => 3,
+        // VirtualServices.
+        _ => 4,
     }
 }
 
