@@ -26,7 +26,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
     sync::Semaphore,
     task::JoinSet,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 /// File names in the run folder. Source: `spec/cni.md` 1.
@@ -113,8 +113,8 @@ pub trait Gatekeeper: Send + Sync + 'static {
     /// `Ok`: the pod may start, enrolled if it takes part. Dropped when the plugin no longer waits.
     fn admit(&self, sandbox: SandboxRequest) -> impl Future<Output = Result<(), Refusal>> + Send;
 
-    /// One question was answered with this HTTP status.
-    fn answered(&self, status: u16);
+    /// One question was answered with this HTTP status, after this time.
+    fn answered(&self, status: u16, took: Duration);
 }
 
 /// Both sockets, listening.
@@ -223,13 +223,14 @@ async fn answer_event<G: Gatekeeper>(
     gatekeeper: Arc<G>,
     request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
+    let asked = Instant::now();
     let outcome = match read(request, "/cmdadd").await {
         Ok(body) => decide(gatekeeper.as_ref(), &body).await,
         Err((status, why)) => Err((status, why.to_owned())),
     };
     let (status, text) =
         outcome.map_or_else(|refused| refused, |()| (StatusCode::OK, String::new()));
-    gatekeeper.answered(status.as_u16());
+    gatekeeper.answered(status.as_u16(), asked.elapsed());
     respond(status, text)
 }
 

@@ -12,6 +12,11 @@ use prometheus_client::{
 /// Seconds; the aim is 0.2 from the label to carried traffic.
 const JOIN_BUCKETS: [f64; 10] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0];
 
+/// Seconds; the aim is 0.05 for all but one sandbox in a hundred.
+const WAIT_BUCKETS: [f64; 11] = [
+    0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0,
+];
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct EventLabels {
     r#type: &'static str,
@@ -39,6 +44,7 @@ pub(crate) struct Telemetry {
     events: Family<EventLabels, Counter>,
     failures: Family<StepLabels, Counter>,
     answers: Family<AnswerLabels, Counter>,
+    waits: Histogram,
     installs: Family<InstallLabels, Counter>,
     install_ready: Gauge,
     tunnels: Gauge,
@@ -54,6 +60,7 @@ impl Telemetry {
             events: Family::default(),
             failures: Family::default(),
             answers: Family::default(),
+            waits: Histogram::new(WAIT_BUCKETS),
             installs: Family::default(),
             install_ready: Gauge::default(),
             tunnels: Gauge::default(),
@@ -83,6 +90,12 @@ impl Telemetry {
         registry.register("leyline_cni_pods", pods, self.pods.clone());
         let answers = "Questions of the CNI plugin, by the answer";
         registry.register("istio_cni_plugin_requests", answers, self.answers.clone());
+        let waits = "Seconds that a sandbox waited for the answer to its plugin";
+        registry.register(
+            "leyline_cni_sandbox_wait_seconds",
+            waits,
+            self.waits.clone(),
+        );
         let installs = "Installations of the CNI plugin, by their outcome";
         registry.register("istio_cni_installs", installs, self.installs.clone());
         let ready = "The CNI plugin is installed";
@@ -101,7 +114,8 @@ impl Telemetry {
         self.failures.get_or_create(&StepLabels { step }).inc();
     }
 
-    pub(crate) fn plugin_answered(&self, response_code: u16) {
+    pub(crate) fn plugin_answered(&self, response_code: u16, took: Duration) {
+        self.waits.observe(took.as_secs_f64());
         let labels = AnswerLabels { response_code };
         self.answers.get_or_create(&labels).inc();
     }

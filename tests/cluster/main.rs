@@ -8,6 +8,7 @@ mod conformance;
 mod connect;
 mod join;
 mod lifecycle;
+mod measure;
 mod operator;
 mod policy;
 mod scene;

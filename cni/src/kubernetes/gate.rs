@@ -48,8 +48,8 @@ impl Gatekeeper for Gate {
         }
     }
 
-    fn answered(&self, status: u16) {
-        self.telemetry.plugin_answered(status);
+    fn answered(&self, status: u16, took: Duration) {
+        self.telemetry.plugin_answered(status, took);
     }
 }
 
