@@ -27,7 +27,7 @@ const fn analyzer(code: &'static str, level: Level, name: &'static str) -> Analy
 }
 
 /// Every kind of finding. Codes `IST` are istioctl's, `LEY` our own.
-pub(super) const ANALYZERS: [Analyzer; 11] = [
+pub(super) const ANALYZERS: [Analyzer; 14] = [
     analyzer("IST0101", Level::Error, "ReferencedResourceNotFound"),
     analyzer("IST0106", Level::Error, "SchemaValidationError"),
     analyzer("IST0127", Level::Warning, "NoMatchingWorkloadsFound"),
@@ -39,6 +39,9 @@ pub(super) const ANALYZERS: [Analyzer; 11] = [
     analyzer("LEY-A03", Level::Warning, "HostClaimedByAnother"),
     analyzer("LEY-A04", Level::Error, "WaypointRefused"),
     analyzer("LEY-A05", Level::Warning, "RefusedByProxies"),
+    analyzer("LEY-A06", Level::Warning, "NetworkPolicyBlocksMesh"),
+    analyzer("LEY-A07", Level::Info, "CannotBeInMesh"),
+    analyzer("LEY-A08", Level::Warning, "NotInMesh"),
 ];
 
 pub(super) fn of(code: &str) -> Option<Analyzer> {

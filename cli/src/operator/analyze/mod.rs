@@ -2,6 +2,7 @@
 //! translation, before anything is applied.
 
 mod findings;
+mod network;
 mod selectors;
 #[cfg(test)]
 mod tests;
@@ -106,8 +107,9 @@ pub(crate) async fn run(command: Analyze, before: &Access) -> Result<ExitCode> {
     let namespace = cluster.as_ref().map(|it| it.namespace.clone());
     let wanted = namespace.filter(|_| !command.all_namespaces);
     let suppressed = suppressed(&texts, &objects);
-    let selecting = selectors::findings(&texts, &objects, &root);
-    let mut found = findings(&statuses, selecting, wanted.as_deref(), &suppressed);
+    let mut told_of = selectors::findings(&texts, &objects, &root);
+    told_of.extend(network::findings(&objects));
+    let mut found = findings(&statuses, told_of, wanted.as_deref(), &suppressed);
     found.retain(|it| {
         it.level >= command.output_threshold && !command.suppress.iter().any(|wish| wish.covers(it))
     });
@@ -190,7 +192,7 @@ fn statuses(
     let defined: BTreeSet<_> = texts.values().flat_map(|it| keys(it)).collect();
     let rest: Vec<_> = objects
         .iter()
-        .filter(|it| !defined.contains(&key(it)))
+        .filter(|it| !defined.contains(&key(it)) && it["kind"] != NETWORK_POLICY)
         .collect();
     if !rest.is_empty() {
         let list = json!({"apiVersion": "v1", "kind": "List", "items": rest});
@@ -335,53 +337,82 @@ fn folder(path: &Path, recursive: bool, texts: &mut BTreeMap<String, String>) ->
     Ok(())
 }
 
-/// What the control plane reads of a cluster: group, version, kind.
-const KINDS: [(&str, &str, &str); 11] = [
-    ("", "v1", "Namespace"),
-    ("", "v1", "Node"),
-    ("", "v1", "Pod"),
-    ("", "v1", "Service"),
-    ("discovery.k8s.io", "v1", "EndpointSlice"),
-    ("networking.istio.io", "v1", "ServiceEntry"),
-    ("networking.istio.io", "v1", "WorkloadEntry"),
-    ("security.istio.io", "v1", "AuthorizationPolicy"),
-    ("security.istio.io", "v1", "PeerAuthentication"),
-    ("gateway.networking.k8s.io", "v1", "Gateway"),
-    ("gateway.networking.k8s.io", "v1", "GatewayClass"),
+/// What is read of a cluster: group, versions (the first that it has), kind. All but the last is what the control plane reads.
+const KINDS: [(&str, &[&str], &str); 22] = [
+    ("", &["v1"], "Namespace"),
+    ("", &["v1"], "Node"),
+    ("", &["v1"], "Pod"),
+    ("", &["v1"], "Service"),
+    ("discovery.k8s.io", &["v1"], "EndpointSlice"),
+    ("networking.istio.io", &["v1"], "ServiceEntry"),
+    ("networking.istio.io", &["v1"], "WorkloadEntry"),
+    ("networking.istio.io", &["v1"], "VirtualService"),
+    ("networking.istio.io", &["v1"], "DestinationRule"),
+    ("networking.istio.io", &["v1alpha3"], "EnvoyFilter"),
+    ("security.istio.io", &["v1"], "AuthorizationPolicy"),
+    ("security.istio.io", &["v1"], "PeerAuthentication"),
+    ("security.istio.io", &["v1"], "RequestAuthentication"),
+    ("telemetry.istio.io", &["v1"], "Telemetry"),
+    (GATEWAY_API, &["v1"], "Gateway"),
+    (GATEWAY_API, &["v1"], "GatewayClass"),
+    (GATEWAY_API, &["v1"], "HTTPRoute"),
+    (GATEWAY_API, &["v1"], "GRPCRoute"),
+    (GATEWAY_API, &["v1", "v1alpha3", "v1alpha2"], "TLSRoute"),
+    (GATEWAY_API, &["v1", "v1alpha2"], "TCPRoute"),
+    (GATEWAY_API, &["v1", "v1alpha3"], "BackendTLSPolicy"),
+    ("networking.k8s.io", &["v1"], NETWORK_POLICY),
 ];
+const GATEWAY_API: &str = "gateway.networking.k8s.io";
+const NETWORK_POLICY: &str = "NetworkPolicy";
 
 /// The cluster's objects; a kind that the cluster does not have is none.
 async fn exported(cluster: &Cluster) -> Result<Vec<Value>> {
     let mut objects = Vec::new();
-    for (group, version, kind) in KINDS {
-        let resource = resource(group, version, kind);
-        let api: Api<DynamicObject> = Api::all_with(cluster.client(), &resource);
-        let params = ListParams::default();
-        let listed = cluster
-            .ask(format!("list {}", resource.plural), api.list(&params))
-            .await;
-        let items = match listed {
-            Ok(listed) => listed.items,
-            Err(error)
-                if format!("{error:#}").contains("could not find")
-                    || format!("{error:#}").contains("404") =>
-            {
+    for (group, versions, kind) in KINDS {
+        for version in versions {
+            let resource = resource(group, version, kind);
+            let Some(items) = listed(cluster, &resource).await? else {
                 continue;
+            };
+            for item in items {
+                let mut object = serde_json::to_value(&item)?;
+                object["apiVersion"] = resource.api_version.as_str().into();
+                object["kind"] = kind.into();
+                // The server's own notes, which say nothing of the mesh.
+                if let Some(metadata) = object["metadata"].as_object_mut() {
+                    metadata.remove("managedFields");
+                }
+                objects.push(object);
             }
-            Err(error) => return Err(error),
-        };
-        for item in items {
-            let mut object = serde_json::to_value(&item)?;
-            object["apiVersion"] = resource.api_version.as_str().into();
-            object["kind"] = kind.into();
-            // The server's own notes, which say nothing of the mesh.
-            if let Some(metadata) = object["metadata"].as_object_mut() {
-                metadata.remove("managedFields");
-            }
-            objects.push(object);
+            break;
         }
     }
     Ok(objects)
+}
+
+/// The objects of a kind, none where they may not be seen; `None` where the cluster does not have it in this version.
+async fn listed(cluster: &Cluster, resource: &ApiResource) -> Result<Option<Vec<DynamicObject>>> {
+    let api: Api<DynamicObject> = Api::all_with(cluster.client(), resource);
+    let params = ListParams::default();
+    let listed = cluster
+        .ask(format!("list {}", resource.plural), api.list(&params))
+        .await;
+    match listed {
+        Ok(listed) => Ok(Some(listed.items)),
+        Err(error) => {
+            let text = format!("{error:#}");
+            let says = |part: &str| text.to_lowercase().contains(part);
+            if says("could not find") || says("404") {
+                return Ok(None);
+            }
+            if says("forbidden") {
+                // The rest is worth looking at, and who asks knows what is left out.
+                eprintln!("not looked at: {}: {text}", resource.plural);
+                return Ok(Some(Vec::new()));
+            }
+            Err(error)
+        }
+    }
 }
 
 fn resource(group: &str, version: &str, kind: &str) -> ApiResource {
