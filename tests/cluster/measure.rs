@@ -46,21 +46,15 @@ fn the_time_from_label_to_enabled_and_the_delay_of_sandboxes_are_measured() -> R
         rounds(client).await
     })?;
     times.sort();
-    let at = |share: f64| {
-        // A share of a few hundred is a whole number.
-        #[expect(
-            clippy::cast_precision_loss,
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss
-        )]
-        let place = ((times.len() - 1) as f64 * share).round() as usize;
+    let at = |percent: usize| {
+        let place = (times.len() - 1) * percent / 100;
         times[place].as_secs_f64() * 1e3
     };
     eprintln!(
         "label of a namespace of {PODS} pods to enabled: p50 {:.0} ms, p99 {:.0} ms, longest {:.0} ms of {}",
-        at(0.5),
-        at(0.99),
-        at(1.0),
+        at(50),
+        at(99),
+        at(100),
         times.len()
     );
     sandboxes(bed, &scene)

@@ -509,12 +509,37 @@ async fn delete(
             .await?;
         println!("waypoint {namespace}/{name} deleted");
     }
+    let users = list::users(cluster).await?;
+    for name in &names {
+        let user = (namespace.clone(), name.clone());
+        if let Some(count) = users.get(&user).copied() {
+            println!("{}", still_used(namespace, name, count));
+        }
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What becomes of those that name a waypoint that is no more (design 8.2).
+fn still_used(namespace: &str, name: &str, count: usize) -> String {
+    format!(
+        "services that name it by the label {USE}, on them or on their namespace: {count}. What goes to them is refused until a \
+         waypoint {name} serves again or the label is gone\n  next: kubectl label namespace {namespace} {USE}-"
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_names_a_deleted_waypoint_is_told_what_becomes_of_its_traffic() {
+        assert_eq!(
+            still_used("shop", "waypoint", 2),
+            "\
+services that name it by the label istio.io/use-waypoint, on them or on their namespace: 2. What goes to them is refused until a waypoint waypoint serves again or the label is gone
+  next: kubectl label namespace shop istio.io/use-waypoint-"
+        );
+    }
 
     #[test]
     fn the_object_is_istioctls() {

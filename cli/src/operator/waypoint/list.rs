@@ -91,7 +91,7 @@ async fn describe(
 }
 
 /// How many services use each waypoint, by `(namespace, name)`.
-async fn users(cluster: &Cluster) -> Result<HashMap<(String, String), usize>> {
+pub(super) async fn users(cluster: &Cluster) -> Result<HashMap<(String, String), usize>> {
     let namespaces = cluster
         .list("namespaces", &cluster.all::<Namespace>(), "")
         .await?;
@@ -109,7 +109,12 @@ async fn users(cluster: &Cluster) -> Result<HashMap<(String, String), usize>> {
         .list("services", &cluster.all::<Service>(), "")
         .await?;
     let mut users = HashMap::new();
-    for service in &services.items {
+    // A waypoint's own Service is behind none.
+    let own = |it: &&Service| {
+        let labels = it.metadata.labels.as_ref();
+        labels.is_some_and(|labels| labels.contains_key("gateway.istio.io/managed"))
+    };
+    for service in services.items.iter().filter(|it| !own(it)) {
         let namespace = service.metadata.namespace.clone().unwrap_or_default();
         let own = used(&service.metadata);
         let reference = own.or_else(|| inherited.get(&namespace).cloned().flatten());
