@@ -48,6 +48,11 @@ fn main() -> Result<()> {
         for mode in modes.all() {
             modes::round(mode, &mut table, |name| arguments.wants(name))?;
         }
+        if arguments.wants("same-node") {
+            for mode in modes.near() {
+                modes::same_node(&mode, &mut table)?;
+            }
+        }
     }
     if arguments.wants("memory") {
         for mode in modes.all() {

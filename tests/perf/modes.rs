@@ -48,8 +48,17 @@ impl Modes {
         &self.ours
     }
 
-    /// Plain TCP in our mesh's namespaces, ours, the peer's.
+    /// Plain TCP in our mesh's namespaces, ours, the peer's, each through two nodes.
     pub(crate) fn all(&self) -> Vec<Mode<'_>> {
+        self.from("outside/client", "shop/client")
+    }
+
+    /// The same, from clients on the servers' node.
+    pub(crate) fn near(&self) -> Vec<Mode<'_>> {
+        self.from("outside/near", "shop/near")
+    }
+
+    fn from(&self, outside: &'static str, inside: &'static str) -> Vec<Mode<'_>> {
         let mode = |name, lab, client, server| Mode {
             name,
             lab,
@@ -57,13 +66,13 @@ impl Modes {
             server,
         };
         let mut all = vec![
-            mode(PLAIN, &self.ours, "outside/client", "plain.outside:9000"),
-            mode(OURS, &self.ours, "shop/client", "server.shop:9000"),
+            mode(PLAIN, &self.ours, outside, "plain.outside:9000"),
+            mode(OURS, &self.ours, inside, "server.shop:9000"),
         ];
         all.extend(
             self.peer
                 .as_ref()
-                .map(|lab| mode(PEER, lab, "shop/client", "server.shop:9000")),
+                .map(|lab| mode(PEER, lab, inside, "server.shop:9000")),
         );
         all
     }
@@ -83,16 +92,18 @@ impl Lab {
             namespace("shop", "{ istio.io/dataplane-mode: ambient }"),
             namespace("outside", "{}"),
             idle_pod("shop", "client", "node1"),
+            idle_pod("shop", "near", "node2"),
             pod("shop", "server", "node2", &serve),
             service("shop", "server"),
             idle_pod("outside", "client", "node1"),
+            idle_pod("outside", "near", "node2"),
             pod("outside", "plain", "node2", &serve),
             service("outside", "plain"),
         ];
         mesh.write("objects.yaml", &yaml.concat())?;
         mesh.up(options)?;
         let lab = Self { mesh, load };
-        for pod in ["shop/client", "shop/server"] {
+        for pod in ["shop/client", "shop/near", "shop/server"] {
             lab.mesh.eventually(&format!("{pod} is in the mesh"), || {
                 ensure!(lab.mesh.pod(pod)?["mesh"] == "yes", "not yet");
                 Ok(())
@@ -189,6 +200,23 @@ fn latency(mode: &Mode<'_>, table: &mut Table) -> Result<()> {
     }
     let most = full["per_second"].as_f64().context("a rate")?;
     table.add("most requests/s, 16 connections", "1/s", mode.name, most);
+    Ok(())
+}
+
+/// Client and server on one node.
+pub(crate) fn same_node(mode: &Mode<'_>, table: &mut Table) -> Result<()> {
+    // The first connection goes another way than those that are measured.
+    mode.run("ping", &["--count", "100"])?;
+    let one = mode.number(
+        "stream",
+        &["--flows", "1", "--seconds", "4"],
+        "bytes_per_second",
+    )?;
+    let full = ["--count", "16000", "--connections", "16"];
+    let most = mode.number("ping", &full, "per_second")?;
+    let mut add = |name, unit, value| table.add(name, unit, mode.name, value);
+    add("same node: throughput, 1 flow", "MB/s", one / 1e6);
+    add("same node: most requests/s, 16 connections", "1/s", most);
     Ok(())
 }
 
