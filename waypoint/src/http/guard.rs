@@ -25,6 +25,9 @@ const HEAD_DEADLINE: Duration = Duration::from_secs(60);
 const MAX_CHUNK_LINE: usize = 16 * 1024;
 /// Bytes that are read at once.
 const PIECE: usize = 8 * 1024;
+/// For how long a client that is not listened to any more may go on talking, so that it gets to read why: a connection that is
+/// reset while it sends may take the answer with it (RFC 9112 9.6).
+const LINGER: Duration = Duration::from_secs(5);
 /// What no parser takes for a head: answered 400.
 const REFUSED: &[u8] = b"\0\r\n\r\n";
 
@@ -37,6 +40,7 @@ pub(super) struct Guard<S> {
     state: State,
     max_head: usize,
     deadline: Option<Pin<Box<Sleep>>>,
+    linger: Option<Pin<Box<Sleep>>>,
 }
 
 /// What comes next.
@@ -51,6 +55,8 @@ enum State {
     Trailers,
     /// Anything: the connection may stop being HTTP, or the parser has to say what is wrong.
     Opaque,
+    /// The rest of a head that is too long: the parser says so.
+    TooLong,
     /// Nothing.
     Over,
 }
@@ -65,6 +71,7 @@ impl<S> Guard<S> {
             state: State::Head,
             max_head,
             deadline: None,
+            linger: None,
         }
     }
 
@@ -116,10 +123,11 @@ fn step(state: State, rest: &[u8], max_head: usize) -> Step {
         State::Trailers => match line(rest) {
             Some(2) => Step::Take(2, State::Head),
             Some(line) => Step::Take(line, State::Trailers),
-            None if rest.len() > max_head => Step::Take(rest.len(), State::Opaque),
+            None if rest.len() > max_head => Step::Take(rest.len(), State::TooLong),
             None => Step::More,
         },
         State::Opaque => Step::Take(rest.len(), State::Opaque),
+        State::TooLong => Step::Take(rest.len(), State::TooLong),
         State::Over => Step::More,
     }
 }
@@ -174,7 +182,7 @@ fn head(rest: &[u8], max_head: usize) -> Step {
         }
     }
     match rest.len() > max_head {
-        true => Step::Take(rest.len(), State::Opaque),
+        true => Step::Take(rest.len(), State::TooLong),
         false => Step::More,
     }
 }
@@ -238,6 +246,7 @@ impl<S: AsyncRead + Unpin> Guard<S> {
                 left => State::Chunk(left),
             }),
             State::Opaque => (u64::MAX, |_| State::Opaque),
+            State::TooLong => (u64::MAX, |_| State::TooLong),
             _ => return None,
         };
         let room = usize::try_from(left)
@@ -249,6 +258,36 @@ impl<S: AsyncRead + Unpin> Guard<S> {
         buf.advance(read);
         self.state = then(left - read as u64);
         Some(polled)
+    }
+
+    /// Whether the client is in the middle of what it says, and the connection has not stopped being HTTP.
+    fn is_cut_short(&self) -> bool {
+        match self.state {
+            State::Head | State::Opaque => false,
+            State::Body(_)
+            | State::ChunkLine
+            | State::Chunk(_)
+            | State::Trailers
+            | State::TooLong
+            | State::Over => true,
+        }
+    }
+
+    /// Hears the client out, without listening, until it ends or for [`LINGER`].
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let linger = &mut self.linger;
+        let linger = linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        if linger.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        let mut thrown = [0; PIECE];
+        loop {
+            let mut piece = ReadBuf::new(&mut thrown);
+            match ready!(Pin::new(&mut self.inner).poll_read(cx, &mut piece)) {
+                Ok(()) if !piece.filled().is_empty() => {}
+                Ok(()) | Err(_) => return Poll::Ready(()),
+            }
+        }
     }
 
     /// Waits for more of a head, and not forever.
@@ -301,7 +340,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -326,8 +365,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
+        if this.is_cut_short() {
+            ready!(this.poll_linger(cx));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -349,6 +393,28 @@ mod tests {
         let mut out = Vec::new();
         guard.read_to_end(&mut out).await.unwrap();
         out
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_goes_on_talking_gets_to_read_the_answer() {
+        use tokio::io::AsyncWriteExt;
+
+        let (mut client, server) = tokio::io::duplex(1024);
+        let mut guard = Guard::new(server, 60 * 1024);
+        let served = tokio::spawn(async move {
+            let mut read = vec![0; 64 * 1024];
+            guard.read_exact(&mut read).await.unwrap();
+            guard.write_all(b"431").await.unwrap();
+            guard.shutdown().await.unwrap();
+        });
+        let head = [b"GET / HTTP/1.1\r\nx: ".as_slice(), &[b'a'; 512 * 1024]].concat();
+        // All of it is taken, though nobody listens any more.
+        client.write_all(&head).await.unwrap();
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, b"431");
+        drop(client);
+        served.await.unwrap();
     }
 
     #[tokio::test]
