@@ -139,6 +139,23 @@ pub fn authorize(view: &MeshView, workload: &Workload, facts: &AuthorizationFact
     }
 }
 
+/// The same, by the policies whose selectors pick the workload alone: a waypoint is not meant by one that is for every pod
+/// of its namespace or of the mesh, which is for the pods behind it.
+pub fn authorize_selected(
+    view: &MeshView,
+    workload: &Workload,
+    facts: &AuthorizationFacts,
+) -> Decision {
+    let named = &workload.authorization_policies;
+    if named.is_empty() {
+        return Decision::Allow { by: None };
+    }
+    let applicable = view.policies_for(workload);
+    let selected = applicable.policies.iter().map(|it| &***it);
+    let policies = Policies(selected.filter(|it| named.contains(&it.key)).collect());
+    decide(&policies, applicable.unknown, facts)
+}
+
 fn decide(
     policies: &Policies<'_>,
     unknown: Option<&PolicyKey>,

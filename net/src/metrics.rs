@@ -24,7 +24,7 @@ use tokio::net::TcpListener;
 use crate::{drain, http1};
 pub use certificates::register as register_certificates;
 pub use parties::Parties;
-pub use process::register as register_process;
+pub use process::{register as register_process, resident_bytes};
 pub use tcp::{Flow, Labels, MAX_SERIES, SocketGuard, Tcp};
 
 /// The metrics' port in the proxy's own namespace.

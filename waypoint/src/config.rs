@@ -146,6 +146,8 @@ pub struct Limits {
     pub connections: Option<usize>,
     /// TLS handshakes at one time (`LEYLINE_MAX_HANDSHAKES`).
     pub handshakes: usize,
+    /// Bytes of memory near which nothing new is taken on (`LEYLINE_MEMORY_LIMIT`); `None`: what our control group is given.
+    pub memory: Option<u64>,
 }
 
 /// How it ends.
@@ -218,6 +220,7 @@ impl Config {
                     .parse_or("LEYLINE_MAX_CONNECTIONS_PER_IDENTITY", 1000),
                 connections: read.parse("LEYLINE_MAX_CONNECTIONS"),
                 handshakes: read.parse_or("LEYLINE_MAX_HANDSHAKES", 1024),
+                memory: read.parse("LEYLINE_MEMORY_LIMIT"),
             },
             drain: read_drain(&mut read),
             max_connection_age: read.duration_or("LEYLINE_MAX_CONNECTION_AGE", DEFAULT_AGE),

@@ -10,13 +10,14 @@ use std::{
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use mesh::{
     authority::Authority,
+    authorize::{AuthorizationFacts, Decision, authorize_selected},
     flow::EndReason,
     headers::{self, Baggage, Traceparent},
     l7::{
         dispatch::{DispatchFacts, Target, dispatch},
         served::AppProtocol,
     },
-    outcome::Refusal,
+    outcome::{Object, Reason, Refusal},
     workload::Workload,
 };
 use net::{
@@ -34,6 +35,7 @@ use crate::{
     detect::{self, Protocol},
     flow::Early,
     limits::Counted,
+    overload::Overloaded,
     snapshot::Snapshot,
     tcp,
     waypoint::Waypoint,
@@ -241,10 +243,22 @@ impl Inbound {
     /// Dispatches, answers, and tells what is spoken. What fails is told here.
     async fn open(&self, request: ConnectRequest) -> Option<Opened> {
         let accepted = Instant::now();
-        let (target, snapshot) = match self.dispatch(&request).await {
-            Ok(dispatched) => dispatched,
+        let metrics = &self.waypoint.metrics;
+        if self.waypoint.overload.is_full() {
+            self.early()
+                .failed(metrics, EndReason::TooMany, &Overloaded);
+            request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+            return None;
+        }
+        let dispatched = self.dispatch(&request).await;
+        let admitted = dispatched.and_then(|(target, snapshot)| {
+            self.admit(&request, &snapshot)?;
+            Ok((target, snapshot))
+        });
+        let (target, snapshot) = match admitted {
+            Ok(admitted) => admitted,
             Err(refusal) => {
-                self.early().refused(&self.waypoint.metrics, &refusal);
+                self.early().refused(metrics, &refusal);
                 request.refuse(status(refusal.reason.waypoint_status()));
                 return None;
             }
@@ -293,6 +307,17 @@ impl Inbound {
         let deadline = tokio::time::Instant::now() + WAIT;
         let decide = |snapshot: &Arc<Snapshot>| dispatch(&snapshot.mesh, &snapshot.l7, &facts);
         self.waypoint.snapshots.decide(deadline, decide).await
+    }
+
+    /// Asks the policies whose selectors pick this waypoint's own pod, before anything of what is tunnelled is read.
+    fn admit(&self, request: &ConnectRequest, snapshot: &Snapshot) -> Result<(), Refusal> {
+        let identity = Some(request.peer().identity.clone());
+        let facts = AuthorizationFacts::new(identity, self.client, self.local);
+        match authorize_selected(&snapshot.mesh, &snapshot.own, &facts) {
+            Decision::Allow { .. } => Ok(()),
+            Decision::Deny { refusal, .. } => Err(refusal),
+            Decision::Need(key) => Err(Refusal::by(Reason::PolicyUnknown, Object::Policy(key))),
+        }
     }
 
     fn connection(

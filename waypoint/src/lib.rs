@@ -17,6 +17,7 @@ mod http;
 mod inbound;
 mod limits;
 mod metrics;
+mod overload;
 mod run;
 mod runtime;
 mod service_call;

@@ -43,6 +43,7 @@ use crate::{
     inbound,
     limits::{Handshakes, Peers},
     metrics::Metrics,
+    overload::{self, Overload},
     snapshot::Snapshots,
     telemetry::{self, Output, Telemetry},
     waypoint::Waypoint,
@@ -197,6 +198,7 @@ impl Process {
         );
         tasks.spawn(certified(waypoint.clone(), ready.gate("certificate")));
         tasks.spawn(crate::http::sweep(waypoint.clone()));
+        tasks.spawn(overload::watch(waypoint.clone()));
         tasks.spawn(authorize::watch(
             waypoint.clone(),
             of_traffic.clone().release(),
@@ -390,6 +392,7 @@ pub(crate) fn assemble(
         server_first: ServerFirst::default(),
         handshakes: Handshakes::new(config.limits.handshakes),
         peers: Peers::new(config.limits.connections_per_identity),
+        overload: Overload::new(config.limits.memory),
         http2,
         metrics,
         http: crate::http::Engine::new(),

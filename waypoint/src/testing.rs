@@ -1,6 +1,7 @@
 //! A waypoint in the test's own process, with a client that speaks HBONE to it and endpoints that it can reach.
 
 use std::{
+    collections::HashMap,
     future::Future,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
@@ -22,8 +23,9 @@ use mesh::{
 use net::{
     hbone::{self, ConnectError, ConnectHead, ConnectRequest, Tunnel},
     testing::TestCa,
-    tls::{self, Policy},
+    tls::{self, Policy, WorkloadCertificate},
 };
+use parking_lot::Mutex;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
@@ -52,6 +54,8 @@ pub(crate) struct Rig {
     pub(crate) running: Option<Running>,
     pub(crate) address: SocketAddr,
     pool: hbone::Pool,
+    /// Of clients: one each, as a node has it.
+    certificates: Mutex<HashMap<Identity, Arc<WorkloadCertificate>>>,
     tasks: JoinSet<()>,
 }
 
@@ -93,6 +97,7 @@ impl Rig {
             ca,
             snapshots,
             pool: hbone::Pool::new(hbone::PoolConfig::default(), TcpStream::connect),
+            certificates: Mutex::default(),
             tasks: JoinSet::new(),
         }
     }
@@ -173,16 +178,34 @@ impl Rig {
         self.ca.identity("shop", "wp")
     }
 
-    /// A CONNECT of `shop/client`.
-    pub(crate) async fn connect(&self, authority: &str) -> Result<Tunnel, ConnectError> {
-        let client = self.ca.identity("shop", "client");
-        self.connect_as(&client, authority, HeaderMap::new()).await
+    /// The certificate that a client keeps.
+    pub(crate) fn certificate(&self, client: &Identity) -> Arc<WorkloadCertificate> {
+        let mut all = self.certificates.lock();
+        let made = all.entry(client.clone());
+        Arc::clone(made.or_insert_with(|| self.ca.certificate(client)))
     }
 
-    /// A CONNECT of anybody.
+    /// A CONNECT of `shop/client`, which has one certificate.
+    pub(crate) async fn connect(&self, authority: &str) -> Result<Tunnel, ConnectError> {
+        let certificate = self.certificate(&self.ca.identity("shop", "client"));
+        self.connect_with(certificate, authority, HeaderMap::new())
+            .await
+    }
+
+    /// A CONNECT of anybody, with a certificate of its own.
     pub(crate) async fn connect_as(
         &self,
         client: &Identity,
+        authority: &str,
+        headers: HeaderMap,
+    ) -> Result<Tunnel, ConnectError> {
+        let certificate = self.ca.certificate(client);
+        self.connect_with(certificate, authority, headers).await
+    }
+
+    async fn connect_with(
+        &self,
+        certificate: Arc<WorkloadCertificate>,
         authority: &str,
         headers: HeaderMap,
     ) -> Result<Tunnel, ConnectError> {
@@ -190,7 +213,7 @@ impl Rig {
             destination: self.address,
             workload: None,
             expected: Arc::from([self.identity()]),
-            certificate: self.ca.certificate(client),
+            certificate,
         };
         let head = ConnectHead {
             authority: authority.parse().expect("tests name a destination"),

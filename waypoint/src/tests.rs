@@ -1,5 +1,6 @@
 //! The frame as a whole: real HBONE on loopback, in one process.
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::{HeaderMap, StatusCode};
 use mesh::l7::{
     authorization::{PolicyAction, RequestPolicy},
@@ -8,8 +9,13 @@ use mesh::l7::{
     served::AppProtocol,
     view::Resource,
 };
+use mesh::{
+    policy::{Action, AuthorizationPolicy, PolicyScope},
+    workload::Workload,
+};
 use net::hbone::{ConnectError, ConnectRequest, ResetCode};
 use parking_lot::Mutex;
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -279,6 +285,70 @@ async fn a_policy_refuses_and_cuts_what_it_had_allowed() {
         "{error:?}"
     );
     assert_eq!(refusal(&rig, &authority).await, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn a_policy_that_selects_the_waypoints_own_pod_closes_its_door() {
+    let mut rig = Rig::new();
+    rig.serve(&[(80, AppProtocol::Tcp)]);
+    rig.hbone_endpoint("web-1", |request| echo("", request))
+        .await;
+    let authority = format!("{VIP}:80");
+    rig.connect(&authority).await.unwrap();
+    let own = (*rig.snapshots.load().own).clone();
+    rig.tell_mesh(vec![
+        AuthorizationPolicy {
+            key: "shop/none".parse().unwrap(),
+            scope: PolicyScope::WorkloadSelector,
+            action: Action::Allow,
+            rules: Vec::new(),
+            dry_run: false,
+            faults: Vec::new(),
+        }
+        .into(),
+        Workload {
+            authorization_policies: vec!["shop/none".parse().unwrap()],
+            ..own
+        }
+        .into(),
+    ]);
+    assert_eq!(refusal(&rig, &authority).await, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn nothing_new_is_taken_on_when_memory_is_used_up() {
+    let mut rig = Rig::with(&[("LEYLINE_MEMORY_LIMIT", "1")]);
+    rig.serve(&[(80, AppProtocol::Tcp)]);
+    rig.hbone_endpoint("web-1", |request| echo("", request))
+        .await;
+    let status = refusal(&rig, &format!("{VIP}:80")).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn a_revoked_client_is_refused_and_its_open_tunnel_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("revoked.pem");
+    let mut rig = Rig::with(&[("CRL_PATH", list.to_str().unwrap())]);
+    rig.serve(&[(80, AppProtocol::Tcp)]);
+    rig.hbone_endpoint("web-1", |request| echo("", request))
+        .await;
+    let authority = format!("{VIP}:80");
+    let mut open = rig.connect(&authority).await.unwrap().stream;
+    open.write_all(b"a").await.unwrap();
+    assert_eq!(soon(open.read_u8()).await.unwrap(), b'a');
+    let client = rig.ca.identity("shop", "client");
+    let revoked = rig.certificate(&client);
+    let pem = BASE64_STANDARD.decode(&revoked.chain()[0].pem).unwrap();
+    let leaf = CertificateDer::from_pem_slice(&pem).unwrap();
+    std::fs::write(&list, rig.ca.revoke(&[&leaf])).unwrap();
+    let cut = soon(open.read_u8()).await;
+    assert!(cut.is_err(), "{cut:?}");
+    let again = rig.connect(&authority).await;
+    assert!(again.is_err(), "{again:?}");
+    let other = rig.ca.identity("shop", "other");
+    let other = rig.connect_as(&other, &authority, HeaderMap::new()).await;
+    assert!(other.is_ok(), "{other:?}");
 }
 
 /// Nothing is allowed where an ALLOW policy has no rules.

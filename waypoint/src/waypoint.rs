@@ -17,6 +17,7 @@ use crate::{
     flow::Registry,
     limits::{Handshakes, Peers},
     metrics::Metrics,
+    overload::Overload,
     snapshot::Snapshots,
     telemetry::Telemetry,
 };
@@ -33,6 +34,7 @@ pub(crate) struct Waypoint {
     pub(crate) server_first: ServerFirst,
     pub(crate) handshakes: Handshakes,
     pub(crate) peers: Arc<Peers>,
+    pub(crate) overload: Overload,
     pub(crate) http2: hbone::Config,
     pub(crate) metrics: Metrics,
     pub(crate) http: crate::http::Engine,

@@ -390,3 +390,24 @@ fn for_want_of_an_allow_the_policies_that_might_have_are_named() {
     ];
     assert_eq!(named(&many), "a/1,a/2,a/3,a/4,a/5,a/6,a/7,a/8");
 }
+
+#[test]
+fn a_waypoint_is_judged_by_what_selects_it_alone() {
+    let of_namespace = policy(
+        "a/all",
+        PolicyScope::Namespace,
+        Action::Allow,
+        r#"[[[{"principals": [{"Exact": "cluster.local/ns/b/sa/waypoint"}]}]]]"#,
+    );
+    let selecting = policy("a/own", PolicyScope::WorkloadSelector, Action::Allow, "[]");
+    let view = view([of_namespace.into(), selecting.into()]);
+    let mut workload = pod("a/wp", &["10.0.0.2"]);
+    let decision = authorize_selected(&view, &workload, &facts(peer()));
+    assert!(decision.is_allow(), "{decision:?}");
+    workload.authorization_policies = vec!["a/own".parse().unwrap()];
+    let decision = authorize_selected(&view, &workload, &facts(peer()));
+    assert!(!decision.is_allow(), "{decision:?}");
+    workload.authorization_policies = vec!["a/unknown".parse().unwrap()];
+    let decision = authorize_selected(&view, &workload, &facts(peer()));
+    assert!(matches!(decision, Decision::Need(_)), "{decision:?}");
+}

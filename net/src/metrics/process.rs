@@ -85,8 +85,8 @@ fn gauge(
     value.encode(metric)
 }
 
-/// Source: proc_pid_statm(5), second field, in pages.
-fn resident_bytes() -> Option<u64> {
+/// Resident memory of this process. Source: proc_pid_statm(5), second field, in pages.
+pub fn resident_bytes() -> Option<u64> {
     let text = fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
     let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;

@@ -7,6 +7,8 @@ mod dial;
 mod error;
 mod happy_eyeballs;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

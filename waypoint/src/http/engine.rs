@@ -31,6 +31,11 @@ impl Engine {
 
     /// Closes connections that were idle for too long, forgets backends that nothing uses. Every few seconds.
     pub(crate) fn sweep(&self) {
-        self.upstreams.sweep();
+        self.upstreams.sweep(false);
+    }
+
+    /// Closes every idle connection: memory is short.
+    pub(crate) fn close_idle(&self) {
+        self.upstreams.sweep(true);
     }
 }

@@ -5,9 +5,15 @@
 
 use std::{convert::Infallible, sync::Arc};
 
-use http::{Request, Response, request::Parts, uri::Authority};
+use http::{
+    HeaderName, HeaderValue, Request, Response, StatusCode, header::RETRY_AFTER, request::Parts,
+    uri::Authority,
+};
 use hyper::body::Incoming;
-use mesh::{draw::Draw, l7::served::AppProtocol};
+use mesh::{
+    draw::Draw,
+    l7::{response_flags::Flag, served::AppProtocol},
+};
 use net::drain;
 
 use super::{
@@ -81,6 +87,9 @@ async fn phases(
         host: None,
         drain: served.drain.clone(),
     };
+    if exchange.connection.waypoint.overload.is_full() {
+        return Err(Box::new(overloaded()));
+    }
     route::normalize(exchange, &mut underway.parts)?;
     filter::identity::apply(exchange, &mut underway.parts.headers);
     telemetry::start(exchange, &mut underway.parts);
@@ -88,6 +97,18 @@ async fn phases(
     translate_web(&mut underway, exchange);
     filter::cors::apply(exchange, &underway.parts)?;
     action::run(ongoing, underway).await
+}
+
+fn overloaded() -> Reply {
+    let (name, value) = (
+        HeaderName::from_static("x-envoy-overloaded"),
+        HeaderValue::from_static("true"),
+    );
+    Reply::new(StatusCode::SERVICE_UNAVAILABLE, "overload")
+        .flag(Flag::Overload)
+        .header(name, value)
+        .header(RETRY_AFTER, HeaderValue::from_static("1"))
+        .body("overloaded")
 }
 
 /// gRPC-Web on a port that says so.

@@ -192,13 +192,17 @@ impl Cluster {
     }
 
     /// Closes idle connections. True: nothing uses it any more.
-    pub(super) fn sweep(&self) -> bool {
+    pub(super) fn sweep(&self, all_idle: bool) -> bool {
         let members = Arc::clone(&self.members.read());
+        let mut limits = members.limits;
+        if all_idle {
+            limits.idle_timeout = Duration::ZERO;
+        }
         for endpoint in &members.endpoints {
-            endpoint.sweep(members.limits);
+            endpoint.sweep(limits);
         }
         let elsewhere = self.elsewhere.lock().clone();
-        elsewhere.iter().for_each(|it| it.sweep(members.limits));
+        elsewhere.iter().for_each(|it| it.sweep(limits));
         let mut all = members.endpoints.iter().chain(&elsewhere);
         let unused = all.all(|it| it.is_unused());
         let forgotten = self.used.lock().elapsed() > FORGET;

@@ -62,16 +62,17 @@ impl Upstreams {
         Arc::clone(cluster)
     }
 
-    /// Closes idle connections and forgets clusters that nothing uses. Cheap; every few seconds.
-    pub(super) fn sweep(&self) {
+    /// Closes connections that were idle for too long, or all that are, and forgets clusters that nothing uses. Cheap;
+    /// every few seconds.
+    pub(super) fn sweep(&self, all: bool) {
         let clusters: Vec<_> = self.clusters.read().values().cloned().collect();
-        let unused = |it: &Arc<Cluster>| it.sweep();
+        let unused = |it: &Arc<Cluster>| it.sweep(all);
         if clusters.iter().any(unused) {
             // Two: the map's and the list's, which is gone by then; a request that has it keeps it.
             drop(clusters);
             self.clusters
                 .write()
-                .retain(|_, it| Arc::strong_count(it) > 1 || !it.sweep());
+                .retain(|_, it| Arc::strong_count(it) > 1 || !it.sweep(all));
         }
     }
 }
