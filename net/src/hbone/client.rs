@@ -24,7 +24,7 @@ use super::{
     Config, Stream, StreamError,
     connection::{
         ConnectionState, ERROR_RESETS, Keepalive, Metered, REMEMBERED_RESETS, RESET_MEMORY,
-        StreamGuard, window_for,
+        StreamGuard, small_frames_budget, window_for,
     },
 };
 use crate::{
@@ -326,6 +326,7 @@ fn builder(config: &Config) -> h2::client::Builder {
         .max_header_list_size(config.header_list_bytes / 4)
         .max_send_buffer_size(config.send_buffer_bytes)
         .max_local_error_reset_streams(Some(ERROR_RESETS))
+        .data_frame_budget(small_frames_budget(config))
         .max_concurrent_reset_streams(REMEMBERED_RESETS)
         .reset_stream_duration(RESET_MEMORY)
         .enable_push(false);

@@ -30,6 +30,13 @@ pub(super) const REMEMBERED_RESETS: usize = 10_000;
 /// Streams that we reset because of the peer's errors, over the life of a connection, beyond which it ends.
 pub(super) const ERROR_RESETS: usize = 1024;
 
+/// What small DATA frames that nobody has read yet may cost a connection, in bytes: h2 counts 256 for each, less what it
+/// carries, and ends the connection beyond. An application that writes small messages to one that is busy must not cost
+/// the others on its connection theirs, so this is what the window may hold at most, and not what it holds at first.
+pub(super) fn small_frames_budget(config: &Config) -> usize {
+    usize::try_from(config.max_connection_window_bytes / 2).unwrap_or(usize::MAX)
+}
+
 /// The state of one connection that its streams and its owner look at.
 #[derive(Debug)]
 pub(super) struct ConnectionState {

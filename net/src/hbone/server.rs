@@ -22,7 +22,7 @@ use super::{
     Config, ResetCode, Stream, StreamError,
     connection::{
         ConnectionState, ERROR_RESETS, Keepalive, Metered, REMEMBERED_RESETS, RESET_MEMORY,
-        StreamGuard, window_for,
+        StreamGuard, small_frames_budget, window_for,
     },
 };
 use crate::tls::PeerIdentity;
@@ -226,6 +226,7 @@ fn builder(config: &Config) -> h2::server::Builder {
         // What a client may have open it may also take back at once.
         .max_pending_accept_reset_streams(usize::try_from(config.max_streams).unwrap_or(usize::MAX))
         .max_local_error_reset_streams(Some(ERROR_RESETS))
+        .data_frame_budget(small_frames_budget(config))
         .max_concurrent_reset_streams(REMEMBERED_RESETS)
         .reset_stream_duration(RESET_MEMORY);
     builder

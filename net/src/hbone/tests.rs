@@ -21,6 +21,8 @@ use crate::{
 };
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+mod abuse;
+
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Fails a test that waits for what does not come.
