@@ -91,6 +91,7 @@ pub fn zds_packet(bytes: &[u8]) {
     let packet = || Packet {
         bytes: bytes[..bytes.len().min(MAX_PACKET)].to_vec(),
         descriptors: (0..descriptors % 3).filter_map(|_| namespace()).collect(),
+        lost: descriptors & 0x80 != 0,
     };
     let _ = decode_hello(&packet());
     let _ = decode_response(&packet());
@@ -111,7 +112,11 @@ fn check_request(request: &Request) {
         _ => Vec::new(),
     };
     let bytes = encode_request(request);
-    let again = decode_request(Packet { bytes, descriptors });
+    let again = decode_request(Packet {
+        bytes,
+        descriptors,
+        lost: false,
+    });
     assert!(
         matches!(&again, Ok(ZdsReceived::Request(again)) if again == request),
         "{request:?} became {again:?}"

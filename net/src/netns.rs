@@ -62,6 +62,9 @@ pub enum NetnsError {
     /// A descriptor that does not lead to a namespace file.
     #[error("the descriptor is no network namespace")]
     NotANamespace(#[source] io::Error),
+    /// It was sent, and could not be taken: no file is left for it.
+    #[error("the namespace's descriptor was lost: too many open files")]
+    Lost,
     /// `unshare` was refused.
     #[error("create a network namespace")]
     Create(#[source] io::Error),

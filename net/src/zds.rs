@@ -151,8 +151,8 @@ pub enum ProtocolError {
 pub enum Received {
     /// A request to carry out and acknowledge.
     Request(Request),
-    /// An Add whose descriptor is no network namespace (any more): to be acknowledged with the error. The connection
-    /// is well.
+    /// An Add whose descriptor is no network namespace (any more), or could not be taken: to be acknowledged with the
+    /// error. The connection is well.
     BadNamespace {
         /// The pod.
         uid: String,

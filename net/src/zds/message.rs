@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 use prost::Message;
 use proto::zds as wire;
 
-use super::{MAX_PACKET, ProtocolError, Received, Request, Version, WorkloadInfo};
-use crate::netns::Netns;
+use super::{MAX_PACKET, PacketError, ProtocolError, Received, Request, Version, WorkloadInfo};
+use crate::netns::{Netns, NetnsError};
 
 /// What arrived in one piece.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub struct Packet {
     pub bytes: Vec<u8>,
     /// What came beside them.
     pub descriptors: Vec<OwnedFd>,
+    /// More came, and was lost: this process may open no more files, or there were too many.
+    pub lost: bool,
 }
 
 /// What a tunnel says first.
@@ -133,6 +135,12 @@ fn decode_add(add: wire::AddWorkload, packet: Packet) -> Result<Received, Protoc
     let Some(info) = add.workload_info else {
         return Err(ProtocolError::NoWorkloadInfo { uid });
     };
+    if packet.lost {
+        return Ok(Received::BadNamespace {
+            uid,
+            error: NetnsError::Lost,
+        });
+    }
     let count = packet.descriptors.len();
     let mut descriptors = packet.descriptors.into_iter();
     let fd = match (descriptors.next(), descriptors.next()) {
@@ -163,6 +171,7 @@ fn named(message: &'static str, uid: String) -> Result<String, ProtocolError> {
 
 fn no_descriptors(packet: &Packet, message: &'static str) -> Result<(), ProtocolError> {
     match packet.descriptors.len() {
+        0 if packet.lost => Err(PacketError::DescriptorsLost.into()),
         0 => Ok(()),
         count => Err(ProtocolError::UnexpectedDescriptor { message, count }),
     }

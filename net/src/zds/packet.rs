@@ -123,14 +123,12 @@ impl Socket {
     /// The next packet; `None` at the end. Cancel-safe: a packet is taken whole or not at all.
     pub(super) async fn receive(&self) -> Result<Option<Packet>, PacketError> {
         let receive = |fd: &OwnedFd| receive_now(fd);
-        let (packet, flags) = self.0.async_io(Interest::READABLE, receive).await?;
-        if flags & libc::MSG_CTRUNC != 0 {
-            return Err(PacketError::DescriptorsLost);
-        }
+        let (mut packet, flags) = self.0.async_io(Interest::READABLE, receive).await?;
+        packet.lost = flags & libc::MSG_CTRUNC != 0;
         if flags & libc::MSG_TRUNC != 0 {
             return Err(PacketError::TooLong);
         }
-        let ended = packet.bytes.is_empty() && packet.descriptors.is_empty();
+        let ended = packet.bytes.is_empty() && packet.descriptors.is_empty() && !packet.lost;
         Ok((!ended).then_some(packet))
     }
 }
@@ -170,7 +168,11 @@ fn receive_now(fd: &OwnedFd) -> io::Result<(Packet, i32)> {
     bytes.truncate(length);
     // SAFETY: `message` is as recvmsg left it, and its control buffer is alive.
     let descriptors = unsafe { take_descriptors(&message) };
-    let packet = Packet { bytes, descriptors };
+    let packet = Packet {
+        bytes,
+        descriptors,
+        lost: false,
+    };
     Ok((packet, message.msg_flags))
 }
 

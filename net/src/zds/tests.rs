@@ -329,6 +329,7 @@ fn no_cut_or_changed_packet_makes_the_reader_panic() {
         let packet = || Packet {
             bytes: bytes.to_vec(),
             descriptors: Vec::new(),
+            lost: false,
         };
         let request = decode_request(packet());
         assert!(!matches!(
@@ -348,4 +349,21 @@ fn no_cut_or_changed_packet_makes_the_reader_panic() {
             read(&changed);
         }
     }
+}
+
+#[test]
+fn a_lost_descriptor_spoils_only_its_pod_and_is_told() {
+    let packet = |request: &Request| Packet {
+        bytes: encode_request(request),
+        descriptors: Vec::new(),
+        lost: true,
+    };
+    match decode_request(packet(&add("uid-1"))) {
+        Ok(Received::BadNamespace { uid, error }) => {
+            assert_eq!(uid, "uid-1");
+            assert!(error.to_string().contains("open files"), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(decode_request(packet(&Request::SnapshotSent)).is_err());
 }
