@@ -153,7 +153,8 @@ async fn neither_a_refusal_nor_an_absent_api_server_is_remembered() {
     review.check("a token").await.unwrap();
 }
 
-#[tokio::test]
+/// Time stands still: an answer is remembered for ten seconds, and so many questions may take longer.
+#[tokio::test(start_paused = true)]
 async fn the_memory_of_tokens_is_bounded() {
     let (review, asked) = server(|_| (201, accepted("system:serviceaccount:shop:web", json!({}))));
     for token in 0..MOST + 10 {
