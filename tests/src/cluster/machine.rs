@@ -305,7 +305,7 @@ pub fn pack(out: &Path, name: &str, user: &str, files: &[&Path]) -> Result<()> {
     }
     let mut build = Command::new(repository().join("deploy/images/build"));
     build
-        .args(["--user", user, "--tag", "dev", "--out"])
+        .args(["--no-gzip", "--user", user, "--tag", "dev", "--out"])
         .arg(out);
     build.arg("--files").arg(name).args(files);
     let output = build.output().context("deploy/images/build")?;
