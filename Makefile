@@ -1,6 +1,6 @@
 # make demo: build, then a whole mesh on this machine. make test: everything that must pass before a change lands.
 
-.PHONY: demo test perf conformance build
+.PHONY: demo test perf conformance soak build
 
 demo: build
 	$${CARGO_TARGET_DIR:-target}/release/leyline local demo
@@ -25,3 +25,11 @@ conformance: build
 	./tests/cluster/build
 	cargo build --locked -p leyline-tests --bins
 	LEYLINE_BIN=$${CARGO_TARGET_DIR:-target}/release/leyline $${CARGO_TARGET_DIR:-target}/debug/conformance
+
+# An hour of churn, connections by the ten thousand, and another quarter of one with parts that are killed: memory and files
+# must return to where they were. MINUTES=5 CONNECTIONS=1000 for less.
+soak: build
+	./tests/prepare test
+	cargo build --release --locked -p leyline-tests --bins
+	$${CARGO_TARGET_DIR:-target}/release/soak --minutes $${MINUTES:-60} --connections $${CONNECTIONS:-10000}
+	$${CARGO_TARGET_DIR:-target}/release/soak --minutes $$(( ($${MINUTES:-60} + 3) / 4 )) --connections 100 --kill

@@ -64,7 +64,40 @@ pub fn tunnels(supervisor: Process) -> Result<Vec<(String, Process)>> {
     Ok(found)
 }
 
+/// The processes of the mesh whose supervisor is `supervisor` that run in a role (`ztunnel`, `waypoint`, `controlplane`).
+pub fn of_role(supervisor: Process, role: &str) -> Result<Vec<Process>> {
+    let in_role = |process: &Process| {
+        let words = process.words();
+        words.iter().take(2).any(|word| word.ends_with(role))
+    };
+    let all = all()?.into_iter();
+    Ok(all
+        .filter(|process| in_role(process) && process.descends_from(supervisor))
+        .collect())
+}
+
+/// How deep a process tree is looked at.
+const GENERATIONS: usize = 32;
+
 impl Process {
+    fn descends_from(self, ancestor: Process) -> bool {
+        let mut one = Some(self);
+        for _ in 0..GENERATIONS {
+            match one {
+                Some(process) if process.0 == ancestor.0 => return true,
+                Some(process) => one = process.parent(),
+                None => return false,
+            }
+        }
+        false
+    }
+
+    fn parent(self) -> Option<Process> {
+        let text = fs::read_to_string(self.file("status")).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+        line.trim().parse().ok().map(Process)
+    }
+
     fn file(self, name: &str) -> PathBuf {
         format!("/proc/{}/{name}", self.0).into()
     }

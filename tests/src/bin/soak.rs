@@ -1,0 +1,367 @@
+//! `make soak`: churn in an embedded mesh for an hour, and what every part holds all the while. Routes, services, policies
+//! and pods come and go; clients connect, idle in thousands, send, break off and go away; parts are killed. Memory that
+//! grows after the first third fails the run, and so do files that are not given back.
+
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use rig::{
+    Mesh, Options, process, until,
+    yaml::{idle_pod, pod},
+};
+
+const USAGE: &str = "usage: soak [--minutes N] [--connections N] [--kill]
+  --minutes      how long (60)
+  --connections  how many are opened, left idle and closed in each round (10000)
+  --kill         agents and tunnels are killed meanwhile; memory is then not judged";
+
+/// The parts that are watched.
+const ROLES: [&str; 4] = ["waypoint", "ztunnel", "controlplane", "cni-agent"];
+
+/// What a part may grow by after the first third: a tenth of what it had by then, and at least so many bytes.
+const GROWTH: u64 = 10;
+const LEAST: u64 = 2 << 20;
+/// Files that a part may have open at the end beyond what it had after the first round: pooled connections and the like.
+const FILES: usize = 16;
+/// How long a part may take to give files back.
+const SETTLE: Duration = Duration::from_secs(90);
+
+struct Plan {
+    time: Duration,
+    connections: u32,
+    kill: bool,
+}
+
+impl Plan {
+    fn parse(words: &[String]) -> Result<Self> {
+        let mut plan = Self {
+            time: Duration::from_secs(3600),
+            connections: 10_000,
+            kill: false,
+        };
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            let mut number = || -> Result<u32> {
+                let value = words.next().with_context(|| USAGE.to_owned())?;
+                value.parse().context(USAGE)
+            };
+            match word.as_str() {
+                "--minutes" => plan.time = Duration::from_secs(60) * number()?,
+                "--connections" => plan.connections = number()?,
+                "--kill" => plan.kill = true,
+                _ => bail!("{USAGE}"),
+            }
+        }
+        Ok(plan)
+    }
+}
+
+fn main() -> Result<ExitCode> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let plan = Plan::parse(&words)?;
+    let soak = Soak::start()?;
+    let samples = soak.run(&plan)?;
+    let flat = plan.kill || memory_is_flat(&samples);
+    let returned = soak.files_are_returned(samples.first().context("no round")?);
+    if let Err(error) = &returned {
+        println!("{error:#}");
+    }
+    soak.mesh.down()?;
+    Ok(match flat && returned.is_ok() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+struct Soak {
+    mesh: Mesh,
+    web: String,
+    load: String,
+}
+
+/// What each role's processes hold together at one time.
+#[derive(Clone, Copy, Default)]
+struct Held {
+    /// Resident memory.
+    bytes: u64,
+    /// Open files.
+    files: usize,
+}
+
+type Sample = [Held; ROLES.len()];
+
+impl Soak {
+    fn start() -> Result<Self> {
+        let mut mesh = Mesh::new()?;
+        let own = std::env::current_exe()?;
+        let folder = own.parent().context("a program has a folder")?;
+        let install = |name: &str| {
+            let program = folder.join(name);
+            ensure!(program.is_file(), "cargo build -p leyline-tests --bins");
+            mesh.install(&program.display().to_string())
+        };
+        let (web, load) = (install("web")?, install("load")?);
+        mesh.write("objects.yaml", &objects(&web, &load))?;
+        mesh.up(&Options::default())?;
+        let soak = Self { mesh, web, load };
+        soak.answers();
+        Ok(soak)
+    }
+
+    /// Waits until requests pass the waypoint and connections the tunnels.
+    fn answers(&self) {
+        self.mesh.eventually("requests are answered", || {
+            let found = self.get("http://v1.shop/", &[])?;
+            rig::holds(&found, "\"200\":")
+        });
+        self.mesh.eventually("connections are answered", || {
+            let ping = [&self.load, "ping", "raw.bare:9000", "--count", "3"];
+            self.mesh.succeed("bare/caller", &ping)
+        });
+    }
+
+    fn get(&self, url: &str, flags: &[&str]) -> Result<String> {
+        let line = [&[self.web.as_str(), "get", url], flags].concat();
+        self.mesh.succeed("shop/client", &line)
+    }
+
+    /// Churns until the time is over; a sample after each round.
+    fn run(&self, plan: &Plan) -> Result<Vec<Sample>> {
+        let began = Instant::now();
+        let mut samples = Vec::new();
+        let mut round = 0;
+        while began.elapsed() < plan.time || samples.len() < 3 {
+            self.churn(round, plan)
+                .with_context(|| self.mesh.evidence())
+                .with_context(|| format!("round {round}"))?;
+            round += 1;
+            let sample = self.sample()?;
+            println!(
+                "{:6.0} s  {}",
+                began.elapsed().as_secs_f64(),
+                shown(&sample)
+            );
+            samples.push(sample);
+        }
+        println!("{round} rounds");
+        Ok(samples)
+    }
+
+    /// One round: other routes, services, policies and members, and every kind of client.
+    fn churn(&self, round: u32, plan: &Plan) -> Result<()> {
+        self.mesh.write("churn.yaml", &churn(round))?;
+        self.requests(round)?;
+        self.connections(plan.connections)?;
+        let mode = match round % 2 {
+            0 => "istio.io/dataplane-mode=ambient",
+            _ => "istio.io/dataplane-mode-",
+        };
+        self.mesh.label("outside", mode)?;
+        if plan.kill {
+            const PARTS: [&str; 4] = [
+                "ztunnel-node1",
+                "cni-agent-node1",
+                "ztunnel-node2",
+                "cni-agent-node2",
+            ];
+            let next = usize::try_from(round).unwrap_or_default() % PARTS.len();
+            self.mesh.kill(PARTS[next])?;
+            self.answers();
+        }
+        Ok(())
+    }
+
+    fn requests(&self, round: u32) -> Result<()> {
+        let count = ["--count", "200", "--parallel", "8"];
+        self.get("http://v1.shop/", &count)?;
+        self.get("http://v1.shop/", &[&count[..], &["--h2"]].concat())?;
+        let post = ["--method", "POST", "--body", "200000", "--count", "20"];
+        self.get("http://v1.shop/", &post)?;
+        let abort = ["--abort-after", "200000", "--count", "20"];
+        self.get("http://v1.shop/stream/10000", &abort)?;
+        // A service that is not there any more, or not yet: whatever the answer is.
+        let gone = format!("http://churn-{}.shop/", round % 7);
+        let _ = self.get(&gone, &["--count", "5"]);
+        let upgrade = [self.web.as_str(), "upgrade", "v1.shop:80"];
+        self.mesh.succeed("shop/client", &upgrade).map(drop)
+    }
+
+    /// Opened one after the other and held idle all together; and short ones as fast as they go.
+    fn connections(&self, count: u32) -> Result<()> {
+        let count = count.to_string();
+        let hold = [&self.load, "hold", "raw.bare:9000", "--connections", &count];
+        let mut held = self.mesh.spawn("bare/caller", &hold)?;
+        held.json()?;
+        held.finish()?;
+        let short = [&self.load, "connect", "raw.bare:9000", "--seconds", "3"];
+        self.mesh.succeed("bare/caller", &short)?;
+        let refused = [&self.load, "ping", "raw.bare:9999", "--count", "1"];
+        ensure!(!self.mesh.exec("bare/caller", &refused)?.status.success());
+        Ok(())
+    }
+
+    fn sample(&self) -> Result<Sample> {
+        let supervisor = self.mesh.supervisor()?;
+        let mut sample = Sample::default();
+        for (role, held) in ROLES.iter().zip(&mut sample) {
+            let found = process::of_role(supervisor, role)?;
+            ensure!(!found.is_empty(), "no {role} runs");
+            for process in found {
+                held.bytes += process.resident()?;
+                held.files += process.files()?;
+            }
+        }
+        Ok(sample)
+    }
+
+    /// An error unless each part soon has about as many files open as after the first round.
+    fn files_are_returned(&self, first: &Sample) -> Result<()> {
+        let last = until(SETTLE, || {
+            let now = self.sample()?;
+            let each = ROLES.iter().zip(first).zip(&now);
+            for ((role, first), now) in each {
+                let most = first.files + FILES;
+                ensure!(
+                    now.files <= most,
+                    "{role}: {} files, {most} at most",
+                    now.files
+                );
+            }
+            Ok(now)
+        })?;
+        for ((role, first), last) in ROLES.iter().zip(first).zip(&last) {
+            println!(
+                "{role}: {} files after the first round, {} at the end",
+                first.files, last.files
+            );
+        }
+        Ok(())
+    }
+}
+
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+fn shown(sample: &Sample) -> String {
+    let each = ROLES.iter().zip(sample).map(|(role, held)| {
+        format!(
+            "{role} {:.1} MiB, {} files",
+            mebibytes(held.bytes),
+            held.files
+        )
+    });
+    each.collect::<Vec<_>>().join("; ")
+}
+
+/// Whether no part has grown: its most after the first third, against its most within.
+fn memory_is_flat(samples: &[Sample]) -> bool {
+    let (early, late) = samples.split_at(samples.len().div_ceil(3));
+    let most = |of: &[Sample], at: usize| of.iter().map(|it| it[at].bytes).max().unwrap_or(0);
+    let mut flat = true;
+    for (at, role) in ROLES.iter().enumerate() {
+        let (before, after) = (most(early, at), most(late, at));
+        let good = after <= before + (before / GROWTH).max(LEAST);
+        flat &= good;
+        println!(
+            "{role}: at most {:.1} MiB in the first third, {:.1} MiB after: {}",
+            mebibytes(before),
+            mebibytes(after),
+            if good { "flat" } else { "GROWS" }
+        );
+    }
+    flat
+}
+
+fn objects(web: &str, load: &str) -> String {
+    let serve = |name: &str| format!("[{web}, serve, '[::]:8080', {name}]");
+    let namespace = |name: &str, labels: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Namespace\nmetadata: {{ name: {name}, labels: {{ {labels} }} }}\n"
+        )
+    };
+    [
+        namespace(
+            "shop",
+            "istio.io/dataplane-mode: ambient, istio.io/use-waypoint: waypoint",
+        ),
+        namespace("bare", "istio.io/dataplane-mode: ambient"),
+        namespace("outside", ""),
+        idle_pod("shop", "client", "node1"),
+        pod("shop", "v1", "node2", &serve("v1")),
+        pod("shop", "v2", "node2", &serve("v2")),
+        service("v1", "v1"),
+        service("v2", "v2"),
+        idle_pod("bare", "caller", "node1"),
+        pod(
+            "bare",
+            "raw",
+            "node2",
+            &format!("[{load}, serve, '[::]:9001']"),
+        ),
+        rig::yaml::service("bare", "raw"),
+        idle_pod("outside", "comes-and-goes", "node1"),
+        idle_pod("outside", "so-does-this", "node2"),
+        "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: { name: waypoint, namespace: shop }
+spec:
+  gatewayClassName: leyline-waypoint
+  listeners: [{ name: mesh, port: 15008, protocol: HBONE }]
+"
+        .to_owned(),
+    ]
+    .concat()
+}
+
+fn service(name: &str, app: &str) -> String {
+    format!(
+        "---
+apiVersion: v1
+kind: Service
+metadata: {{ name: {name}, namespace: shop }}
+spec:
+  selector: {{ app: {app} }}
+  ports: [{{ name: http, port: 80, targetPort: 8080, appProtocol: http }}]
+"
+    )
+}
+
+/// Services that come and go, each with a route; other weights for the one that stays; and a policy of another name.
+fn churn(round: u32) -> String {
+    let mut text = route("v1", round % 100);
+    for number in 0..5 {
+        let name = format!("churn-{}", (round + number) % 7);
+        text += &service(&name, "v2");
+        text += &route(&name, number);
+    }
+    text + &format!(
+        "---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{ name: nobody-{}, namespace: bare }}
+spec:
+  action: DENY
+  rules: [{{ from: [{{ source: {{ principals: [cluster.local/ns/bare/sa/nobody-{round}] }} }}] }}]
+",
+        round % 5
+    )
+}
+
+fn route(service: &str, weight: u32) -> String {
+    format!(
+        "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{ name: {service}, namespace: shop }}
+spec:
+  parentRefs: [{{ group: '', kind: Service, name: {service} }}]
+  rules: [{{ backendRefs: [{{ name: v1, port: 80, weight: {weight} }}, {{ name: v2, port: 80, weight: {} }}] }}]
+",
+        100 - weight
+    )
+}
