@@ -1,6 +1,9 @@
 //! Parts that die and come back: what is open goes on where it can, and nothing is let in meanwhile.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
+use rig::{process, until};
 
 use crate::scene::{DENY_INTRUDER, SERVICE, Scene, Shop};
 
@@ -105,4 +108,76 @@ fn a_pod_whose_process_dies_is_started_again_and_stays_in_the_mesh() -> Result<(
         scene.ping("shop/client", SERVICE)
     });
     scene.enrolment("shop/server", "yes")
+}
+
+const STRICT: &str = "
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: { name: strict, namespace: shop }
+spec: { mtls: { mode: STRICT } }
+";
+
+/// The files that each role's processes have open.
+fn files(scene: &Scene) -> Result<[usize; 2]> {
+    let supervisor = scene.mesh.supervisor()?;
+    let mut counts = [0; 2];
+    for (role, count) in ["cni-agent", "ztunnel"].iter().zip(&mut counts) {
+        for process in process::of_role(supervisor, role)? {
+            *count += process.files()?;
+        }
+    }
+    Ok(counts)
+}
+
+/// The server takes no plaintext, so whoever reaches it speaks with its identity.
+#[test]
+fn parts_killed_while_a_pod_joins_or_leaves_leave_nothing_behind() -> Result<()> {
+    let scene = Scene::start(Shop::InMesh, STRICT)?;
+    scene.mesh.eventually("plaintext is refused", || {
+        scene.refused("outside/stranger", SERVICE)
+    });
+    let before = files(&scene)?;
+    for part in ["cni-agent-node1", "ztunnel-node1"] {
+        scene
+            .mesh
+            .label("outside/stranger", "istio.io/dataplane-mode=ambient")?;
+        scene.mesh.kill(part)?;
+        scene
+            .mesh
+            .eventually(&format!("the pod joins though {part} died"), || {
+                scene.enrolment("outside/stranger", "yes")?;
+                scene.ping("outside/stranger", SERVICE)
+            });
+        scene
+            .mesh
+            .label("outside/stranger", "istio.io/dataplane-mode-")?;
+        scene.mesh.kill(part)?;
+        scene
+            .mesh
+            .eventually(&format!("the pod leaves though {part} died"), || {
+                scene.enrolment("outside/stranger", "no")?;
+                scene.ping("outside/stranger", "plain.outside:9000")?;
+                scene.refused("outside/stranger", SERVICE)
+            });
+    }
+    scene.mesh.eventually("no listener is left", || {
+        let sockets = ["cat", "/proc/net/tcp", "/proc/net/tcp6"];
+        let sockets = scene.mesh.succeed("outside/stranger", &sockets)?;
+        // Port 15001 in the notation of /proc/net/tcp.
+        ensure!(!sockets.contains(":3A99 "), "{sockets}");
+        Ok(())
+    });
+    scene.ping("outside/stranger", "plain.outside:9000")?;
+    scene.ping("shop/client", SERVICE)?;
+    // What a process opens when it is first used stays; what it opens for a pod does not.
+    const SLACK: usize = 12;
+    until(Duration::from_secs(30), || {
+        let now = files(&scene)?;
+        let returned = now
+            .iter()
+            .zip(before)
+            .all(|(now, then)| *now <= then + SLACK);
+        ensure!(returned, "files: {before:?} before, {now:?} after");
+        Ok(())
+    })
 }

@@ -354,6 +354,11 @@ impl Running {
         serde_json::from_str(&line).with_context(|| format!("it printed {line:?}"))
     }
 
+    /// Whether it has not ended.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
+    }
+
     /// Closes its input and waits for its end; what else it printed, if it succeeds.
     pub fn finish(mut self) -> Result<String> {
         drop(self.stdin.take());
