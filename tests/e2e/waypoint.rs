@@ -45,7 +45,12 @@ spec:
 impl Shop {
     /// The shop, with more YAML; all of its requests pass the waypoint.
     pub(crate) fn open(extra: &str) -> Result<Self> {
-        let shop = Self::open_without_waypoint()?;
+        Self::open_with(&Options::default(), extra)
+    }
+
+    /// The same, with other tunnels on some nodes.
+    pub(crate) fn open_with(options: &Options, extra: &str) -> Result<Self> {
+        let shop = Self::start(options)?;
         shop.mesh
             .write("waypoint.yaml", &gateway("shop", "waypoint"))?;
         shop.mesh.write("extra.yaml", extra)?;
@@ -55,7 +60,7 @@ impl Shop {
         Ok(shop)
     }
 
-    fn open_without_waypoint() -> Result<Self> {
+    fn start(options: &Options) -> Result<Self> {
         let mut mesh = Mesh::new()?;
         let web = mesh.install(env!("CARGO_BIN_EXE_web"))?;
         let hostile = mesh.install(env!("CARGO_BIN_EXE_hostile"))?;
@@ -73,7 +78,7 @@ impl Shop {
             service("v2", ""),
         ];
         mesh.write("objects.yaml", &objects.concat())?;
-        mesh.up(&Options::default())?;
+        mesh.up(options)?;
         let shop = Self { mesh, web, hostile };
         for name in ["client", "intruder", "v1", "v2"] {
             shop.mesh.eventually(&format!("{name} is in the mesh"), || {
