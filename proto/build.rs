@@ -2,7 +2,7 @@
 
 use std::{env, fs, path::PathBuf};
 
-const FILES: [&str; 15] = [
+const FILES: [&str; 16] = [
     "workload.proto",
     "authorization.proto",
     "zds.proto",
@@ -18,6 +18,7 @@ const FILES: [&str; 15] = [
     "otlp_collector_trace.proto",
     "otlp_collector_logs.proto",
     "waypoint.proto",
+    "pod_dns.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -11,7 +11,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
-use mesh::names::Str;
+use mesh::{names::Str, workload::PodDns};
 use serde::de::DeserializeOwned;
 
 use crate::{
@@ -159,6 +159,8 @@ pub struct Pod {
     pub named_ports: Arc<Ports>,
     /// The controlling owner: kind and name.
     pub owner: Option<(Str, Str)>,
+    /// `spec.dnsPolicy` and `spec.dnsConfig`, where they say something else than the default.
+    pub dns: Option<Arc<PodDns>>,
 }
 
 /// A Service.
@@ -735,8 +737,27 @@ impl Pod {
             addresses: pod_addresses(status),
             named_ports: intern::ports(named_ports(spec)),
             owner: owner(&wire.metadata),
+            dns: pod_dns(spec).map(Arc::new),
         }
     }
+}
+
+/// A pod on its node's network resolves as its node does, unless it says otherwise; an unknown policy is the default.
+fn pod_dns(spec: &core::PodSpec) -> Option<PodDns> {
+    let config = spec.dns_config.as_ref();
+    let texts = |of: fn(&core::PodDNSConfig) -> &Option<Vec<String>>| {
+        config.and_then(|it| of(it).as_deref()).unwrap_or_default()
+    };
+    let cluster_first = match spec.dns_policy.as_deref() {
+        Some("None" | "Default") => false,
+        Some("ClusterFirstWithHostNet") => true,
+        _ => !spec.host_network.unwrap_or_default(),
+    };
+    PodDns::new(
+        cluster_first,
+        texts(|it| &it.searches),
+        texts(|it| &it.nameservers),
+    )
 }
 
 fn pod_addresses(status: &core::PodStatus) -> Vec<Str> {

@@ -100,7 +100,7 @@ pub fn answer(
     kind: RecordType,
     draw: Draw,
 ) -> Answer {
-    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    let name = plain(name);
     if kind == RecordType::Other || name.is_empty() {
         return Answer::Forward;
     }
@@ -111,18 +111,51 @@ pub fn answer(
     };
     let candidates = asked.candidates(&name);
     let found = candidates.iter().find_map(|it| asked.lookup(it));
-    let Some(found) = found else {
-        return Answer::Forward;
+    match found {
+        Some(found) => asked.records(&name, &found, kind, draw),
+        None => Answer::Forward,
+    }
+}
+
+/// Answers for a name that another name stands for: as it is written, without search domains or short forms.
+pub fn answer_exactly(
+    view: &MeshView,
+    settings: &Settings,
+    client: &Workload,
+    name: &str,
+    kind: RecordType,
+    draw: Draw,
+) -> Answer {
+    let candidate = Candidate {
+        name: plain(name),
+        stripped: None,
     };
-    let mut addresses = asked.addresses(found.service, kind);
-    draw.shuffle(&mut addresses);
-    Answer::Local(Records {
-        service: found.service.key(),
-        owner: format!("{}.", found.cname.unwrap_or(&name)),
-        cname: found.cname.map(|it| format!("{it}.")),
-        addresses,
-        ttl: TTL_SECONDS,
-    })
+    let asked = Asked {
+        view,
+        settings,
+        client,
+    };
+    match asked.lookup(&candidate) {
+        Some(found) => asked.records(&candidate.name, &found, kind, draw),
+        None => Answer::Forward,
+    }
+}
+
+/// Whether a name, as `client` would ask for it, is one of the mesh's, whatever the type that is asked for. Name servers
+/// that do not know it must not deny that it exists.
+pub fn knows(view: &MeshView, settings: &Settings, client: &Workload, name: &str) -> bool {
+    let asked = Asked {
+        view,
+        settings,
+        client,
+    };
+    let candidates = asked.candidates(&plain(name));
+    candidates.iter().any(|it| asked.lookup(it).is_some())
+}
+
+/// Lower case, without a final dot.
+fn plain(name: &str) -> String {
+    name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }
 
 struct Asked<'a> {
@@ -138,50 +171,99 @@ struct Candidate {
     stripped: Option<String>,
 }
 
+/// A domain that the client's resolver appends.
+struct SearchDomain {
+    name: String,
+    /// Whether names below it are Kubernetes' own.
+    is_of_cluster: bool,
+}
+
 struct Found<'a> {
     service: &'a Service,
     cname: Option<&'a str>,
 }
 
 impl<'a> Asked<'a> {
+    /// The answer for `name`, which `found` stands for.
+    fn records(&self, name: &str, found: &Found<'_>, kind: RecordType, draw: Draw) -> Answer {
+        let mut addresses = self.addresses(found.service, kind);
+        draw.shuffle(&mut addresses);
+        Answer::Local(Records {
+            service: found.service.key(),
+            owner: format!("{}.", found.cname.unwrap_or(name)),
+            cname: found.cname.map(|it| format!("{it}.")),
+            addresses,
+            ttl: TTL_SECONDS,
+        })
+    }
+
     /// The name and its expansions, then the same for what is left without a search domain.
     fn candidates(&self, name: &str) -> Vec<Candidate> {
-        let mut candidates = Vec::new();
-        let mut add = |name: &str, stripped: Option<&str>| {
-            let names = std::iter::once(name.to_owned()).chain(self.expansions(name));
-            candidates.extend(names.map(|name| Candidate {
+        let mut candidates = vec![Candidate {
+            name: name.to_owned(),
+            stripped: None,
+        }];
+        let mut add = |names: Vec<String>, stripped: Option<&str>| {
+            candidates.extend(names.into_iter().map(|name| Candidate {
                 name,
                 stripped: stripped.map(str::to_owned),
             }));
         };
-        add(name, None);
+        add(self.expansions(name), None);
         for domain in self.search() {
             let rest = name
-                .strip_suffix(&domain)
+                .strip_suffix(&domain.name)
                 .and_then(|it| it.strip_suffix('.'));
-            if let Some(rest) = rest.filter(|it| !it.is_empty()) {
-                add(rest, Some(rest));
+            let Some(rest) = rest.filter(|it| !it.is_empty()) else {
+                continue;
+            };
+            add(vec![rest.to_owned()], Some(rest));
+            // Short names below a domain of somebody else's are that one's.
+            if domain.is_of_cluster {
+                add(self.expansions(rest), Some(rest));
             }
         }
         candidates
     }
 
-    fn search(&self) -> Vec<String> {
-        let domain = &self.settings.domain;
-        if !self.settings.search.is_empty() {
-            return self
-                .settings
-                .search
-                .iter()
-                .map(ToString::to_string)
-                .collect();
-        }
-        let own = format!("{}.svc.{domain}", self.client.namespace);
-        vec![own, format!("svc.{domain}"), domain.to_string()]
+    /// What the client's resolver appends: what its pod says, else what is set, else what Kubernetes does.
+    fn search(&self) -> Vec<SearchDomain> {
+        let Some(dns) = &self.client.dns else {
+            return self.usual_search();
+        };
+        let usual = match dns.cluster_first {
+            true => self.usual_search(),
+            false => Vec::new(),
+        };
+        let more = dns.searches.iter().map(|it| self.search_domain(it));
+        usual.into_iter().chain(more).collect()
     }
 
-    /// The short forms that Kubernetes knows of a service's name.
+    fn usual_search(&self) -> Vec<SearchDomain> {
+        if !self.settings.search.is_empty() {
+            let domains = self.settings.search.iter();
+            return domains.map(|it| self.search_domain(it)).collect();
+        }
+        let domain = &self.settings.domain;
+        let own = format!("{}.svc.{domain}", self.client.namespace);
+        [own, format!("svc.{domain}"), domain.to_string()]
+            .map(|it| self.search_domain(&it))
+            .into()
+    }
+
+    fn search_domain(&self, name: &str) -> SearchDomain {
+        let rest = name.strip_suffix(&*self.settings.domain);
+        SearchDomain {
+            name: name.to_owned(),
+            is_of_cluster: rest.is_some_and(|it| it.is_empty() || it.ends_with('.')),
+        }
+    }
+
+    /// The short forms that Kubernetes knows of a service's name; none for a pod that does not resolve as Kubernetes does.
     fn expansions(&self, name: &str) -> Vec<String> {
+        if self.client.dns.as_ref().is_some_and(|it| !it.cluster_first) {
+            return Vec::new();
+        }
         let (domain, namespace) = (&self.settings.domain, &self.client.namespace);
         let in_svc = name.ends_with(".svc");
         match name.split('.').count() {

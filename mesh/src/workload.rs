@@ -1,6 +1,6 @@
 //! Workloads: running instances, with their addresses and identity.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr};
+use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -96,6 +96,47 @@ pub struct Workload {
     /// Load balancing weight; 0: never chosen.
     #[serde(default = "default_capacity")]
     pub capacity: u32,
+    /// How its resolver is set up, where not as Kubernetes does by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<Arc<PodDns>>,
+}
+
+/// How a pod's resolver is set up: Kubernetes' `dnsPolicy` and `dnsConfig`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodDns {
+    /// Whether the cluster's own name servers and search domains come first.
+    #[serde(default)]
+    pub cluster_first: bool,
+    /// Search domains after these: lower case, no dot at either end; at most [`PodDns::MAX_SEARCHES`].
+    #[serde(default)]
+    pub searches: Vec<Str>,
+    /// Name servers after the cluster's; at most [`PodDns::MAX_NAMESERVERS`].
+    #[serde(default)]
+    pub nameservers: Vec<IpAddr>,
+}
+
+impl PodDns {
+    /// As many as Kubernetes allows.
+    pub const MAX_SEARCHES: usize = 32;
+    /// As many as Kubernetes allows.
+    pub const MAX_NAMESERVERS: usize = 3;
+
+    /// From the texts of a pod's spec; what is no address, or beyond what Kubernetes allows, is left out, as kubelet
+    /// would not have started such a pod. `None`: it says what is so by default.
+    pub fn new(cluster_first: bool, searches: &[String], nameservers: &[String]) -> Option<Self> {
+        if cluster_first && searches.is_empty() && nameservers.is_empty() {
+            return None;
+        }
+        let domain = |it: &String| it.trim_matches('.').to_ascii_lowercase();
+        let domains = searches.iter().map(domain).filter(|it| !it.is_empty());
+        let servers = nameservers.iter().filter_map(|it| it.parse().ok());
+        Some(Self {
+            cluster_first,
+            searches: domains.map(Into::into).take(Self::MAX_SEARCHES).collect(),
+            nameservers: servers.take(Self::MAX_NAMESERVERS).collect(),
+        })
+    }
 }
 
 impl Workload {
@@ -127,6 +168,7 @@ impl Workload {
             locality: Locality::default(),
             network_mode: NetworkMode::default(),
             capacity: default_capacity(),
+            dns: None,
         }
     }
 

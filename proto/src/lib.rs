@@ -1,7 +1,7 @@
 //! The wire: generated types of the protocols that Leyline speaks, and nothing else.
 //!
 //! Names, packages and field numbers are Istio's and Envoy's, so that either side of each protocol can be
-//! theirs; only what a waypoint is told is Leyline's own. Logic and defaults live in `mesh`; gRPC stubs are behind the
+//! theirs; only what a waypoint is told, and a pod's DNS settings, are Leyline's own. Logic and defaults live in `mesh`; gRPC stubs are behind the
 //! feature `grpc`.
 
 #![allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
@@ -81,6 +81,14 @@ pub mod google {
 
 /// Leyline's own packages.
 pub mod leyline {
+    /// `leyline.workload`.
+    pub mod workload {
+        /// `leyline.workload.v1`: what Istio's workload has no field for.
+        pub mod v1 {
+            package!("leyline.workload.v1");
+        }
+    }
+
     /// `leyline.waypoint`.
     pub mod waypoint {
         /// `leyline.waypoint.v1`: what waypoints are told of requests.
@@ -155,7 +163,7 @@ pub mod opentelemetry {
 
 pub use envoy::{config::core::v3 as xds_core, service::discovery::v3 as xds};
 pub use istio::{security, v1::auth as ca, workload, workload::zds};
-pub use leyline::waypoint::v1 as waypoint;
+pub use leyline::{waypoint::v1 as waypoint, workload::v1 as workload_extension};
 
 /// Type URL of [`workload::Address`] (workloads and services).
 pub const ADDRESS_TYPE_URL: &str = "type.googleapis.com/istio.workload.Address";
@@ -163,5 +171,7 @@ pub const ADDRESS_TYPE_URL: &str = "type.googleapis.com/istio.workload.Address";
 pub const WORKLOAD_TYPE_URL: &str = "type.googleapis.com/istio.workload.Workload";
 /// Type URL of [`security::Authorization`].
 pub const AUTHORIZATION_TYPE_URL: &str = "type.googleapis.com/istio.security.Authorization";
+/// Type URL of [`workload_extension::PodDns`].
+pub const POD_DNS_TYPE_URL: &str = "type.googleapis.com/leyline.workload.v1.PodDns";
 /// Type URL of [`waypoint::Resource`].
 pub const WAYPOINT_TYPE_URL: &str = "type.googleapis.com/leyline.waypoint.v1.Resource";

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use mesh::names::Str;
+use mesh::{names::Str, wire::pod_dns_extension};
 use proto::workload::{
     self as wire, ApplicationTunnel, Locality, NetworkMode, PortList, TunnelProtocol,
     WorkloadStatus, WorkloadType,
@@ -92,6 +92,7 @@ pub fn of_pod(
         canonical_name,
         canonical_revision,
         workload_name,
+        extensions: pod.dns.iter().map(|it| pod_dns_extension(it)).collect(),
         ..common(&pod.meta, &around)
     };
     let mut conditions = vec![pod_condition(pod, protocol, &around)];

@@ -276,3 +276,93 @@ fn a_dedicated_proxys_search_list_replaces_kubernetes_own() {
         Answer::Forward
     );
 }
+
+fn with_dns(cluster_first: bool, searches: &[&str]) -> Workload {
+    let searches: Vec<_> = searches.iter().map(|it| (*it).to_owned()).collect();
+    let dns = crate::workload::PodDns::new(cluster_first, &searches, &[]);
+    Workload {
+        dns: dns.map(Into::into),
+        ..pod("ns1/client", &["10.2.0.9"])
+    }
+}
+
+/// The addresses that a client is told, `-` where that is not ours to say.
+fn told(client: &Workload, name: &str) -> String {
+    let answered = answer(
+        &mesh(),
+        &Settings::default(),
+        client,
+        name,
+        RecordType::A,
+        Draw(1),
+    );
+    match answered {
+        Answer::Forward => "-".to_owned(),
+        Answer::Local(records) => records.addresses[0].to_string(),
+    }
+}
+
+#[test]
+fn a_pods_own_search_domains_are_taken_off_too() {
+    let client = with_dns(true, &["Corp.Example."]);
+    assert_eq!(told(&client, "www.google.com.corp.example"), "10.0.0.3");
+    assert_eq!(
+        told(&client, "www.google.com.ns1.svc.cluster.local"),
+        "10.0.0.3"
+    );
+    assert_eq!(told(&client, "www.google.com.other.example"), "-");
+}
+
+#[test]
+fn a_short_name_below_a_domain_of_somebody_elses_is_that_ones() {
+    let client = with_dns(true, &["corp.example"]);
+    assert_eq!(told(&client, "productpage"), "10.0.0.1");
+    assert_eq!(told(&client, "productpage.corp.example"), "-");
+}
+
+#[test]
+fn a_pod_with_a_resolver_of_its_own_has_no_short_names_but_whole_ones() {
+    let client = with_dns(false, &["corp.example"]);
+    assert_eq!(told(&client, "productpage"), "-");
+    assert_eq!(told(&client, "www.google.com.ns1.svc.cluster.local"), "-");
+    assert_eq!(
+        told(&client, "productpage.ns1.svc.cluster.local"),
+        "10.0.0.1"
+    );
+    assert_eq!(told(&client, "www.google.com.corp.example"), "10.0.0.3");
+    let in_cluster = with_dns(false, &["ns1.svc.cluster.local"]);
+    assert_eq!(
+        told(&in_cluster, "www.google.com.ns1.svc.cluster.local"),
+        "10.0.0.3"
+    );
+}
+
+#[test]
+fn a_name_that_another_one_stands_for_is_taken_as_it_is_written() {
+    let client = pod("ns1/client", &["10.2.0.9"]);
+    let exactly = |name: &str| {
+        let (view, settings) = (mesh(), Settings::default());
+        answer_exactly(&view, &settings, &client, name, RecordType::A, Draw(1))
+    };
+    let Answer::Local(records) = exactly("WWW.google.com.") else {
+        panic!("a name of the mesh");
+    };
+    assert_eq!(
+        (records.owner.as_str(), records.cname),
+        ("www.google.com.", None)
+    );
+    assert!(matches!(exactly("a.wild.com"), Answer::Local(_)));
+    assert_eq!(exactly("productpage"), Answer::Forward);
+    assert_eq!(
+        exactly("www.google.com.ns1.svc.cluster.local"),
+        Answer::Forward
+    );
+}
+
+#[test]
+fn what_the_mesh_knows_it_knows_whatever_the_type() {
+    let client = pod("ns1/client", &["10.2.0.9"]);
+    let knows = |name: &str| knows(&mesh(), &Settings::default(), &client, name);
+    assert!(knows("productpage.") && knows("www.google.com.ns1.svc.cluster.local"));
+    assert!(!knows("example.com") && !knows("_http._tcp.productpage"));
+}

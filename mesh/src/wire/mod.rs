@@ -14,6 +14,8 @@ mod service;
 mod tests;
 mod workload;
 
+pub use workload::pod_dns_extension;
+
 use crate::names::{NetworkAddress, ParseKeyError};
 use crate::view::Resource;
 use crate::workload::{GatewayAddress, GatewayDestination};

@@ -42,6 +42,12 @@ fn full_workload() -> Workload {
         },
         network_mode: NetworkMode::HostNetwork,
         capacity: 0,
+        dns: crate::workload::PodDns::new(
+            true,
+            &["corp.example".to_owned()],
+            &["fd00::53".to_owned()],
+        )
+        .map(Into::into),
         ..pod("a/web", &["10.0.0.1", "fd00::1"]).serving("a/web.a.svc", &[(80, 8080), (81, 0)])
     }
 }
@@ -118,6 +124,26 @@ fn every_field_survives_the_wire() {
         AuthorizationPolicy::try_from(security::Authorization::from(&policy)),
         Ok(policy)
     );
+}
+
+#[test]
+fn dns_settings_that_make_no_sense_are_those_of_any_pod() {
+    let broken = wire::Extension {
+        name: "any".to_owned(),
+        config: Some(prost_types::Any {
+            type_url: proto::POD_DNS_TYPE_URL.to_owned(),
+            value: vec![0xff].into(),
+        }),
+    };
+    let sent = wire::Workload {
+        extensions: vec![broken],
+        ..wire::Workload::from(&pod("a/web", &["10.0.0.1"]))
+    };
+    assert_eq!(Workload::try_from(sent), Ok(pod("a/web", &["10.0.0.1"])));
+    let many: Vec<_> = (0..99).map(|n| format!("10.0.0.{n}")).collect();
+    let dns = crate::workload::PodDns::new(true, &many, &many).expect("not the default");
+    assert_eq!((dns.searches.len(), dns.nameservers.len()), (32, 3));
+    assert_eq!(crate::workload::PodDns::new(true, &[], &[]), None);
 }
 
 #[test]

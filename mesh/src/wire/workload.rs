@@ -1,8 +1,9 @@
 //! `istio.workload.Workload`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use proto::workload as wire;
+use prost::Message;
+use proto::{workload as wire, workload_extension as extension};
 
 use super::{InvalidResource, Problem, address, bytes, gateway, port};
 use crate::{
@@ -10,7 +11,7 @@ use crate::{
     names::{NamespacedHostname, Str, WorkloadUid},
     workload::{
         ApplicationProtocol, ApplicationTunnel, DEFAULT_CLUSTER, DEFAULT_SERVICE_ACCOUNT, Health,
-        Locality, NetworkMode, PortMap, TunnelProtocol, Workload, WorkloadType,
+        Locality, NetworkMode, PodDns, PortMap, TunnelProtocol, Workload, WorkloadType,
     },
 };
 
@@ -26,6 +27,7 @@ impl TryFrom<wire::Workload> for Workload {
         Ok(Self {
             uid: uid(&wire)?,
             addresses: addresses(&wire)?,
+            dns: pod_dns(&wire.extensions),
             hostname: present(&wire.hostname),
             network: wire.network.into(),
             tunnel_protocol,
@@ -135,6 +137,30 @@ fn application_tunnel(
     wire.map(tunnel).transpose()
 }
 
+/// One that cannot be read is passed over: the pod's names are answered as by default then.
+fn pod_dns(extensions: &[wire::Extension]) -> Option<Arc<PodDns>> {
+    let configs = extensions.iter().filter_map(|it| it.config.as_ref());
+    let mut ours = configs.filter(|it| it.type_url == proto::POD_DNS_TYPE_URL);
+    let told = extension::PodDns::decode(&*ours.next()?.value).ok()?;
+    PodDns::new(told.cluster_first, &told.searches, &told.nameservers).map(Arc::new)
+}
+
+/// How a pod's resolver is set up, on the wire.
+pub fn pod_dns_extension(dns: &PodDns) -> wire::Extension {
+    let told = extension::PodDns {
+        cluster_first: dns.cluster_first,
+        searches: dns.searches.iter().map(ToString::to_string).collect(),
+        nameservers: dns.nameservers.iter().map(ToString::to_string).collect(),
+    };
+    wire::Extension {
+        name: "leyline.dev/pod-dns".to_owned(),
+        config: Some(prost_types::Any {
+            type_url: proto::POD_DNS_TYPE_URL.to_owned(),
+            value: told.encode_to_vec().into(),
+        }),
+    }
+}
+
 fn services(
     wire: &BTreeMap<String, wire::PortList>,
 ) -> Result<BTreeMap<NamespacedHostname, PortMap>, InvalidResource> {
@@ -224,7 +250,11 @@ impl From<&Workload> for wire::Workload {
             cluster_id: workload.cluster_id.to_string(),
             locality: wire_locality(&workload.locality),
             network_mode: wire_mode(workload.network_mode).into(),
-            extensions: Vec::new(),
+            extensions: workload
+                .dns
+                .iter()
+                .map(|it| pod_dns_extension(it))
+                .collect(),
             capacity: (workload.capacity != 1).then_some(workload.capacity),
         }
     }
