@@ -14,7 +14,9 @@ use net::{
         message::{Packet, decode_hello, decode_request, decode_response, encode_request},
     },
 };
-use ztunnel::dns::message::{AddressQuery, Addresses, RawCode, Received, inspect, raw_failure};
+use ztunnel::dns::message::{
+    AddressQuery, Addresses, RawCode, Received, admit_name, inspect, raw_failure,
+};
 
 use crate::text_of;
 
@@ -24,7 +26,10 @@ const DNS_HEADER: usize = 12;
 pub fn dns_message(bytes: &[u8]) {
     match inspect(bytes) {
         Received::Address(query) => check_answers(bytes, &query),
-        Received::Other(kind) => assert!(!kind.is_empty() && kind.len() < 64, "{kind:?}"),
+        Received::Other(other) => {
+            let kind = other.kind;
+            assert!(!kind.is_empty() && kind.len() < 64, "{kind:?}");
+        }
         Received::NotARequest => assert!(bytes[2] & 0x80 != 0),
         Received::Garbage => assert!(bytes.len() < DNS_HEADER),
     }
@@ -50,15 +55,25 @@ fn check_answers(bytes: &[u8], query: &AddressQuery) {
         addresses: addresses(query.wants_ipv6(), 64),
         ttl: 30,
     };
-    for known in [some, many] {
+    for known in [&some, &many] {
         // None: a question so long that not even it fits.
-        if let Some(reply) = query.answer(&known, limit) {
+        if let Some(reply) = query.answer(known, limit) {
             check_reply(bytes, &reply, limit);
         }
-        let whole = query.answer(&known, usize::from(u16::MAX));
+        let whole = query.answer(known, usize::from(u16::MAX));
         let whole = whole.expect("64 addresses fit a TCP answer");
         check_reply(bytes, &whole, usize::from(u16::MAX));
     }
+    // The same bytes as a name server's answer, which may have aliases.
+    let mut answered = bytes.to_vec();
+    answered[2] |= 0x80;
+    let aliases = query.aliases(&answered);
+    assert!(aliases.len() <= 8);
+    if let Some(reply) = query.answer_through(&aliases, &some, limit) {
+        check_reply(bytes, &reply, limit);
+    }
+    admit_name(&mut answered);
+    assert_ne!(answered[3] & 0x0f, 3, "a name of the mesh is not denied");
     if let Some(reply) = query.failure() {
         check_reply(bytes, &reply, limit);
     }

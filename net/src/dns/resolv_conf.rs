@@ -25,26 +25,45 @@ pub struct Upstreams {
     pub timeout: Duration,
     /// Rounds over all servers.
     pub attempts: u32,
+    /// Domains that a client of this file appends: lower case, no dot at either end.
+    pub search: Vec<String>,
 }
 
 impl Upstreams {
-    /// Reads `resolv.conf` text. Search domains are the client's matter and not read; lines that make no sense are
-    /// passed over, as glibc does. Source: resolv.conf(5).
+    /// Reads `resolv.conf` text. Lines that make no sense are passed over, as glibc does; of several lists of search
+    /// domains the last counts. Source: resolv.conf(5).
     pub fn parse(text: &str, ipv6: bool) -> Self {
         let mut upstreams = Self {
             servers: Vec::new(),
             timeout: DEFAULT_TIMEOUT,
             attempts: DEFAULT_ATTEMPTS,
+            search: Vec::new(),
         };
         for line in text.lines() {
             let mut words = line.split_ascii_whitespace();
             match words.next() {
                 Some("nameserver") => upstreams.add_server(words.next(), ipv6),
+                Some("search" | "domain") => upstreams.search = words.filter_map(domain).collect(),
                 Some("options") => words.for_each(|word| upstreams.set_option(word)),
                 _ => {}
             }
         }
         upstreams
+    }
+
+    /// These, and when they do not answer, others.
+    pub fn followed_by(&self, others: impl IntoIterator<Item = SocketAddr>) -> Self {
+        let mut all = self.clone();
+        all.servers.extend(others);
+        all
+    }
+
+    /// Others in place of these, asked as patiently.
+    pub fn replaced_by(&self, others: impl IntoIterator<Item = SocketAddr>) -> Self {
+        Self {
+            servers: others.into_iter().collect(),
+            ..self.clone()
+        }
     }
 
     fn add_server(&mut self, word: Option<&str>, ipv6: bool) {
@@ -69,6 +88,11 @@ impl Upstreams {
             _ => {}
         }
     }
+}
+
+fn domain(word: &str) -> Option<String> {
+    let domain = word.trim_matches('.').to_ascii_lowercase();
+    (!domain.is_empty()).then_some(domain)
 }
 
 /// The servers of a `resolv.conf` that may change while we run.
@@ -139,7 +163,7 @@ mod tests {
 
     #[test]
     fn servers_and_options_are_read_and_the_rest_is_passed_over() {
-        let text = "# comment\nsearch a.b c\nnameserver 10.96.0.10\nnameserver fd00::a\nnameserver nonsense\n\
+        let text = "# comment\nsearch lost\nsearch a.B. c\nnameserver 10.96.0.10\nnameserver fd00::a\nnameserver nonsense\n\
                     options ndots:5 timeout:1 attempts:3 rotate\n";
         let upstreams = Upstreams::parse(text, true);
         assert_eq!(
@@ -151,6 +175,7 @@ mod tests {
         );
         assert_eq!(upstreams.timeout, Duration::from_secs(1));
         assert_eq!(upstreams.attempts, 3);
+        assert_eq!(upstreams.search, ["a.b", "c"]);
         assert_eq!(Upstreams::parse(text, false).servers.len(), 1);
     }
 

@@ -17,12 +17,30 @@ const MIN_UDP_PAYLOAD: u16 = 512;
 pub enum Received {
     /// One question for an address, which the mesh may know.
     Address(Box<AddressQuery>),
-    /// Anything else that asks: forwarded as it is. Holds the type's name for metrics.
-    Other(String),
+    /// Anything else that asks: forwarded as it is.
+    Other(Other),
     /// Not a request at all: answered with FORMERR.
     NotARequest,
     /// Too short to answer.
     Garbage,
+}
+
+/// What is not ours to answer.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Other {
+    /// The type's name, for metrics.
+    pub kind: String,
+    /// The name of a plain question: lower case, without the final dot.
+    pub name: Option<String>,
+}
+
+impl Other {
+    fn unknown() -> Self {
+        Self {
+            kind: "unknown".to_owned(),
+            name: None,
+        }
+    }
 }
 
 /// One question for the IPv4 or IPv6 addresses of a name.
@@ -52,30 +70,59 @@ pub fn inspect(bytes: &[u8]) -> Received {
     }
     // What does not parse here may still make sense to a name server.
     let Ok(message) = Message::from_vec(bytes) else {
-        return Received::Other("unknown".to_owned());
+        return Received::Other(Other::unknown());
     };
     let [query] = message.queries.as_slice() else {
-        return Received::Other("unknown".to_owned());
+        return Received::Other(Other::unknown());
     };
     let is_query = message.metadata.op_code == OpCode::Query;
     let is_internet = query.query_class() == DNSClass::IN;
     let is_address = matches!(query.query_type(), RecordType::A | RecordType::AAAA);
-    if is_query && is_internet && is_address && message.signature.is_none() {
-        Received::Address(Box::new(AddressQuery { message }))
-    } else {
-        Received::Other(query.query_type().to_string().to_ascii_lowercase())
+    let is_plain = is_query && is_internet && message.signature.is_none();
+    if is_plain && is_address {
+        return Received::Address(Box::new(AddressQuery { message }));
+    }
+    Received::Other(Other {
+        kind: query.query_type().to_string().to_ascii_lowercase(),
+        name: is_plain.then(|| plain(query.name())),
+    })
+}
+
+/// Lower case, without the final dot.
+fn plain(name: &Name) -> String {
+    let mut name = name.to_ascii();
+    name.make_ascii_lowercase();
+    if name.ends_with('.') {
+        name.pop();
+    }
+    name
+}
+
+/// Turns "there is no such name" into "there is nothing of that type" (RFC 8020 2): the name is one of the mesh's, and a
+/// resolver that believes the first would not ask for its addresses any more.
+pub fn admit_name(reply: &mut [u8]) {
+    const NXDOMAIN: u8 = 3;
+    /// Authenticated data (RFC 4035 3.2.3): no longer what was signed.
+    const AD: u8 = 0x20;
+    if let Some(flags) = reply.get_mut(3)
+        && *flags & 0x0f == NXDOMAIN
+    {
+        *flags &= !(0x0f | AD);
+    }
+}
+
+/// The name that an alias leads to, as [`AddressQuery::name`] writes it.
+pub(super) fn target(alias: &Record) -> Option<String> {
+    match &alias.data {
+        RData::CNAME(target) => Some(plain(target)),
+        _ => None,
     }
 }
 
 impl AddressQuery {
     /// The name asked for, lower case, without the final dot.
     pub fn name(&self) -> String {
-        let mut name = self.message.queries[0].name().to_ascii();
-        name.make_ascii_lowercase();
-        if name.ends_with('.') {
-            name.pop();
-        }
-        name
+        plain(self.message.queries[0].name())
     }
 
     /// `a` or `aaaa`.
@@ -97,6 +144,45 @@ impl AddressQuery {
             .into()
     }
 
+    /// The aliases of a name server's answer, in the order in which they lead away from the question; empty where it has
+    /// none, or makes no sense.
+    pub fn aliases(&self, reply: &[u8]) -> Vec<Record> {
+        /// More than any sane zone has in a row.
+        const MOST: usize = 8;
+        let Ok(reply) = Message::from_vec(reply) else {
+            return Vec::new();
+        };
+        let mut chain: Vec<Record> = Vec::new();
+        let mut owner = self.message.queries[0].name().clone();
+        while chain.len() < MOST
+            && let Some(next) = reply.answers.iter().find(|it| it.name == owner)
+            && let RData::CNAME(target) = &next.data
+        {
+            owner = target.0.clone();
+            chain.push(next.clone());
+        }
+        chain
+    }
+
+    /// The answer where a name server's aliases lead to a name that the mesh knows; [`AddressQuery::answer`] otherwise.
+    pub fn answer_through(
+        &self,
+        aliases: &[Record],
+        known: &Addresses,
+        limit: usize,
+    ) -> Option<Vec<u8>> {
+        let mut response = self.response(ResponseCode::NoError);
+        let mut owner = self.message.queries[0].name().clone();
+        for alias in aliases {
+            if let RData::CNAME(target) = &alias.data {
+                owner = target.0.clone();
+            }
+            response.add_answer(alias.clone());
+        }
+        add_addresses(&mut response, &owner, known);
+        encode(&response, limit)
+    }
+
     /// The answer on the wire; over `limit` bytes it is cut and says so (RFC 2181 9).
     pub fn answer(&self, known: &Addresses, limit: usize) -> Option<Vec<u8>> {
         let mut response = self.response(ResponseCode::NoError);
@@ -111,13 +197,7 @@ impl AddressQuery {
             }
             None => asked,
         };
-        for address in &known.addresses {
-            let data = match address {
-                IpAddr::V4(v4) => RData::A((*v4).into()),
-                IpAddr::V6(v6) => RData::AAAA((*v6).into()),
-            };
-            response.add_answer(Record::from_rdata(owner.clone(), known.ttl, data));
-        }
+        add_addresses(&mut response, &owner, known);
         encode(&response, limit)
     }
 
@@ -144,6 +224,16 @@ impl AddressQuery {
             response.set_edns(ours);
         }
         response
+    }
+}
+
+fn add_addresses(response: &mut Message, owner: &Name, known: &Addresses) {
+    for address in &known.addresses {
+        let data = match address {
+            IpAddr::V4(v4) => RData::A((*v4).into()),
+            IpAddr::V6(v6) => RData::AAAA((*v6).into()),
+        };
+        response.add_answer(Record::from_rdata(owner.clone(), known.ttl, data));
     }
 }
 
@@ -262,10 +352,12 @@ mod tests {
     #[test]
     fn what_is_not_a_question_for_an_address_is_left_alone() {
         let srv = query("web.a.", RecordType::SRV, None);
-        assert!(matches!(inspect(&srv), Received::Other(kind) if kind == "srv"));
+        assert!(
+            matches!(inspect(&srv), Received::Other(it) if it.kind == "srv" && it.name.as_deref() == Some("web.a"))
+        );
         let mut update = query("web.a.", RecordType::A, None);
         update[2] |= 5 << 3;
-        assert!(matches!(inspect(&update), Received::Other(_)));
+        assert!(matches!(inspect(&update), Received::Other(it) if it.name.is_none()));
         let mut answer = query("web.a.", RecordType::A, None);
         answer[2] |= 0x80;
         assert!(matches!(inspect(&answer), Received::NotARequest));
@@ -280,5 +372,58 @@ mod tests {
         let reply = Message::from_vec(&reply).unwrap();
         assert_eq!(reply.metadata.id, 7);
         assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+    }
+
+    fn alias(from: &str, to: &str, ttl: u32) -> Record {
+        let target = RData::CNAME(rdata::CNAME(Name::from_ascii(to).unwrap()));
+        Record::from_rdata(Name::from_ascii(from).unwrap(), ttl, target)
+    }
+
+    #[test]
+    fn aliases_are_followed_from_the_question_on_and_keep_their_ttl() {
+        let asked = address_query(&query("ext.a.", RecordType::A, None));
+        let mut reply = Message::new(7, MessageType::Response, OpCode::Query);
+        reply.metadata.response_code = ResponseCode::NXDomain;
+        reply.add_answer(alias("other.", "elsewhere.", 1));
+        reply.add_answer(alias("b.example.com.", "c.example.com.", 20));
+        reply.add_answer(alias("EXT.a.", "b.example.com.", 10));
+        let aliases = asked.aliases(&reply.to_vec().unwrap());
+        let targets: Vec<_> = aliases.iter().filter_map(target).collect();
+        assert_eq!(targets, ["b.example.com", "c.example.com"]);
+        let known = known(None, &["10.0.0.1"]);
+        let bytes = asked.answer_through(&aliases[..1], &known, 512).unwrap();
+        let answer = Message::from_vec(&bytes).unwrap();
+        assert_eq!(answer.metadata.response_code, ResponseCode::NoError);
+        let told: Vec<_> = answer
+            .answers
+            .iter()
+            .map(|it| (it.name.to_ascii().to_lowercase(), it.record_type(), it.ttl))
+            .collect();
+        let expected = [
+            ("ext.a.".to_owned(), RecordType::CNAME, 10),
+            ("b.example.com.".to_owned(), RecordType::A, 30),
+        ];
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn aliases_in_a_circle_end() {
+        let asked = address_query(&query("a.", RecordType::A, None));
+        let mut reply = Message::new(7, MessageType::Response, OpCode::Query);
+        reply.add_answer(alias("a.", "b.", 1));
+        reply.add_answer(alias("b.", "a.", 1));
+        assert_eq!(asked.aliases(&reply.to_vec().unwrap()).len(), 8);
+        assert!(asked.aliases(b"nonsense").is_empty());
+    }
+
+    #[test]
+    fn a_name_of_the_mesh_is_not_denied() {
+        let mut reply = query("web.a.", RecordType::TXT, None);
+        reply[3] |= 0x23;
+        admit_name(&mut reply);
+        assert_eq!(reply[3] & 0x2f, 0);
+        reply[3] |= 2;
+        admit_name(&mut reply);
+        assert_eq!(reply[3] & 0x0f, 2, "another failure stays");
     }
 }

@@ -3,13 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use mesh::{
-    dns::{Answer, RecordType, Settings, answer},
+    dns::{Answer, RecordType, Records, Settings, answer, answer_exactly, knows},
     draw::Draw,
     outcome::Outcome,
+    view::MeshView,
     workload::Workload,
 };
 
-use net::dns::Transport;
+use net::dns::{Transport, Upstreams};
 
 use super::{
     message::Addresses,
@@ -36,9 +37,14 @@ impl PodNames {
     }
 
     fn client(&self) -> Option<Arc<Workload>> {
+        self.client_on_view().map(|(client, _)| client)
+    }
+
+    fn client_on_view(&self) -> Option<(Arc<Workload>, Arc<MeshView>)> {
         let node = &self.pod.node;
-        match node.record(&node.state.view(), &self.pod.binding) {
-            Outcome::Go(workload) => Some(workload),
+        let view = node.state.view();
+        match node.record(&view, &self.pod.binding) {
+            Outcome::Go(workload) => Some((workload, view)),
             Outcome::Refuse(_) | Outcome::Need(_) => None,
         }
     }
@@ -53,20 +59,42 @@ impl Names for PodNames {
         let Ok((client, view)) = self.pod.record().await else {
             return Known::UnknownClient;
         };
-        let kind = match ipv6 {
-            true => RecordType::Aaaa,
-            false => RecordType::A,
-        };
+        let kind = address_type(ipv6);
         let draw = Draw(rand::random());
         let answered = answer(&view, &self.settings, &client, name, kind, draw);
         tell(&client, name, kind, &answered);
         match answered {
             Answer::Forward => Known::Nothing,
-            Answer::Local(records) => Known::Addresses(Addresses {
-                alias_of: records.cname.map(without_dot),
-                addresses: records.addresses,
-                ttl: records.ttl,
-            }),
+            Answer::Local(records) => Known::Addresses(addresses(records)),
+        }
+    }
+
+    fn lookup_alias(&self, name: &str, ipv6: bool) -> Option<Addresses> {
+        let (client, view) = self.client_on_view()?;
+        let (kind, draw) = (address_type(ipv6), Draw(rand::random()));
+        match answer_exactly(&view, &self.settings, &client, name, kind, draw) {
+            Answer::Forward => None,
+            Answer::Local(records) => Some(addresses(records)),
+        }
+    }
+
+    fn knows(&self, name: &str) -> bool {
+        let known = self.client_on_view();
+        known.is_some_and(|(client, view)| knows(&view, &self.settings, &client, name))
+    }
+
+    fn upstreams(&self, ours: Arc<Upstreams>) -> Arc<Upstreams> {
+        let client = self.client();
+        let Some(dns) = client.as_ref().and_then(|it| it.dns.as_ref()) else {
+            return ours;
+        };
+        let ipv6 = self.settings.ipv6;
+        let own = dns.nameservers.iter().filter(|it| ipv6 || it.is_ipv4());
+        let own: Vec<_> = own.map(|it| (*it, 53).into()).collect();
+        match (own.is_empty(), dns.cluster_first) {
+            (true, _) => ours,
+            (false, true) => Arc::new(ours.followed_by(own)),
+            (false, false) => Arc::new(ours.replaced_by(own)),
         }
     }
 
@@ -81,6 +109,21 @@ impl Names for PodNames {
     fn forwarded(&self, kind: &str, transport: Transport, took: Duration, answered: bool) {
         let labels = self.labels(kind, transport);
         self.pod.node.metrics.dns.forwarded(&labels, took, answered);
+    }
+}
+
+fn address_type(ipv6: bool) -> RecordType {
+    match ipv6 {
+        true => RecordType::Aaaa,
+        false => RecordType::A,
+    }
+}
+
+fn addresses(records: Records) -> Addresses {
+    Addresses {
+        alias_of: records.cname.map(without_dot),
+        addresses: records.addresses,
+        ttl: records.ttl,
     }
 }
 

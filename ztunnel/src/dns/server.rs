@@ -4,7 +4,7 @@ use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use net::{
     accept,
-    dns::{ResolvConf, Transport, forward},
+    dns::{ResolvConf, Transport, Upstreams, forward},
     drain,
     handover::Port,
     report::Chain,
@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::message::{self, AddressQuery, Addresses, RawCode, Received};
+use super::message::{self, AddressQuery, Addresses, Other, RawCode, Received};
 
 /// Questions of one pod that are being answered at a time; over that, UDP ones are dropped, as a lossy network would.
 const CONCURRENT: usize = 1024;
@@ -43,6 +43,15 @@ pub(crate) enum Known {
 pub(crate) trait Names: Send + Sync + 'static {
     /// `name` is lower case without a final dot.
     fn lookup(&self, name: &str, ipv6: bool) -> impl Future<Output = Known> + Send;
+
+    /// What the mesh knows of a name that an alias leads to: looked up as it is written.
+    fn lookup_alias(&self, name: &str, ipv6: bool) -> Option<Addresses>;
+
+    /// Whether the mesh knows the name, of whatever type.
+    fn knows(&self, name: &str) -> bool;
+
+    /// Whom to ask what the mesh does not answer, where not the node's own name servers.
+    fn upstreams(&self, ours: Arc<Upstreams>) -> Arc<Upstreams>;
 
     /// A question of this type arrived over this transport.
     fn asked(&self, kind: &str, transport: Transport);
@@ -171,9 +180,9 @@ impl<N: Names> Server<N> {
         match message::inspect(request) {
             Received::Garbage => None,
             Received::NotARequest => message::raw_failure(request, RawCode::FormErr),
-            Received::Other(kind) => {
-                self.names.asked(&kind, transport);
-                self.forward(&kind, transport, request).await
+            Received::Other(other) => {
+                self.names.asked(&other.kind, transport);
+                self.answer_other(&other, transport, request).await
             }
             Received::Address(query) => {
                 self.names.asked(query.type_name(), transport);
@@ -189,21 +198,52 @@ impl<N: Names> Server<N> {
         request: &[u8],
     ) -> Option<Vec<u8>> {
         match self.names.lookup(&query.name(), query.wants_ipv6()).await {
-            Known::Nothing => self.forward(query.type_name(), transport, request).await,
+            Known::Nothing => {
+                let reply = self.forward(query.type_name(), transport, request).await?;
+                Some(self.through_mesh(query, transport, reply))
+            }
             Known::UnknownClient => query.failure(),
             Known::Addresses(addresses) => {
-                let limit = match transport {
-                    Transport::Udp => query.max_udp_payload(),
-                    Transport::Tcp => usize::from(u16::MAX),
-                };
+                let limit = limit(query, transport);
                 query.answer(&addresses, limit).or_else(|| query.failure())
             }
         }
     }
 
+    /// A name server's answer; where its aliases lead to a name of the mesh, as an ExternalName does, with the addresses
+    /// that the name has here.
+    fn through_mesh(&self, query: &AddressQuery, transport: Transport, reply: Vec<u8>) -> Vec<u8> {
+        let aliases = query.aliases(&reply);
+        let known = aliases.iter().enumerate().find_map(|(at, alias)| {
+            let target = message::target(alias)?;
+            let known = self.names.lookup_alias(&target, query.wants_ipv6())?;
+            Some((at, known))
+        });
+        let Some((at, known)) = known else {
+            return reply;
+        };
+        let limit = limit(query, transport);
+        let answered = query.answer_through(&aliases[..=at], &known, limit);
+        answered.unwrap_or(reply)
+    }
+
+    /// What has no address for an answer is the name servers' to answer, but not whether the name is there.
+    async fn answer_other(
+        &self,
+        other: &Other,
+        transport: Transport,
+        request: &[u8],
+    ) -> Option<Vec<u8>> {
+        let mut reply = self.forward(&other.kind, transport, request).await?;
+        if other.name.as_ref().is_some_and(|it| self.names.knows(it)) {
+            message::admit_name(&mut reply);
+        }
+        Some(reply)
+    }
+
     async fn forward(&self, kind: &str, transport: Transport, request: &[u8]) -> Option<Vec<u8>> {
         let started = Instant::now();
-        let upstreams = self.upstreams.current();
+        let upstreams = self.names.upstreams(self.upstreams.current());
         let replied = forward::exchange(&self.sockets, &upstreams, transport, request).await;
         self.names
             .forwarded(kind, transport, started.elapsed(), replied.is_ok());
@@ -217,6 +257,14 @@ impl<N: Names> Server<N> {
                 message::raw_failure(request, RawCode::ServFail)
             }
         }
+    }
+}
+
+/// Largest answer that the client takes.
+fn limit(query: &AddressQuery, transport: Transport) -> usize {
+    match transport {
+        Transport::Udp => query.max_udp_payload(),
+        Transport::Tcp => usize::from(u16::MAX),
     }
 }
 

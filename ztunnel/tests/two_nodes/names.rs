@@ -4,11 +4,30 @@ use hickory_proto::{
     op::{Message, MessageType, OpCode, Query},
     rr::{Name, RecordType},
 };
+use mesh::{
+    view::Resource,
+    workload::{PodDns, Workload},
+};
 
 use crate::{
-    rig::{application, soon},
+    rig::{Rig, application, soon},
     rig_or_skip,
 };
+
+/// What pod `a` is answered.
+async fn ask(rig: &Rig, name: &str, kind: RecordType) -> Message {
+    let mut message = Message::new(7, MessageType::Query, OpCode::Query);
+    message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+    let socket = application(&rig.a)
+        .bind_udp("0.0.0.0:0".parse().unwrap())
+        .unwrap();
+    // Nobody is there: the redirection takes it to the tunnel.
+    socket.connect("10.96.0.10:53").await.unwrap();
+    socket.send(&message.to_vec().unwrap()).await.unwrap();
+    let mut reply = [0; 512];
+    let length = soon(socket.recv(&mut reply)).await.unwrap();
+    Message::from_vec(&reply[..length]).unwrap()
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_resolves_by_its_short_name_inside_the_pod() {
@@ -18,18 +37,27 @@ async fn a_service_resolves_by_its_short_name_inside_the_pod() {
         ("web.ns.svc.cluster.local.", RecordType::A, 1),
         ("web.", RecordType::AAAA, 0),
     ] {
-        let mut message = Message::new(7, MessageType::Query, OpCode::Query);
-        message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
-        let socket = application(&rig.a)
-            .bind_udp("0.0.0.0:0".parse().unwrap())
-            .unwrap();
-        // Nobody is there: the redirection takes it to the tunnel.
-        socket.connect("10.96.0.10:53").await.unwrap();
-        socket.send(&message.to_vec().unwrap()).await.unwrap();
-        let mut reply = [0; 512];
-        let length = soon(socket.recv(&mut reply)).await.unwrap();
-        let reply = Message::from_vec(&reply[..length]).unwrap();
+        let reply = ask(&rig, name, kind).await;
         assert!(reply.metadata.authoritative, "{name} {kind}");
         assert_eq!(reply.answers.len(), expected, "{name} {kind}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pods_own_search_domain_is_taken_off_a_name_of_the_mesh() {
+    let rig = rig_or_skip!();
+    let searches = ["corp.example".to_owned()];
+    let client = Workload {
+        dns: PodDns::new(true, &searches, &[]).map(Into::into),
+        ..rig.workload_a()
+    };
+    rig.publish([Resource::Workload(client)]);
+    let name = "web.ns.svc.cluster.local.corp.example.";
+    let reply = ask(&rig, name, RecordType::A).await;
+    let kinds: Vec<_> = reply.answers.iter().map(|it| it.record_type()).collect();
+    assert_eq!(kinds, [RecordType::CNAME, RecordType::A]);
+    assert_eq!(
+        reply.answers[1].name.to_ascii(),
+        "web.ns.svc.cluster.local."
+    );
 }

@@ -5,7 +5,7 @@ use std::{
 
 use hickory_proto::{
     op::{Message, MessageType, OpCode, Query, ResponseCode},
-    rr::{Name, RecordType},
+    rr::{Name, RData, Record, RecordType, rdata},
 };
 use parking_lot::Mutex;
 
@@ -37,6 +37,22 @@ impl Names for Arc<Fake> {
             "early.a" => Known::UnknownClient,
             _ => Known::Nothing,
         }
+    }
+
+    fn lookup_alias(&self, name: &str, ipv6: bool) -> Option<Addresses> {
+        (name == "api.example.com" && !ipv6).then(|| Addresses {
+            alias_of: None,
+            addresses: vec!["240.240.0.1".parse().unwrap()],
+            ttl: 30,
+        })
+    }
+
+    fn knows(&self, name: &str) -> bool {
+        name == "web.a"
+    }
+
+    fn upstreams(&self, ours: Arc<Upstreams>) -> Arc<Upstreams> {
+        ours
     }
 
     fn asked(&self, kind: &str, _: Transport) {
@@ -153,6 +169,62 @@ async fn the_rest_is_forwarded_untouched() {
         let mut expected = request.clone();
         expected[2] |= 0x80;
         assert_eq!(ask_udp(&rig, &request).await, expected);
+    }
+}
+
+/// Says that no name is there; that one of them stands for another.
+async fn denying_upstream() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 4096];
+        while let Ok((length, peer)) = socket.recv_from(&mut buffer).await {
+            let mut message = Message::from_vec(&buffer[..length]).unwrap();
+            message.metadata.message_type = MessageType::Response;
+            message.metadata.response_code = ResponseCode::NXDomain;
+            let asked = message.queries[0].name().clone();
+            if asked.to_ascii() == "ext.a." {
+                let target = Name::from_ascii("api.example.com.").unwrap();
+                let alias = RData::CNAME(rdata::CNAME(target));
+                message.add_answer(Record::from_rdata(asked, 5, alias));
+            }
+            let reply = message.to_vec().unwrap();
+            socket.send_to(&reply, peer).await.unwrap();
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn an_alias_that_leads_into_the_mesh_gets_the_meshs_addresses() {
+    let rig = rig(Some(denying_upstream().await)).await;
+    let request = question("ext.a.", RecordType::A).to_vec().unwrap();
+    let reply = Message::from_vec(&ask_udp(&rig, &request).await).unwrap();
+    assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
+    let ttls: Vec<_> = reply.answers.iter().map(|it| it.ttl).collect();
+    assert_eq!(ttls, [5, 30], "each its own");
+    assert_eq!(
+        reply.answers[1].data,
+        RData::A("240.240.0.1".parse().unwrap())
+    );
+    // The mesh knows nothing of that family: what the name server says stands.
+    let request = question("ext.a.", RecordType::AAAA).to_vec().unwrap();
+    let reply = Message::from_vec(&ask_udp(&rig, &request).await).unwrap();
+    assert_eq!(reply.metadata.response_code, ResponseCode::NXDomain);
+}
+
+#[tokio::test]
+async fn a_name_server_cannot_deny_a_name_of_the_mesh() {
+    let rig = rig(Some(denying_upstream().await)).await;
+    for (name, kind, expected) in [
+        ("web.a.", RecordType::TXT, ResponseCode::NoError),
+        ("web.a.", RecordType::HTTPS, ResponseCode::NoError),
+        ("example.com.", RecordType::TXT, ResponseCode::NXDomain),
+        ("example.com.", RecordType::A, ResponseCode::NXDomain),
+    ] {
+        let request = question(name, kind).to_vec().unwrap();
+        let reply = Message::from_vec(&ask_udp(&rig, &request).await).unwrap();
+        assert_eq!(reply.metadata.response_code, expected, "{name} {kind}");
     }
 }
 
