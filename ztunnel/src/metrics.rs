@@ -89,7 +89,7 @@ impl Issuer for Counted {
     }
 }
 
-/// `istio_crl_policy_rejections_total`.
+/// `istio_crl_policy_rejections_total` and `istio_crl_untracked_connections_total`.
 #[derive(Debug)]
 struct Refusals(Revocations);
 
@@ -105,6 +105,13 @@ impl Collector for Refusals {
             let labels = [("reporter", reporter)];
             let refused = ConstCounter::new(self.0.refused(end));
             refused.encode(family.encode_family(&labels)?)?;
+        }
+        let help = "Connections that a later revocation would not find: none, as each keeps its certificates";
+        let name = "istio_crl_untracked_connections";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for reporter in ["destination", "source"] {
+            let labels = [("reporter", reporter)];
+            ConstCounter::new(0u64).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
     }
@@ -347,5 +354,29 @@ impl PodMetrics {
 
     pub(crate) fn stopped(&self) {
         self.stopped.inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text;
+
+    use super::*;
+
+    #[test]
+    fn revocations_are_counted_under_istios_names() {
+        let mut registry = Registry::default();
+        Metrics::revocations(&mut registry, &Revocations::default());
+        let mut told = String::new();
+        text::encode(&mut told, &registry).unwrap();
+        for name in [
+            "istio_crl_policy_rejections_total",
+            "istio_crl_untracked_connections_total",
+        ] {
+            for reporter in ["source", "destination"] {
+                let line = format!("{name}{{reporter=\"{reporter}\"}} 0");
+                assert!(told.lines().any(|it| it == line), "{line} not in {told}");
+            }
+        }
     }
 }
