@@ -16,8 +16,11 @@ use crate::{
     workload::{GatewayAddress, Health, PortMap, Workload},
 };
 
+mod findings;
 #[cfg(test)]
 mod tests;
+
+pub use findings::Finding;
 
 /// The part of `config_dump` that this crate knows: what the mesh looks like from one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

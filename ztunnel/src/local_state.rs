@@ -19,6 +19,8 @@ use crate::{
     yaml::{self, YamlError},
 };
 
+/// Findings that are told one by one.
+const TOLD: usize = 20;
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -49,8 +51,25 @@ pub(crate) struct Loaded {
     pub(crate) json: serde_json::Value,
 }
 
-/// Reads it whole.
+/// Reads it whole, and says what it cannot mean.
 pub(crate) fn load(local: &LocalState) -> Result<Loaded, LocalStateError> {
+    let loaded = read(local)?;
+    tell(&loaded.file);
+    Ok(loaded)
+}
+
+/// At WARN: what is meant may be elsewhere, so nothing is refused for it here.
+fn tell(file: &LocalFile) {
+    let findings = file.findings();
+    for finding in findings.iter().take(TOLD) {
+        tracing::warn!(%finding, "local mesh state");
+    }
+    if let Some(more) = findings.len().checked_sub(TOLD).filter(|more| *more > 0) {
+        tracing::warn!(more, "local mesh state: more findings of this kind");
+    }
+}
+
+fn read(local: &LocalState) -> Result<Loaded, LocalStateError> {
     match local {
         LocalState::Inline(text) => parse(text),
         LocalState::File(path) => {
