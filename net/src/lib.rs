@@ -26,6 +26,7 @@ pub mod ready;
 pub mod report;
 pub mod settings;
 pub mod socket;
+pub mod socks5;
 pub mod sysctl;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

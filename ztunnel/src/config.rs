@@ -39,6 +39,8 @@ const MESH_FILE: &str = "./etc/istio/config/mesh";
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Config {
+    /// For whom we run.
+    pub mode: Mode,
     /// Where and as whom we run.
     pub node: Node,
     /// Where mesh state comes from over xDS; `None`: from [`Config::local_state`] alone.
@@ -57,6 +59,8 @@ pub struct Config {
     pub listen: Listen,
     /// HBONE and TCP proxying.
     pub proxy_enabled: bool,
+    /// SOCKS5 on pods' loopback.
+    pub socks5: bool,
     /// DNS proxying.
     pub dns: Dns,
     /// HTTP/2 and pool limits.
@@ -81,6 +85,16 @@ pub struct Config {
     pub log: Log,
     /// Data-plane threads.
     pub worker_threads: usize,
+}
+
+/// For whom we run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Mode {
+    /// For every pod of the node, each in its own network namespace, as the agent says.
+    Shared,
+    /// For one workload, in whose network namespace we are. Nobody but its own redirection brings us its connections.
+    Dedicated(LocalWorkload),
 }
 
 /// Where and as whom we run.
@@ -272,6 +286,7 @@ impl Config {
         let file = MeshFile::read(&mut read);
         let in_kubernetes = read.some_text("KUBERNETES_SERVICE_HOST").is_some();
         let control_plane = Self::default_control_plane(&file, in_kubernetes);
+        let mode = read_mode(&mut read);
         let config = Self {
             node: read_node(&mut read, &file),
             xds: Remote::read(&mut read, "XDS", &control_plane, in_kubernetes),
@@ -279,9 +294,11 @@ impl Config {
             local_state: read_local_state(&mut read),
             ca: read_ca(&mut read, &control_plane, in_kubernetes),
             secret_ttl: read.duration_or("SECRET_TTL", DEFAULT_SECRET_TTL),
-            inpod: read_inpod(&mut read, in_kubernetes),
+            inpod: read_inpod(&mut read, &mode, in_kubernetes),
+            mode,
             listen: read_listen(&mut read, &file),
             proxy_enabled: read.flag("ENABLE_PROXY", true),
+            socks5: read.flag("UNSTABLE_ENABLE_SOCKS5", false),
             dns: read_dns(&mut read, &file),
             http2: read_http2(&mut read),
             keepalive: read_keepalive(&mut read),
@@ -334,12 +351,6 @@ impl Config {
                 "XDS_ON_DEMAND",
                 "cannot be used with the DNS proxy, which must know every name",
             );
-        }
-        if read.text("PROXY_MODE").is_some_and(|mode| mode != "shared") {
-            read.reject("PROXY_MODE", "only shared (one tunnel per node) is built");
-        }
-        if read.flag("UNSTABLE_ENABLE_SOCKS5", false) {
-            read.reject("UNSTABLE_ENABLE_SOCKS5", "SOCKS5 is not built");
         }
     }
 }
@@ -426,7 +437,48 @@ impl InPod {
     }
 }
 
-fn read_inpod(read: &mut Reader<'_>, in_kubernetes: bool) -> InPod {
+fn read_mode(read: &mut Reader<'_>) -> Mode {
+    const OF: &str = "PROXY_WORKLOAD_INFO";
+    match read.some_text("PROXY_MODE").as_deref() {
+        None | Some("shared") => Mode::Shared,
+        Some("dedicated") => match read.some_text(OF).as_deref().and_then(workload_of) {
+            Some(workload) => Mode::Dedicated(workload),
+            None => {
+                read.reject(
+                    OF,
+                    "namespace/name/serviceaccount expected, for dedicated mode",
+                );
+                Mode::Shared
+            }
+        },
+        Some(_) => {
+            read.reject("PROXY_MODE", "shared or dedicated expected");
+            Mode::Shared
+        }
+    }
+}
+
+fn workload_of(text: &str) -> Option<LocalWorkload> {
+    let parts: Vec<&str> = text.split('/').collect();
+    let [namespace, name, service_account] = parts[..] else {
+        return None;
+    };
+    let whole = [namespace, name, service_account]
+        .iter()
+        .all(|it| !it.is_empty());
+    whole.then(|| LocalWorkload {
+        name: name.into(),
+        namespace: namespace.into(),
+        service_account: service_account.into(),
+    })
+}
+
+fn read_inpod(read: &mut Reader<'_>, mode: &Mode, in_kubernetes: bool) -> InPod {
+    // Redirection in a node's pods lets the mark pass; that of a single workload, the user that we run as.
+    let default_mark = match mode {
+        Mode::Shared => DEFAULT_MARK,
+        Mode::Dedicated(_) => 0,
+    };
     let original_source = match read.optional_flag("ENABLE_ORIG_SRC") {
         None => OriginalSource::BestEffort,
         Some(true) => OriginalSource::Required,
@@ -438,7 +490,7 @@ fn read_inpod(read: &mut Reader<'_>, in_kubernetes: bool) -> InPod {
             .into(),
         port_reuse: read.flag("INPOD_PORT_REUSE", true),
         await_successor: read.flag("LEYLINE_AWAIT_SUCCESSOR", in_kubernetes),
-        mark: Some(read.parse_or("PACKET_MARK", DEFAULT_MARK)).filter(|mark| *mark != 0),
+        mark: Some(read.parse_or("PACKET_MARK", default_mark)).filter(|mark| *mark != 0),
         original_source,
         ipv6: read.flag("IPV6_ENABLED", true),
     }

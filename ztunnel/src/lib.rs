@@ -27,6 +27,7 @@ mod run;
 mod runtime;
 #[cfg(test)]
 mod sizes;
+mod socks5;
 mod yaml;
 
 pub use config::Config;

@@ -35,7 +35,7 @@ const DRAWS: usize = 16;
 const RETRY_WITHIN: Duration = Duration::from_secs(5);
 
 /// One connection of the pod.
-struct Outbound {
+pub(crate) struct Outbound {
     pod: Arc<Pod>,
     client: SocketAddr,
     original: SocketAddr,
@@ -49,6 +49,9 @@ struct Routed {
     address: SocketAddr,
 }
 
+/// A connection that stands: how it is told, and its other end.
+pub(crate) type Established = (Flow, Onward);
+
 /// Serves one accepted connection to its end.
 pub(crate) async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
     let _open = pod.node.metrics.socket(Direction::Outbound);
@@ -60,12 +63,7 @@ pub(crate) async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
         // The client is gone already.
         Err(error) => return tracing::debug!(%client, %error, "outbound connection"),
     };
-    let outbound = Outbound {
-        pod,
-        client,
-        original,
-        accepted: Instant::now(),
-    };
+    let outbound = Outbound::new(pod, client, original);
     let _room = match outbound.pod.enter() {
         Ok(room) => room,
         Err(error) => {
@@ -76,13 +74,24 @@ pub(crate) async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
     };
     // Boxed: the decision and the dial need far more room than an idle connection.
     match Box::pin(outbound.establish()).await {
-        Some((flow, Onward::Out(connected))) => {
+        Ok((flow, Onward::Out(connected))) => {
             let (endpoint, _inner) = connected.into_parts();
             flow.carry(stream, endpoint).await;
         }
         // Boxed: it is the larger of the two, and the rarer where nodes are many.
-        Some((flow, Onward::Within(within))) => Box::pin(carry_within(flow, stream, *within)).await,
-        None => reset::reset(stream),
+        Ok((flow, Onward::Within(within))) => Box::pin(carry_within(flow, stream, *within)).await,
+        Err(_) => reset::reset(stream),
+    }
+}
+
+/// Carries a connection that stands to its end.
+pub(crate) async fn carry(stream: TcpStream, (flow, onward): Established) {
+    match onward {
+        Onward::Out(connected) => {
+            let (endpoint, _inner) = connected.into_parts();
+            flow.carry(stream, endpoint).await;
+        }
+        Onward::Within(within) => carry_within(flow, stream, *within).await,
     }
 }
 
@@ -97,23 +106,34 @@ async fn carry_within(flow: Flow, client: TcpStream, within: Within) {
 }
 
 impl Outbound {
-    /// Decides and dials; tells the failure where there is one.
-    async fn establish(&self) -> Option<(Flow, Onward)> {
+    /// Accepted now, from `client` of the pod, to `original`.
+    pub(crate) fn new(pod: Arc<Pod>, client: SocketAddr, original: SocketAddr) -> Self {
+        Self {
+            pod,
+            client,
+            original,
+            accepted: Instant::now(),
+        }
+    }
+
+    /// Decides and dials. A failure has been told when it is answered.
+    pub(crate) async fn establish(&self) -> Result<Established, EndReason> {
         let routed = match self.route(draw()).await {
             Ok(routed) => routed,
             Err(refusal) => {
                 self.early().refused(&self.pod.node.metrics, &refusal);
-                return None;
+                return Err(EndReason::Refused(refusal.reason));
             }
         };
         let trace = Traceparent::new(rand::random(), rand::random());
         let (routed, connected) = self.connect(routed, trace).await;
         let flow = self.open(&routed, connected.as_ref().ok(), trace);
         match connected {
-            Ok(connected) => Some((flow, connected)),
+            Ok(connected) => Ok((flow, connected)),
             Err(error) => {
-                flow.finish(error.end_reason(), Some(Chain(&error).to_string()));
-                None
+                let reason = error.end_reason();
+                flow.finish(reason, Some(Chain(&error).to_string()));
+                Err(reason)
             }
         }
     }

@@ -31,6 +31,7 @@ use crate::{
     identities::Held,
     inbound, inbound_plaintext, outbound,
     pod::{Node, Pod},
+    socks5,
 };
 use client::Client;
 pub(crate) use leave::Leaving;
@@ -70,6 +71,7 @@ struct Listeners {
     hbone: Option<Listener>,
     dns_tcp: Vec<Listener>,
     dns_udp: Vec<(UdpSocket, Port)>,
+    socks5: Vec<Listener>,
 }
 
 /// One of them, with what becomes of its port when we leave.
@@ -90,21 +92,34 @@ impl Listener {
 impl Listeners {
     /// Once this returns, everything new in the pod's namespace comes to us.
     fn open(sockets: &Factory, netns: &Netns, node: &Node) -> Result<Self, SocketError> {
-        let config = &node.config;
-        let alone = config.inpod.alone();
-        let join = |socket| match config.inpod.port_reuse {
+        let inpod = &node.config.inpod;
+        let (share, alone) = (inpod.port_reuse, inpod.alone());
+        Self::open_joined(sockets, node, |socket| match share {
             true => Listener {
                 port: Port::join(&socket, netns, alone),
                 socket,
             },
             false => Listener::unshared(socket),
-        };
+        })
+    }
+
+    /// `join`: what becomes of each port when we leave.
+    fn open_joined(
+        sockets: &Factory,
+        node: &Node,
+        join: impl Fn(TcpListener) -> Listener,
+    ) -> Result<Self, SocketError> {
+        let config = &node.config;
         let (dns_tcp, dns_udp) = match config.dns.enabled {
             true => (
                 sockets.listen_loopback(config.dns.port)?,
                 sockets.bind_udp_loopback(config.dns.port)?,
             ),
             false => (Vec::new(), Vec::new()),
+        };
+        let socks5 = match config.socks5 && config.proxy_enabled {
+            true => sockets.listen_loopback(socks5::PORT)?,
+            false => Vec::new(),
         };
         let listen = |port| match config.proxy_enabled {
             true => sockets.listen_any(port).map(Some),
@@ -116,18 +131,19 @@ impl Listeners {
             listen(HBONE_PORT)?,
         ];
         // What is new is drawn to us only once all are open: an Add that fails must not have taken anything.
-        let dns_tcp: Vec<Listener> = dns_tcp.into_iter().map(join).collect();
+        let dns_tcp: Vec<Listener> = dns_tcp.into_iter().map(&join).collect();
         let ports = dns_tcp.iter().map(|it| it.port.clone());
         let dns_udp: Vec<_> = dns_udp.into_iter().zip(ports).collect();
         for (socket, port) in &dns_udp {
             port.draw(socket);
         }
         Ok(Self {
-            outbound: outbound.map(join),
-            plaintext: plaintext.map(join),
-            hbone: hbone.map(join),
+            outbound: outbound.map(&join),
+            plaintext: plaintext.map(&join),
+            hbone: hbone.map(&join),
             dns_tcp,
             dns_udp,
+            socks5: socks5.into_iter().map(join).collect(),
         })
     }
 }
@@ -215,6 +231,7 @@ impl Running {
         if let Some(listener) = open.hbone {
             listeners.spawn(serve_hbone(pod.clone(), listener, drain.clone()));
         }
+        serve_socks5(&pod, open.socks5, &drain, &mut listeners);
         serve_dns(&pod, open.dns_tcp, open.dns_udp, &drain, &mut listeners);
         let mut watchers = JoinSet::new();
         watchers.spawn(authorize::watch(pod.clone(), trigger.watch()));
@@ -236,6 +253,7 @@ impl Running {
             hbone: Some(Listener::unshared(hbone)),
             dns_tcp: Vec::new(),
             dns_udp: Vec::new(),
+            socks5: Vec::new(),
         };
         Self::start(pod, listeners)
     }
@@ -277,6 +295,25 @@ fn serve_hbone(
     )
 }
 
+fn serve_socks5(
+    pod: &Arc<Pod>,
+    open: Vec<Listener>,
+    drain: &drain::Watch,
+    tasks: &mut JoinSet<()>,
+) {
+    let names = Arc::new(dns::PodNames::new(pod.clone()));
+    for Listener { socket, port } in open {
+        let (pod, names) = (pod.clone(), names.clone());
+        tasks.spawn(accept::serve_on(
+            socket,
+            port,
+            accept::Options::named("socks5"),
+            drain.clone(),
+            move |stream, peer| socks5::serve(pod.clone(), names.clone(), stream, peer),
+        ));
+    }
+}
+
 fn serve_dns(
     pod: &Arc<Pod>,
     tcp: Vec<Listener>,
@@ -291,6 +328,48 @@ fn serve_dns(
     }
     for (socket, port) in udp {
         tasks.spawn(server.clone().serve_udp(socket, port, drain.clone()));
+    }
+}
+
+/// The one workload of a tunnel of its own, in our own namespace.
+pub(crate) struct Dedicated(Running);
+
+impl Dedicated {
+    /// Opens its listeners, and serves.
+    ///
+    /// # Errors
+    /// One cannot be opened.
+    pub(crate) fn start(
+        node: &Arc<Node>,
+        workload: LocalWorkload,
+        sockets: Factory,
+    ) -> Result<Self, SocketError> {
+        let listeners = Listeners::open_joined(&sockets, node, Listener::unshared)?;
+        let uid = workload.name.as_ref().into();
+        let source = node.config.inpod.original_source;
+        let pod = Pod::new(node.clone(), uid, workload, sockets, source);
+        node.metrics.pods.started();
+        node.metrics.pods.set(1, 0);
+        Ok(Self(Running::start(pod, listeners)))
+    }
+
+    /// Serves until the drain starts.
+    pub(crate) async fn run(
+        self,
+        published: Arc<ArcSwap<Published>>,
+        mut drain: drain::Watch,
+    ) -> Leaving {
+        let pod = self.0.pod.clone();
+        let uid = pod.uid.clone();
+        published.store(Arc::new(Published {
+            up: vec![pod],
+            pending: Vec::new(),
+        }));
+        drain.started().await;
+        Leaving {
+            link: None,
+            pods: vec![(uid, self.0)],
+        }
     }
 }
 

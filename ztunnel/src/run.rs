@@ -29,14 +29,14 @@ use tokio::{
 };
 
 use crate::{
-    config::{Config, HBONE_PORT, LocalState, OriginalSource, Remote},
+    config::{Config, HBONE_PORT, LocalState, Mode, OriginalSource, Remote},
     dump,
     identities::Identities,
     local_state::{self, LocalStateError},
     metrics::Metrics,
     neighbours::Neighbours,
     pod::{Node, Pod},
-    pods::{Leaving, Published, Running, follow_agent},
+    pods::{Dedicated, Leaving, Published, Running, follow_agent},
 };
 
 /// A CA request is given up after this time.
@@ -212,9 +212,7 @@ impl Tunnel {
             tasks.spawn(node.certificates.clone().follow_root(path.to_owned()));
         }
         let own = own.map(|listener| serve_ourselves(&node, listener));
-        let gate = ready.gate("workload proxy manager");
-        let agent = follow_agent(node.clone(), gate, published.clone(), of_pods);
-        let agent = self.data.spawn(agent);
+        let agent = serve_pods(&node, &self.data, &ready, published.clone(), of_pods)?;
         let readiness = ready::serve(listeners.readiness, ready, of_services.clone());
         self.data.spawn(readiness);
         let stats = metrics::serve(listeners.stats, Arc::new(registry), of_services.clone());
@@ -300,6 +298,38 @@ impl Started {
     }
 }
 
+/// The pods that the agent names, or the one workload that we are for.
+fn serve_pods(
+    node: &Arc<Node>,
+    data: &Handle,
+    ready: &Ready,
+    published: Arc<ArcSwap<Published>>,
+    drain: drain::Watch,
+) -> Result<JoinHandle<Leaving>, RunError> {
+    match &node.config.mode {
+        Mode::Shared => {
+            let gate = ready.gate("workload proxy manager");
+            Ok(data.spawn(follow_agent(node.clone(), gate, published, drain)))
+        }
+        Mode::Dedicated(workload) => {
+            let sockets = Factory {
+                mark: node.config.inpod.mark,
+                ..own_sockets(&node.config)
+            };
+            let gates = ["proxy", "dns proxy"].map(|name| ready.gate(name));
+            let started = Dedicated::start(node, workload.clone(), sockets);
+            let started = started.map_err(|source| RunError::Listen {
+                name: "workload's",
+                source,
+            })?;
+            for gate in gates {
+                gate.open();
+            }
+            Ok(data.spawn(started.run(published, drain)))
+        }
+    }
+}
+
 fn count_bytes(published: &Published) {
     for pod in &published.up {
         for registry in [&pod.inbound, &pod.outbound] {
@@ -334,7 +364,7 @@ impl OwnListeners {
         let readiness = sockets.listen(config.listen.readiness);
         let readiness = readiness.map_err(named("readiness"))?;
         let hbone = match config.node.own_workload() {
-            Some(_) if config.proxy_enabled => {
+            Some(_) if config.proxy_enabled && config.mode == Mode::Shared => {
                 let opened = sockets.listen_any(HBONE_PORT);
                 Some(opened.map_err(named("own HBONE"))?)
             }
@@ -437,7 +467,10 @@ fn ca_client(
         cluster_id: config.node.cluster_id.to_string(),
         headers: remote.headers.clone(),
         lifetime: config.secret_ttl,
-        impersonation: Impersonation::Workloads,
+        impersonation: match config.mode {
+            Mode::Shared => Impersonation::Workloads,
+            Mode::Dedicated(_) => Impersonation::No,
+        },
         deadline: CA_DEADLINE,
     });
     let failed = |source| RunError::ControlPlane {

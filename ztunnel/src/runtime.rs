@@ -5,7 +5,10 @@ use std::process::ExitCode;
 use net::{log, netns::Netns, report::Chain, socket};
 use tokio::runtime;
 
-use crate::{config::Config, run};
+use crate::{
+    config::{Config, Mode},
+    run,
+};
 
 const USAGE: &str = "\
 usage: ztunnel [proxy|version|help]
@@ -82,8 +85,9 @@ fn proxy() -> ExitCode {
 
 /// Checks what a node tunnel must be permitted to do, so that it fails at start-up and not at the first pod.
 fn check_permissions(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
-    let here = Netns::current()?;
-    here.enter()?;
+    if config.mode == Mode::Shared {
+        Netns::current()?.enter()?;
+    }
     if let Some(mark) = config.inpod.mark {
         socket::check_mark(mark)?;
     }

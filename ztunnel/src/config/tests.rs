@@ -228,3 +228,36 @@ fn a_successor_is_expected_where_something_would_start_one() {
     let error = read(&[("LEYLINE_MAX_POD_CONNECTIONS", "0")]).expect_err("none at all");
     assert!(error.to_string().contains("at least 1"), "{error}");
 }
+
+#[test]
+fn a_tunnel_of_one_workload_knows_which_and_marks_nothing() {
+    let config = good(&[
+        ("PROXY_MODE", "dedicated"),
+        ("PROXY_WORKLOAD_INFO", "shop/web-1/web"),
+    ]);
+    let Mode::Dedicated(workload) = &config.mode else {
+        panic!("dedicated mode");
+    };
+    let told = (
+        &*workload.namespace,
+        &*workload.name,
+        &*workload.service_account,
+    );
+    assert_eq!(told, ("shop", "web-1", "web"));
+    assert_eq!(config.inpod.mark, None);
+    for (mode, of) in [
+        ("dedicated", ""),
+        ("dedicated", "shop/web-1"),
+        ("dedicated", "shop//web"),
+        ("alone", "shop/web-1/web"),
+    ] {
+        let settings = [("PROXY_MODE", mode), ("PROXY_WORKLOAD_INFO", of)];
+        assert!(read(&settings).is_err(), "{mode} {of}");
+    }
+}
+
+#[test]
+fn socks5_is_off_unless_it_is_asked_for() {
+    assert!(!good(&[]).socks5);
+    assert!(good(&[("UNSTABLE_ENABLE_SOCKS5", "true")]).socks5);
+}

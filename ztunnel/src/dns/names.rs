@@ -1,10 +1,11 @@
 //! What the mesh says about names to one pod.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use mesh::{
     dns::{Answer, RecordType, Records, Settings, answer, answer_exactly, knows},
     draw::Draw,
+    names::Str,
     outcome::Outcome,
     view::MeshView,
     workload::Workload,
@@ -16,7 +17,7 @@ use super::{
     message::Addresses,
     server::{Known, Names},
 };
-use crate::{metrics::DnsLabels, pod::Pod};
+use crate::{config::Mode, metrics::DnsLabels, pod::Pod};
 
 /// Answers for one pod, from its own point of view: never from that of a packet's source address.
 pub(crate) struct PodNames {
@@ -29,11 +30,23 @@ impl PodNames {
         let config = &pod.node.config;
         let settings = Settings {
             domain: config.node.cluster_domain.clone(),
-            search: Vec::new(),
+            search: search_domains(&pod),
             preferred_namespace: config.dns.preferred_service_namespace.clone(),
             ipv6: config.inpod.ipv6,
         };
         Self { pod, settings }
+    }
+
+    /// The addresses of a name of the mesh, of both families; `None` where it is none, or nobody knows the pod yet.
+    pub(crate) async fn addresses(&self, name: &str) -> Option<Vec<IpAddr>> {
+        let mut found = Vec::new();
+        for ipv6 in [false, true] {
+            match self.lookup(name, ipv6).await {
+                Known::Addresses(known) => found.extend(known.addresses),
+                Known::Nothing | Known::UnknownClient => return None,
+            }
+        }
+        Some(found)
     }
 
     fn client(&self) -> Option<Arc<Workload>> {
@@ -109,6 +122,17 @@ impl Names for PodNames {
     fn forwarded(&self, kind: &str, transport: Transport, took: Duration, answered: bool) {
         let labels = self.labels(kind, transport);
         self.pod.node.metrics.dns.forwarded(&labels, took, answered);
+    }
+}
+
+/// A tunnel of its own shares its workload's `resolv.conf`; otherwise the pod's record tells (node-tunnel 8).
+fn search_domains(pod: &Pod) -> Vec<Str> {
+    match pod.node.config.mode {
+        Mode::Shared => Vec::new(),
+        Mode::Dedicated(_) => {
+            let read = pod.node.upstreams.current();
+            read.search.iter().map(|it| it.as_str().into()).collect()
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod burst;
 mod certificates;
+mod dedicated;
 mod handover;
 mod hostile;
 mod lifecycle;
@@ -10,6 +11,7 @@ mod names;
 mod policy;
 mod rig;
 mod routes;
+mod socks5;
 mod start;
 mod telemetry;
 mod traffic;

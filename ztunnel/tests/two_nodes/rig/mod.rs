@@ -133,6 +133,12 @@ impl Rig {
         }
     }
 
+    /// Ends node `a`'s tunnel at once, as a crash would.
+    pub(crate) async fn without_node_a(mut self) -> Self {
+        self.node_a.crash().await;
+        self
+    }
+
     /// The application of pod `b`.
     pub(crate) fn listen(&self) -> TcpListener {
         listen(&self.b, SocketAddr::new(self.b.v4, APP_PORT))

@@ -26,7 +26,7 @@ pub(crate) struct Node {
     pub(crate) agent: Agent,
     stop: Option<oneshot::Sender<()>>,
     tunnel: JoinHandle<()>,
-    _process: Process,
+    process: Process,
 }
 
 /// The agent's end of ZDS.
@@ -126,7 +126,7 @@ impl Begun {
             agent,
             stop: Some(self.stop),
             tunnel: self.tunnel,
-            _process: self.process,
+            process: self.process,
         }
     }
 }
@@ -147,6 +147,15 @@ impl Node {
     pub(crate) async fn stop(mut self) {
         self.begin_stop();
         soon(&mut self.tunnel).await.expect("the tunnel ends");
+    }
+
+    /// Ends the tunnel with all that it holds; when this returns, nothing of it is left.
+    pub(crate) async fn crash(&mut self) {
+        if let Some(runtime) = self.process.0.take() {
+            let ended =
+                tokio::task::spawn_blocking(move || runtime.shutdown_timeout(super::DEADLINE));
+            ended.await.expect("it ends");
+        }
     }
 
     /// Begins the drain.
