@@ -132,7 +132,7 @@ fn dns_settings_that_make_no_sense_are_those_of_any_pod() {
         name: "any".to_owned(),
         config: Some(prost_types::Any {
             type_url: proto::POD_DNS_TYPE_URL.to_owned(),
-            value: vec![0xff].into(),
+            value: vec![0xff],
         }),
     };
     let sent = wire::Workload {

@@ -156,7 +156,7 @@ pub fn pod_dns_extension(dns: &PodDns) -> wire::Extension {
         name: "leyline.dev/pod-dns".to_owned(),
         config: Some(prost_types::Any {
             type_url: proto::POD_DNS_TYPE_URL.to_owned(),
-            value: told.encode_to_vec().into(),
+            value: told.encode_to_vec(),
         }),
     }
 }
