@@ -13,7 +13,12 @@ use crate::{
 
 async fn rig() -> Option<Rig> {
     let ca = TestCa::new("cluster.local", &Policy::default());
-    rig_with(ca, &[("UNSTABLE_ENABLE_SOCKS5", "true")]).await
+    let settings = [
+        ("UNSTABLE_ENABLE_SOCKS5", "true"),
+        // Nobody outside is asked.
+        ("LEYLINE_RESOLV_CONF", "/dev/null"),
+    ];
+    rig_with(ca, &settings).await
 }
 
 /// A request for a name from pod `a`, and the code with which it is answered.
