@@ -53,7 +53,7 @@ istiod-clusterrole-istio-system | networking.istio.io/envoyfilters/status | get 
 istiod-clusterrole-istio-system | telemetry.istio.io/telemetries/status | get patch | conditions
 istiod-clusterrole-istio-system | extensions.istio.io/wasmplugins/status | get patch | conditions
 istiod-clusterrole-istio-system | /configmaps | create | the root certificate in each namespace; has no name yet
-istiod-clusterrole-istio-system | /configmaps:istio-ca-root-cert | get list watch patch | the root certificate in each namespace
+istiod-clusterrole-istio-system | /configmaps:istio-ca-root-cert,istio-ca-crl | get list watch patch | the root certificate, and what is revoked, in each namespace
 istiod-clusterrole-istio-system | admissionregistration.k8s.io/validatingwebhookconfigurations | get list watch | ours
 istiod-clusterrole-istio-system | admissionregistration.k8s.io/mutatingwebhookconfigurations | get list watch | revisions' tags
 istiod-clusterrole-istio-system | admissionregistration.k8s.io/validatingwebhookconfigurations:istio-validator-istio-system,istiod-default-validator | patch | caBundle, failurePolicy
