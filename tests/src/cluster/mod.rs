@@ -395,6 +395,9 @@ impl Cluster {
         let addresses = self.settings.node_addresses(index);
         let networks = self.settings.pod_networks(index);
         self.on_network(HOLDER, || {
+            // A node that lost power leaves its link until the kernel has taken its namespace down, which has no deadline;
+            // the first time there is none to delete.
+            let _ = ip(&format!("link delete {node}\n"));
             let mut lines = format!(
                 "link add {node} type veth peer name eth0 netns {pid}\nlink set {node} master nodes up\n"
             );
