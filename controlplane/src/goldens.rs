@@ -305,6 +305,10 @@ fn render_workload(found: &wire::Workload) -> Map<String, Value> {
     if let Some(capacity) = found.capacity {
         shown.insert("capacity".into(), json!(capacity));
     }
+    let checked = mesh::workload::Workload::try_from(found.clone());
+    if let Some(dns) = checked.ok().and_then(|it| it.dns) {
+        shown.insert("dns".into(), json!(dns));
+    }
     shown
 }
 
