@@ -102,12 +102,8 @@ impl Way {
         }
     }
 
-    fn is_good(&self) -> bool {
-        self.since.elapsed() < GOOD_FOR
-    }
-
     fn neighbour(&mut self) -> Option<Neighbour> {
-        let good = self.is_good();
+        let good = self.since.elapsed() < GOOD_FOR;
         let witness = self.stands.as_mut()?;
         if !(good && witness.client.is_usable()) {
             return None;

@@ -74,12 +74,7 @@ pub(crate) async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
     };
     // Boxed: the decision and the dial need far more room than an idle connection.
     match Box::pin(outbound.establish()).await {
-        Ok((flow, Onward::Out(connected))) => {
-            let (endpoint, _inner) = connected.into_parts();
-            flow.carry(stream, endpoint).await;
-        }
-        // Boxed: it is the larger of the two, and the rarer where nodes are many.
-        Ok((flow, Onward::Within(within))) => Box::pin(carry_within(flow, stream, *within)).await,
+        Ok(established) => carry(stream, established).await,
         Err(_) => reset::reset(stream),
     }
 }
@@ -91,7 +86,8 @@ pub(crate) async fn carry(stream: TcpStream, (flow, onward): Established) {
             let (endpoint, _inner) = connected.into_parts();
             flow.carry(stream, endpoint).await;
         }
-        Onward::Within(within) => carry_within(flow, stream, *within).await,
+        // Boxed: it is the larger of the two, and the rarer where nodes are many.
+        Onward::Within(within) => Box::pin(carry_within(flow, stream, *within)).await,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The handshake itself, on buffers of our own: what is left in them afterwards goes on to the connection's records.
 
-use std::{io, sync::Arc};
+use std::{io, ops::Deref, sync::Arc};
 
 use bytes::{Buf, BytesMut};
 use rustls::{
@@ -10,10 +10,10 @@ use rustls::{
     server::{ServerConnectionData, UnbufferedServerConnection},
     unbuffered::{
         ConnectionState, EncodeError, EncodeTlsData, InsufficientSizeError, ReadTraffic,
-        UnbufferedStatus,
+        UnbufferedConnectionCommon, UnbufferedStatus,
     },
 };
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{
@@ -29,15 +29,13 @@ const READ: usize = 4 * 1024;
 const MAX_FLIGHT: usize = 128 * 1024;
 
 /// One end of a handshake.
-trait Side {
+trait Side: Deref<Target = UnbufferedConnectionCommon<Self::Data>> {
     type Data: Send + Sync + 'static;
 
     fn process<'c, 'i>(
         &'c mut self,
         incoming: &'i mut [u8],
     ) -> UnbufferedStatus<'c, 'i, Self::Data>;
-
-    fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]>;
 
     fn into_keys(self) -> Result<(ExtractedSecrets, KernelConnection<Self::Data>), Error>;
 }
@@ -50,10 +48,6 @@ impl Side for UnbufferedServerConnection {
         incoming: &'i mut [u8],
     ) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(incoming)
-    }
-
-    fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
-        (**self).peer_certificates()
     }
 
     fn into_keys(self) -> Result<(ExtractedSecrets, KernelConnection<Self::Data>), Error> {
@@ -69,10 +63,6 @@ impl Side for UnbufferedClientConnection {
         incoming: &'i mut [u8],
     ) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(incoming)
-    }
-
-    fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
-        (**self).peer_certificates()
     }
 
     fn into_keys(self) -> Result<(ExtractedSecrets, KernelConnection<Self::Data>), Error> {
