@@ -124,10 +124,8 @@ fn refuses_the_intruder(scene: &Scene) -> Result<()> {
 /// A policy reaches connections that are open: whom it denies is cut, and who may stays is not. Where the peer serves, one
 /// that selects workloads does not: it looks at open connections when the policy arrives, before the workload names it.
 fn policy_reaches_open_connections(scene: &Scene) -> Result<()> {
-    let live = ["ping", SERVICE, "--rate", "20", "--count", "200"];
-    let live = [&[scene.load.as_str()], &live[..]].concat();
-    let allowed = scene.mesh.spawn("shop/client", &live)?;
-    let denied = scene.mesh.spawn("shop/intruder", &live)?;
+    let allowed = scene.hold("shop/client", "200")?;
+    let denied = scene.hold("shop/intruder", "200")?;
     scene.access_open(INTRUDER)?;
     refuses_the_intruder(scene)?;
     let cut = denied.finish();

@@ -10,16 +10,7 @@ use crate::scene::{DENY_INTRUDER, SERVICE, Scene, Shop};
 #[test]
 fn a_control_plane_that_dies_is_not_missed_and_catches_up() -> Result<()> {
     let scene = Scene::start(Shop::InMesh, DENY_INTRUDER)?;
-    let held = [
-        &scene.load,
-        "ping",
-        SERVICE,
-        "--rate",
-        "20",
-        "--count",
-        "100",
-    ];
-    let held = scene.mesh.spawn("shop/client", &held)?;
+    let held = scene.hold("shop/client", "100")?;
     scene.mesh.stop("controlplane")?;
     scene.ping("shop/client", SERVICE)?;
     scene.refused("shop/intruder", SERVICE)?;
@@ -38,18 +29,7 @@ fn a_control_plane_that_dies_is_not_missed_and_catches_up() -> Result<()> {
 #[test]
 fn an_agent_that_dies_disturbs_nothing_and_goes_on() -> Result<()> {
     let scene = Scene::start(Shop::InMesh, "")?;
-    let held = scene.mesh.spawn(
-        "shop/client",
-        &[
-            &scene.load,
-            "ping",
-            SERVICE,
-            "--rate",
-            "20",
-            "--count",
-            "100",
-        ],
-    )?;
+    let held = scene.hold("shop/client", "100")?;
     let new = [
         "connect",
         SERVICE,

@@ -47,17 +47,8 @@ fn an_allowed_identity_connects_and_another_is_refused_by_name() -> Result<()> {
 #[test]
 fn a_policy_that_lands_cuts_open_connections_it_refuses_and_no_other() -> Result<()> {
     let scene = Scene::start(Shop::InMesh, "")?;
-    let hold = [
-        &scene.load,
-        "ping",
-        SERVICE,
-        "--rate",
-        "20",
-        "--count",
-        "200",
-    ];
-    let intruder = scene.mesh.spawn("shop/intruder", &hold)?;
-    let client = scene.mesh.spawn("shop/client", &hold)?;
+    let intruder = scene.hold("shop/intruder", "200")?;
+    let client = scene.hold("shop/client", "200")?;
     scene.access_open(INTRUDER)?;
     scene.mesh.write("policy.yaml", ONLY_CLIENT)?;
     let cut = intruder.finish();
@@ -72,18 +63,7 @@ fn a_policy_that_lands_cuts_open_connections_it_refuses_and_no_other() -> Result
 fn a_label_that_brings_a_workload_under_a_policy_cuts_its_open_connections() -> Result<()> {
     let policy = ONLY_CLIENT.replace("app: server", "tier: guarded");
     let scene = Scene::start(Shop::InMesh, &policy)?;
-    let intruder = scene.mesh.spawn(
-        "shop/intruder",
-        &[
-            &scene.load,
-            "ping",
-            SERVICE,
-            "--rate",
-            "20",
-            "--count",
-            "200",
-        ],
-    )?;
+    let intruder = scene.hold("shop/intruder", "200")?;
     scene.access_open(INTRUDER)?;
     scene.mesh.label("shop/server", "tier=guarded")?;
     ensure!(intruder.finish().is_err(), "the connection lived on");

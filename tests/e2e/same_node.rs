@@ -47,18 +47,6 @@ fn met_within(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-fn long_ping(scene: &Scene) -> [&str; 7] {
-    [
-        &scene.load,
-        "ping",
-        SERVICE,
-        "--rate",
-        "20",
-        "--count",
-        "400",
-    ]
-}
-
 #[test]
 fn neighbours_meet_within_the_node_and_others_in_tunnels() -> Result<()> {
     let scene = scene()?;
@@ -76,7 +64,7 @@ fn neighbours_meet_within_the_node_and_others_in_tunnels() -> Result<()> {
 #[test]
 fn a_policy_refuses_and_cuts_a_neighbour_by_name() -> Result<()> {
     let scene = scene()?;
-    let held = scene.mesh.spawn("shop/near", &long_ping(&scene))?;
+    let held = scene.hold("shop/near", "400")?;
     scene.mesh.write("policy.yaml", NOT_NEAR)?;
     let cut = held.finish();
     ensure!(cut.is_err(), "the neighbour's connection lived on: {cut:?}");

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use rig::{
-    Mesh, Options,
+    Mesh, Options, Running,
     yaml::{idle_pod, pod, service},
 };
 use serde_json::Value;
@@ -90,6 +90,13 @@ impl Scene {
     pub(crate) fn ping(&self, pod: &str, address: &str) -> Result<Value> {
         self.mesh
             .json(pod, &[&self.load, "ping", address, "--count", "3"])
+    }
+
+    /// One connection to the server that exchanges bytes 20 times a second, `count` times; an error when it is cut.
+    pub(crate) fn hold(&self, pod: &str, count: &str) -> Result<Running> {
+        let line = ["ping", SERVICE, "--rate", "20", "--count", count];
+        self.mesh
+            .spawn(pod, &[&[self.load.as_str()], &line[..]].concat())
     }
 
     /// An error if the pod reaches the address.

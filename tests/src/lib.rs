@@ -3,6 +3,7 @@
 //! Each [`Mesh`] has its own folder, name and namespaces, and ends with its value, also when a test panics.
 
 pub mod cluster;
+pub mod figures;
 pub mod process;
 pub mod yaml;
 

@@ -207,6 +207,14 @@ async fn a_tcp_route_leads_elsewhere_and_one_to_nowhere_is_closed() {
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
 }
 
+/// A stream that is open, and whose server has answered.
+async fn echoing(rig: &Rig, authority: &str) -> net::hbone::Stream {
+    let mut open = rig.connect(authority).await.unwrap().stream;
+    open.write_all(b"a").await.unwrap();
+    assert_eq!(soon(open.read_u8()).await.unwrap(), b'a');
+    open
+}
+
 #[tokio::test]
 async fn a_drain_lets_open_streams_end_and_serves_who_has_not_heard_of_it() {
     let mut rig = Rig::new();
@@ -214,9 +222,7 @@ async fn a_drain_lets_open_streams_end_and_serves_who_has_not_heard_of_it() {
     rig.hbone_endpoint("web-1", |request| echo("", request))
         .await;
     let authority = format!("{VIP}:80");
-    let mut open = rig.connect(&authority).await.unwrap().stream;
-    open.write_all(b"a").await.unwrap();
-    assert_eq!(soon(open.read_u8()).await.unwrap(), b'a');
+    let mut open = echoing(&rig, &authority).await;
     let running = rig.running.take().expect("it runs");
     let mut draining = running.draining();
     let drain = tokio::spawn(running.drain());
@@ -274,9 +280,7 @@ async fn a_policy_refuses_and_cuts_what_it_had_allowed() {
     rig.hbone_endpoint("web-1", |request| echo("", request))
         .await;
     let authority = format!("{VIP}:80");
-    let mut open = rig.connect(&authority).await.unwrap().stream;
-    open.write_all(b"a").await.unwrap();
-    assert_eq!(soon(open.read_u8()).await.unwrap(), b'a');
+    let mut open = echoing(&rig, &authority).await;
     rig.tell(vec![deny_all()]);
     let error = soon(open.read_u8()).await.unwrap_err();
     assert_eq!(
@@ -334,9 +338,7 @@ async fn a_revoked_client_is_refused_and_its_open_tunnel_cut() {
     rig.hbone_endpoint("web-1", |request| echo("", request))
         .await;
     let authority = format!("{VIP}:80");
-    let mut open = rig.connect(&authority).await.unwrap().stream;
-    open.write_all(b"a").await.unwrap();
-    assert_eq!(soon(open.read_u8()).await.unwrap(), b'a');
+    let mut open = echoing(&rig, &authority).await;
     let client = rig.ca.identity("shop", "client");
     let revoked = rig.certificate(&client);
     let pem = BASE64_STANDARD.decode(&revoked.chain()[0].pem).unwrap();

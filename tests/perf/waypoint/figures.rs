@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use rig::figures::{ratios, spread};
+
 struct Row {
     figure: String,
     unit: &'static str,
@@ -43,8 +45,7 @@ impl Table {
             "| figure | unit | leyline | envoy | leyline / envoy |\n|---|---|---|---|---|\n",
         );
         for row in &self.0 {
-            let pairs = row.ours.iter().zip(&row.envoys);
-            let ratios: Vec<f64> = pairs.map(|(ours, envoys)| ours / envoys).collect();
+            let ratios = ratios(&row.ours, &row.envoys);
             let cells = [&row.ours, &row.envoys, &ratios].map(|samples| spread(samples));
             // Writing to a String cannot fail.
             let _ = writeln!(
@@ -56,26 +57,5 @@ impl Table {
             );
         }
         text
-    }
-}
-
-/// `median (lowest to highest)`, or a dash.
-fn spread(samples: &[f64]) -> String {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match (sorted.first(), sorted.get(sorted.len() / 2), sorted.last()) {
-        (Some(low), Some(middle), Some(high)) if sorted.len() > 1 => {
-            format!("{} ({} to {})", short(*middle), short(*low), short(*high))
-        }
-        (Some(only), ..) => short(*only),
-        _ => "-".to_owned(),
-    }
-}
-
-fn short(value: f64) -> String {
-    match value.abs() {
-        size if size >= 100.0 => format!("{value:.0}"),
-        size if size >= 10.0 => format!("{value:.1}"),
-        _ => format!("{value:.2}"),
     }
 }
