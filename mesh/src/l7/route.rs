@@ -22,7 +22,7 @@ pub struct Route {
 }
 
 /// The front end that a route is attached to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Attachment {
     /// The service.
     pub service: NamespacedHostname,

@@ -2,8 +2,8 @@
 //! decisions ask and the compiled routes.
 //!
 //! A clone is cheap and shares everything; [`View::apply`] copies only the shards that it touches and compiles only
-//! the routes of services that a change touches, so a waypoint keeps one copy to change and publishes a clone after
-//! each xDS response.
+//! the routes that a change touches, so a waypoint keeps one copy to change and publishes a clone after each xDS
+//! response.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +19,7 @@ use super::{
     request_authentication::RequestAuthentication,
     route::Route,
     served::{ServedService, ServedWorkload, WorkloadLabels},
-    table::ServiceRoutes,
+    table::{self, Move, ServiceRoutes},
     telemetry::Telemetry,
 };
 use crate::{
@@ -119,7 +119,6 @@ pub struct View {
     workloads: Sharded<WorkloadUid, ()>,
     labels: Sharded<WorkloadUid, Arc<BTreeMap<Str, Str>>>,
     routes: Sharded<ObjectRef, Arc<Route>>,
-    routes_of: Sharded<NamespacedHostname, BTreeSet<ObjectRef>>,
     compiled: Sharded<NamespacedHostname, Arc<ServiceRoutes>>,
     backends: Sharded<NamespacedHostname, Arc<BackendPolicy>>,
     policies: Attached<RequestPolicy>,
@@ -260,22 +259,27 @@ impl View {
     /// Applies one response, and tells what it changed.
     ///
     /// Cost: in proportion to what changes, plus about a hundred entries per index that is touched where the view is
-    /// shared, plus the compilation of the routes of each service whose routes changed.
+    /// shared. Many routes of a service at once, and changes of where routes take effect, compile all of that service.
     pub fn apply(&mut self, update: Update) -> Changes {
-        let mut changes = Changes::default();
+        let (mut changes, mut moves) = (Changes::default(), Moves::new());
         for resource in update.upserts {
-            self.upsert(resource, &mut changes);
+            self.upsert(resource, &mut changes, &mut moves);
         }
         for name in update.removals {
-            self.remove(&name, &mut changes);
+            self.remove(&name, &mut changes, &mut moves);
         }
-        for service in &changes.routed {
-            self.compile(service);
+        for (service, moves) in moves {
+            self.compiled.update(service.clone(), |routes| {
+                let routes = Arc::make_mut(routes);
+                routes.apply(&service, &moves);
+                !routes.is_empty()
+            });
+            changes.routed.insert(service);
         }
         changes
     }
 
-    fn upsert(&mut self, resource: Resource, changes: &mut Changes) {
+    fn upsert(&mut self, resource: Resource, changes: &mut Changes, moves: &mut Moves) {
         match resource {
             Resource::Config(it) => {
                 changes.config |= self.config.as_deref() != Some(&it);
@@ -294,7 +298,7 @@ impl View {
                     .labels
                     .extend(put(&mut self.labels, it.uid, it.labels));
             }
-            Resource::Route(it) => self.put_route(it, changes),
+            Resource::Route(it) => self.put_route(it, moves),
             Resource::Backend(it) => {
                 let key = it.service.clone();
                 changes.backends.extend(put(&mut self.backends, key, *it));
@@ -307,7 +311,7 @@ impl View {
         }
     }
 
-    fn remove(&mut self, name: &str, changes: &mut Changes) {
+    fn remove(&mut self, name: &str, changes: &mut Changes, moves: &mut Moves) {
         let Some((kind, key)) = name.split_once('/') else {
             return;
         };
@@ -321,7 +325,7 @@ impl View {
                 .workloads
                 .extend(take(&mut self.workloads, Some(uid()))),
             "labels" => changes.labels.extend(take(&mut self.labels, Some(uid()))),
-            "route" => self.take_route(key, changes),
+            "route" => self.take_route(key, moves),
             "backend" => changes
                 .backends
                 .extend(take(&mut self.backends, key.parse().ok())),
@@ -336,47 +340,34 @@ impl View {
         }
     }
 
-    fn put_route(&mut self, route: Route, changes: &mut Changes) {
+    fn put_route(&mut self, route: Route, moves: &mut Moves) {
         let (key, new) = (route.key.clone(), Arc::new(route));
         let old = self.routes.insert(key, Arc::clone(&new));
         if old.as_ref() != Some(&new) {
-            self.move_route(old.as_deref(), Some(&new), changes);
+            move_route(old.as_ref(), Some(&new), moves);
         }
     }
 
-    fn take_route(&mut self, key: &str, changes: &mut Changes) {
+    fn take_route(&mut self, key: &str, moves: &mut Moves) {
         let key: Option<ObjectRef> = key.parse().ok();
         if let Some(old) = key.and_then(|key| self.routes.remove(&key)) {
-            self.move_route(Some(&old), None, changes);
+            move_route(Some(&old), None, moves);
         }
     }
+}
 
-    fn move_route(&mut self, old: Option<&Route>, new: Option<&Route>, changes: &mut Changes) {
-        for (route, there) in [(old, false), (new, true)] {
-            for attachment in route.into_iter().flat_map(|it| &it.attachments) {
-                let key = route.map(|it| it.key.clone());
-                self.routes_of.update(attachment.service.clone(), |keys| {
-                    match key {
-                        Some(key) if there => keys.insert(key),
-                        Some(key) => keys.remove(&key),
-                        None => false,
-                    };
-                    !keys.is_empty()
-                });
-                changes.routed.insert(attachment.service.clone());
-            }
-        }
-    }
+/// What becomes of the routes of each service.
+type Moves = BTreeMap<NamespacedHostname, Vec<Move>>;
 
-    fn compile(&mut self, service: &NamespacedHostname) {
-        let keys = self.routes_of.get(service).into_iter().flatten();
-        let routes: Vec<_> = keys.filter_map(|key| self.routes.get(key)).collect();
-        if routes.is_empty() {
-            self.compiled.remove(service);
-            return;
-        }
-        let compiled = ServiceRoutes::new(service, &routes);
-        self.compiled.insert(service.clone(), Arc::new(compiled));
+fn move_route(old: Option<&Arc<Route>>, new: Option<&Arc<Route>>, moves: &mut Moves) {
+    let attachments = old.into_iter().chain(new).flat_map(|it| &it.attachments);
+    let services: BTreeSet<_> = attachments.map(|it| &it.service).collect();
+    for service in services {
+        let attached = |it: &&Arc<Route>| table::own(it, service).next().is_some();
+        moves.entry(service.clone()).or_default().push(Move {
+            old: old.filter(attached).cloned(),
+            new: new.filter(attached).cloned(),
+        });
     }
 }
 

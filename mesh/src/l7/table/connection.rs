@@ -15,7 +15,7 @@ fn sort(routes: &mut [Arc<Route>]) {
     routes.sort_by(|a, b| (a.created, &a.key).cmp(&(b.created, &b.key)));
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct TlsTable {
     routes: Vec<Arc<Route>>,
     /// Whether the first rule that fits wins (VirtualService), and not the one with the most specific name.
@@ -83,7 +83,7 @@ fn sni_fit(pattern: &str, name: &str) -> Option<usize> {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct TcpTable {
     routes: Vec<Arc<Route>>,
 }

@@ -1,7 +1,13 @@
 //! Finds the first entry that holds without looking at all: by exact path, by the prefixes of a path, and within a
 //! crowd of equal paths by host or by one header. A lookup allocates nothing but for a repeated header.
+//!
+//! A copy shares its buckets; one route that comes, goes or changes makes anew the buckets that it is in.
 
-use std::{borrow::Cow, collections::HashMap, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use http::HeaderName;
 
@@ -12,46 +18,36 @@ use super::{
         route::{HttpMatch, PathMatch, Route, TextMatch},
     },
     Selected,
-    rank::{Entry, conditions, ordered},
+    rank::{Entry, Ranking, entries},
+    sorted::Sorted,
 };
 use crate::names::Str;
 
 /// From so many entries on a bucket is split.
 const CROWD: usize = 16;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct HttpTable {
-    routes: Vec<Arc<Route>>,
-    /// In the order in which they are tried; buckets hold positions in it.
-    entries: Vec<Entry>,
-    exact: HashMap<Str, Bucket>,
-    /// In the order of their texts.
-    prefixes: Vec<Prefix>,
+    exact: Sorted<Str, Arc<Bucket>>,
+    prefixes: Sorted<Str, Arc<Bucket>>,
     /// Entries whose path is not indexed.
-    rest: Bucket,
-    asks_claims: bool,
+    rest: Arc<Bucket>,
+    /// How many entries look at claims.
+    asking: usize,
 }
 
-/// A prefix of paths, and its longest proper prefix among the others.
-#[derive(Debug)]
-struct Prefix {
-    text: Str,
-    parent: Option<usize>,
-    bucket: Bucket,
-}
-
-/// Positions of entries, rising.
+/// Entries of one place, rising.
 #[derive(Debug, Default)]
 struct Bucket {
-    plain: Vec<usize>,
-    split: Option<Split>,
+    plain: Box<[Entry]>,
+    split: Option<Box<Split>>,
 }
 
 /// Entries that ask for exactly one value of the same thing.
 #[derive(Debug)]
 struct Split {
     by: By,
-    values: HashMap<Vec<u8>, Vec<usize>>,
+    values: HashMap<Vec<u8>, Vec<Entry>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -61,6 +57,7 @@ enum By {
 }
 
 /// Where an entry is found.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
     Exact(Str),
     Prefix(Str),
@@ -90,131 +87,161 @@ fn place(conditions: Option<&HttpMatch>) -> Place {
 }
 
 impl HttpTable {
-    pub(super) fn new(mut routes: Vec<Arc<Route>>) -> Self {
-        let entries = ordered(&mut routes);
-        let mut exact: HashMap<Str, Vec<usize>> = HashMap::new();
-        let mut prefixes: HashMap<Str, Vec<usize>> = HashMap::new();
-        let mut rest = Vec::new();
-        for (at, entry) in entries.iter().enumerate() {
-            match place(conditions(&routes, *entry)) {
-                Place::Exact(path) => exact.entry(path).or_default().push(at),
-                Place::Prefix(path) => prefixes.entry(path).or_default().push(at),
-                Place::Rest => rest.push(at),
+    pub(super) fn new(routes: &[Arc<Route>], ranking: Ranking) -> Self {
+        let mut places: BTreeMap<Place, Vec<Entry>> = BTreeMap::new();
+        let mut asking = 0;
+        for entry in routes.iter().flat_map(|it| entries(it, ranking)) {
+            asking += asks(&entry);
+            let place = place(entry.conditions());
+            places.entry(place).or_default().push(entry);
+        }
+        let (mut exact, mut prefixes, mut rest) = (Vec::new(), Vec::new(), Arc::default());
+        for (place, entries) in places {
+            let bucket = Arc::new(Bucket::new(entries));
+            match place {
+                Place::Exact(path) => exact.push((path, bucket)),
+                Place::Prefix(path) => prefixes.push((path, bucket)),
+                Place::Rest => rest = bucket,
             }
         }
-        let bucket = |at| Bucket::new(at, |it| conditions(&routes, entries[it]));
-        let asks = |it: &Entry| conditions(&routes, *it).is_some_and(|it| !it.claims.is_empty());
         Self {
-            exact: exact
-                .into_iter()
-                .map(|(path, at)| (path, bucket(at)))
-                .collect(),
-            prefixes: chained(prefixes.into_iter().map(|(path, at)| (path, bucket(at)))),
-            rest: bucket(rest),
-            asks_claims: entries.iter().any(asks),
-            routes,
-            entries,
+            exact: Sorted::of_rising(exact),
+            prefixes: Sorted::of_rising(prefixes),
+            rest,
+            asking,
         }
     }
 
+    /// Takes a route out, and another in.
+    pub(super) fn replace(&mut self, old: Option<&Arc<Route>>, new: Option<&Arc<Route>>) {
+        let mut places: BTreeMap<Place, Vec<Entry>> = BTreeMap::new();
+        let entries = |of| entries(of, Ranking::Precedence);
+        for entry in old.into_iter().flat_map(entries) {
+            self.asking = self.asking.saturating_sub(asks(&entry));
+            places.entry(place(entry.conditions())).or_default();
+        }
+        for entry in new.into_iter().flat_map(entries) {
+            self.asking += asks(&entry);
+            let place = place(entry.conditions());
+            places.entry(place).or_default().push(entry);
+        }
+        for (place, entries) in places {
+            let stays = |it: &&Entry| old.is_none_or(|old| it.route.key != old.key);
+            let change = |bucket: Option<&Arc<Bucket>>| {
+                let known = bucket.into_iter().flat_map(|it| it.entries()).filter(stays);
+                let all: Vec<_> = known.cloned().chain(entries).collect();
+                (!all.is_empty()).then(|| Arc::new(Bucket::new(all)))
+            };
+            match place {
+                Place::Exact(path) => self.exact.update(path, change),
+                Place::Prefix(path) => self.prefixes.update(path, change),
+                Place::Rest => self.rest = change(Some(&self.rest)).unwrap_or_default(),
+            }
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        let rest = self.rest.entries().next();
+        self.exact.is_empty() && self.prefixes.is_empty() && rest.is_none()
+    }
+
     pub(super) fn asks_claims(&self) -> bool {
-        self.asks_claims
+        self.asking > 0
     }
 
     pub(super) fn select(&self, facts: &RequestFacts<'_>) -> Option<Selected> {
         let mut best = None;
-        let exact = self.exact.get(facts.path).into_iter();
-        let buckets = exact
-            .chain(self.prefixes_of(facts.path))
-            .chain([&self.rest]);
-        for bucket in buckets {
-            bucket.first(facts, &mut best, |at| self.holds(at, facts));
+        let exact = self.exact.last(|it| **it <= *facts.path);
+        let exact = exact.filter(|(path, _)| ***path == *facts.path);
+        let exact = exact.map(|(_, bucket)| &**bucket);
+        let buckets = exact.into_iter();
+        let buckets = buckets.chain(self.prefixes_of(facts.path));
+        for bucket in buckets.chain([&*self.rest]) {
+            bucket.first(facts, &mut best);
         }
-        let (at, matched) = best?;
-        let entry = self.entries[at];
+        let (entry, matched) = best?;
         Some(Selected {
-            route: Arc::clone(&self.routes[entry.route]),
-            rule: entry.rule,
+            route: Arc::clone(&entry.route),
+            rule: entry.rule(),
             matched,
         })
     }
 
-    fn holds(&self, at: usize, facts: &RequestFacts<'_>) -> Option<Matched> {
-        match conditions(&self.routes, self.entries[at]) {
-            Some(conditions) => condition::holds(conditions, facts),
-            None => Some(Matched::Nothing),
-        }
-    }
-
-    /// The buckets of all prefixes of a path, the longest first. The last text that is not after the path starts with
-    /// the longest of them, which is hence it or one of its parents.
+    /// The buckets of all prefixes of a path, the longest first. The last text that is not after the path is the longest
+    /// of them, or no longer one has more in common with the path than it has.
     fn prefixes_of<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a Bucket> {
-        let after = self.prefixes.partition_point(|it| *it.text <= *path);
-        let last = after.checked_sub(1);
-        let chain = std::iter::successors(last, |at| self.prefixes[*at].parent);
-        chain
-            .map(|at| &self.prefixes[at])
-            .filter(move |it| path.starts_with(&*it.text))
-            .map(|it| &it.bucket)
+        let mut within = Some(path.as_bytes());
+        std::iter::from_fn(move || {
+            loop {
+                let path = within?;
+                let (text, bucket) = self.prefixes.last(|it| it.as_bytes() <= path)?;
+                let shared = common(text.as_bytes(), path);
+                if shared == text.len() {
+                    within = shared.checked_sub(1).map(|it| &path[..it]);
+                    return Some(&**bucket);
+                }
+                within = Some(&path[..shared]);
+            }
+        })
     }
 }
 
-/// Sorts prefixes and finds their parents.
-fn chained(prefixes: impl Iterator<Item = (Str, Bucket)>) -> Vec<Prefix> {
-    let mut sorted: Vec<_> = prefixes.collect();
-    sorted.sort_by(|a, b| a.0.cmp(&b.0));
-    let mut chain: Vec<Prefix> = Vec::with_capacity(sorted.len());
-    for (text, bucket) in sorted {
-        let mut parent = chain.len().checked_sub(1);
-        while let Some(at) = parent.filter(|at| !text.starts_with(&*chain[*at].text)) {
-            parent = chain[at].parent;
-        }
-        chain.push(Prefix {
-            text,
-            parent,
-            bucket,
-        });
+/// How many bytes two texts begin with alike.
+fn common(a: &[u8], b: &[u8]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+fn asks(entry: &Entry) -> usize {
+    let asks = entry.conditions().is_some_and(|it| !it.claims.is_empty());
+    usize::from(asks)
+}
+
+fn holds(entry: &Entry, facts: &RequestFacts<'_>) -> Option<Matched> {
+    match entry.conditions() {
+        Some(conditions) => condition::holds(conditions, facts),
+        None => Some(Matched::Nothing),
     }
-    chain
 }
 
 impl Bucket {
-    fn new<'a>(entries: Vec<usize>, of: impl Fn(usize) -> Option<&'a HttpMatch>) -> Self {
-        let Some(by) = (entries.len() >= CROWD)
-            .then(|| most_asked(&entries, &of))
-            .flatten()
-        else {
+    fn new(mut entries: Vec<Entry>) -> Self {
+        entries.sort_unstable();
+        let crowd = entries.len() >= CROWD;
+        let Some(by) = crowd.then(|| most_asked(&entries)).flatten() else {
             return Self {
-                plain: entries,
+                plain: entries.into(),
                 split: None,
             };
         };
-        let mut values: HashMap<Vec<u8>, Vec<usize>> = HashMap::new();
+        let mut values: HashMap<Vec<u8>, Vec<Entry>> = HashMap::new();
         let mut plain = Vec::new();
-        for at in entries {
-            match of(at).and_then(|it| by.asked(it)) {
-                Some(value) => values.entry(value).or_default().push(at),
-                None => plain.push(at),
+        for entry in entries {
+            match entry.conditions().and_then(|it| by.asked(it)) {
+                Some(value) => values.entry(value).or_default().push(entry),
+                None => plain.push(entry),
             }
         }
         Self {
-            plain,
-            split: Some(Split { by, values }),
+            plain: plain.into(),
+            split: Some(Box::new(Split { by, values })),
         }
     }
 
+    /// All, in no order.
+    fn entries(&self) -> impl Iterator<Item = &Entry> {
+        let split = self.split.iter().flat_map(|it| it.values.values());
+        self.plain.iter().chain(split.flatten())
+    }
+
     /// Improves `best` by the first entry that holds and comes before it.
-    fn first(
-        &self,
-        facts: &RequestFacts<'_>,
-        best: &mut Option<(usize, Matched)>,
-        holds: impl Fn(usize) -> Option<Matched>,
-    ) {
+    fn first<'a>(&'a self, facts: &RequestFacts<'_>, best: &mut Option<(&'a Entry, Matched)>) {
         let split = self.split.as_ref().and_then(|it| it.entries(facts));
-        for entries in [split, Some(&self.plain)].into_iter().flatten() {
-            let bound = best.map_or(usize::MAX, |(at, _)| at);
-            let mut before = entries.iter().take_while(|at| **at < bound);
-            if let Some(found) = before.find_map(|at| Some((*at, holds(*at)?))) {
+        for entries in [split, Some(&*self.plain)].into_iter().flatten() {
+            let bound = best.map(|(entry, _)| entry);
+            let mut before = entries
+                .iter()
+                .take_while(|it| bound.is_none_or(|bound| *it < bound));
+            if let Some(found) = before.find_map(|it| Some((it, holds(it, facts)?))) {
                 *best = Some(found);
             }
         }
@@ -222,9 +249,9 @@ impl Bucket {
 }
 
 /// What most entries ask exactly one value of, if more than half do.
-fn most_asked<'a>(entries: &[usize], of: impl Fn(usize) -> Option<&'a HttpMatch>) -> Option<By> {
+fn most_asked(entries: &[Entry]) -> Option<By> {
     let mut counts: HashMap<By, usize> = HashMap::new();
-    for conditions in entries.iter().filter_map(|at| of(*at)) {
+    for conditions in entries.iter().filter_map(Entry::conditions) {
         for by in By::all(conditions) {
             *counts.entry(by).or_default() += 1;
         }
@@ -265,7 +292,7 @@ impl By {
 
 impl Split {
     /// The entries that ask for the value that a request has.
-    fn entries(&self, facts: &RequestFacts<'_>) -> Option<&Vec<usize>> {
+    fn entries(&self, facts: &RequestFacts<'_>) -> Option<&[Entry]> {
         let value: Cow<'_, [u8]> = match &self.by {
             By::Authority if facts.authority.bytes().any(|it| it.is_ascii_uppercase()) => {
                 facts.authority.to_ascii_lowercase().into_bytes().into()
@@ -273,6 +300,6 @@ impl Split {
             By::Authority => facts.authority.as_bytes().into(),
             By::Header(name) => condition::header_value(facts.headers, name, facts.authority)?,
         };
-        self.values.get(&*value)
+        self.values.get(&*value).map(Vec::as_slice)
     }
 }

@@ -3,6 +3,9 @@
 //! Of the kinds of the Gateway API that are attached to one port, only the most specific takes effect (GRPCRoute,
 //! HTTPRoute, TLSRoute, TCPRoute); VirtualServices take effect where there is none. Routes for the callers of one
 //! namespace (consumer routes) shadow those for all.
+//!
+//! A copy shares what a change does not touch, and a route of the Gateway API that comes, goes or changes costs in
+//! proportion to itself. Changes of anything else (ports, callers, kinds, VirtualServices) compile the service anew.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,6 +14,7 @@ use std::{
 
 use super::{
     condition::Matched,
+    name::ObjectRef,
     request::{ConnectionFacts, RequestFacts},
     route::{Action, Attachment, Backend, Callers, HttpRule, Order, Route, Rules},
     view::View,
@@ -20,11 +24,14 @@ use crate::names::{NamespacedHostname, Str};
 mod connection;
 mod index;
 mod rank;
+mod sorted;
 #[cfg(test)]
 mod tests;
 
 use connection::{TcpTable, TlsTable};
 use index::HttpTable;
+use rank::Ranking;
+use sorted::Sorted;
 
 /// The kind of Istio's routes, whose three protocols do not shadow each other.
 pub const VIRTUAL_SERVICE: &str = "VirtualService";
@@ -115,44 +122,96 @@ impl ConnectionSelected {
 }
 
 /// The compiled routes of one service.
-#[derive(Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ServiceRoutes {
+    routes: Sorted<ObjectRef, Arc<Route>>,
     /// Of ports that an attachment names.
     ports: BTreeMap<u16, PortRoutes>,
     /// Of every other port.
     other: PortRoutes,
 }
 
-#[derive(Debug)]
+/// A route of a service that comes, goes or changes.
+#[derive(Clone, Debug)]
+pub(super) struct Move {
+    pub(super) old: Option<Arc<Route>>,
+    pub(super) new: Option<Arc<Route>>,
+}
+
+/// More moves at once than this, and one compilation of all costs less.
+const FEW: usize = 16;
+
+#[derive(Clone, Debug, Default)]
 struct PortRoutes {
     all: Table,
     by_namespace: BTreeMap<Str, Table>,
 }
 
 /// The routes of one port, for one group of callers.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Table {
+    /// What takes effect; none: there are no routes.
+    class: Option<Class>,
     http: Option<HttpTable>,
     tls: Option<TlsTable>,
     tcp: Option<TcpTable>,
-    /// Only TCPRoutes: what would be HTTP is not looked into.
-    opaque: bool,
 }
 
 impl ServiceRoutes {
-    pub(super) fn new(service: &NamespacedHostname, routes: &[&Arc<Route>]) -> Self {
+    /// Whether there are no routes.
+    pub(super) fn is_empty(&self) -> bool {
+        self.routes.is_empty()
+    }
+
+    /// Brings the routes of `service` up to date.
+    pub(super) fn apply(&mut self, service: &NamespacedHostname, moves: &[Move]) {
+        for Move { old, new } in moves {
+            if let Some(route) = new.as_ref().or(old.as_ref()) {
+                self.routes.update(route.key.clone(), |_| new.clone());
+            }
+        }
+        let few = moves.len() <= FEW;
+        // Where one cannot be done alone all is made anew, those that were done with it.
+        if !few || !moves.iter().all(|it| self.replace(service, it)) {
+            self.compile(service);
+        }
+    }
+
+    fn compile(&mut self, service: &NamespacedHostname) {
         let attachments = |route: &'_ Arc<Route>| own(route, service).cloned().collect::<Vec<_>>();
-        let all = routes.iter().map(|it| (attachments(it), Arc::clone(it)));
+        let routes = self.routes.iter().map(|(_, it)| it);
+        let all = routes.map(|it| (attachments(it), Arc::clone(it)));
         let all: Vec<(Vec<Attachment>, Arc<Route>)> = all.collect();
         let named = all.iter().flat_map(|(its, _)| its).filter_map(|it| it.port);
         let named: BTreeSet<u16> = named.collect();
-        Self {
-            ports: named
-                .into_iter()
-                .map(|port| (port, PortRoutes::new(Some(port), &all)))
-                .collect(),
-            other: PortRoutes::new(None, &all),
-        }
+        self.ports = named
+            .into_iter()
+            .map(|port| (port, PortRoutes::new(Some(port), &all)))
+            .collect();
+        self.other = PortRoutes::new(None, &all);
+    }
+
+    /// Answers whether it could be done without looking at the other routes.
+    fn replace(&mut self, service: &NamespacedHostname, Move { old, new }: &Move) -> bool {
+        let of = |route: &Option<Arc<Route>>| {
+            let own = route.iter().flat_map(|it| own(it, service));
+            own.cloned().collect::<BTreeSet<_>>()
+        };
+        let (before, after) = (of(old), of(new));
+        let plain = |it: &Attachment| it.port.is_none() && it.callers == Callers::All;
+        let same_places = match (old, new) {
+            (Some(_), Some(_)) => before == after,
+            // The first or the last of a port or a namespace adds or takes a table.
+            _ => before.iter().chain(&after).all(plain),
+        };
+        let attachments = if after.is_empty() { before } else { after };
+        let replace = |port: Option<u16>, routes: &mut PortRoutes| {
+            routes.replace(port, &attachments, old.as_ref(), new.as_ref())
+        };
+        let mut ports = self.ports.iter_mut();
+        same_places
+            && ports.all(|(port, routes)| replace(Some(*port), routes))
+            && replace(None, &mut self.other)
     }
 
     fn table(&self, port: u16, namespace: Option<&str>) -> &Table {
@@ -163,7 +222,8 @@ impl ServiceRoutes {
     }
 }
 
-fn own<'a>(
+/// What of a route is attached to a service.
+pub(super) fn own<'a>(
     route: &'a Route,
     service: &'a NamespacedHostname,
 ) -> impl Iterator<Item = &'a Attachment> {
@@ -173,11 +233,15 @@ fn own<'a>(
         .filter(move |it| it.service == *service)
 }
 
+/// Whether an attachment is of a port's table of some callers.
+fn fits(it: &Attachment, port: Option<u16>, callers: &Callers) -> bool {
+    it.callers == *callers && (it.port.is_none() || it.port == port)
+}
+
 impl PortRoutes {
     fn new(port: Option<u16>, routes: &[(Vec<Attachment>, Arc<Route>)]) -> Self {
         let of = |callers: &Callers| {
-            let fits =
-                |it: &Attachment| it.callers == *callers && (it.port.is_none() || it.port == port);
+            let fits = |it: &Attachment| fits(it, port, callers);
             let chosen = routes.iter().filter(|(its, _)| its.iter().any(fits));
             chosen.map(|(_, it)| it).collect::<Vec<_>>()
         };
@@ -197,10 +261,26 @@ impl PortRoutes {
             by_namespace,
         }
     }
+
+    /// Answers whether it could be done.
+    fn replace(
+        &mut self,
+        port: Option<u16>,
+        attachments: &BTreeSet<Attachment>,
+        old: Option<&Arc<Route>>,
+        new: Option<&Arc<Route>>,
+    ) -> bool {
+        let concerns = |callers: &Callers| attachments.iter().any(|it| fits(it, port, callers));
+        let mut namespaces = self.by_namespace.iter_mut();
+        let done = namespaces.all(|(namespace, table)| {
+            !concerns(&Callers::Namespace(namespace.clone())) || table.replace(old, new)
+        });
+        done && (!concerns(&Callers::All) || self.all.replace(old, new))
+    }
 }
 
 /// What a route takes effect with.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Class {
     Grpc,
     Http,
@@ -237,12 +317,38 @@ impl Table {
         let http = of(|it| matches!(it, Rules::Http { .. }));
         let tls = of(|it| matches!(it, Rules::Tls(_)));
         let tcp = of(|it| matches!(it, Rules::Tcp(_)));
+        let ranking = match (best, http.len()) {
+            (Class::Istio, ..=1) => Ranking::Written,
+            (Class::Istio, _) => Ranking::Merged,
+            _ => Ranking::Precedence,
+        };
         Self {
-            http: (!http.is_empty()).then(|| HttpTable::new(http)),
+            class: Some(best),
+            http: (!http.is_empty()).then(|| HttpTable::new(&http, ranking)),
             tls: (!tls.is_empty()).then(|| TlsTable::new(tls)),
             tcp: (!tcp.is_empty()).then(|| TcpTable::new(tcp)),
-            opaque: best == Class::Tcp,
         }
+    }
+
+    /// Takes a route out, and another in. Answers whether it could be done without looking at the others.
+    fn replace(&mut self, old: Option<&Arc<Route>>, new: Option<&Arc<Route>>) -> bool {
+        let (Some(best @ (Class::Grpc | Class::Http)), Some(table)) = (self.class, &mut self.http)
+        else {
+            return false;
+        };
+        if old.into_iter().chain(new).any(|it| class(it) < best) {
+            return false;
+        }
+        // What is of a class that something else shadows changes nothing.
+        let effective = |it: &&Arc<Route>| class(it) == best;
+        table.replace(old.filter(effective), new.filter(effective));
+        // After the last of a class another takes effect.
+        !table.is_empty()
+    }
+
+    /// Only TCPRoutes: what would be HTTP is not looked into.
+    fn is_opaque(&self) -> bool {
+        self.class == Some(Class::Tcp)
     }
 }
 
@@ -293,7 +399,7 @@ impl View {
 
     /// Whether connections to this port are TCP whatever they hold: a TCPRoute alone takes effect.
     pub fn treats_as_tcp(&self, facts: &ConnectionFacts<'_>) -> bool {
-        self.table(facts).is_some_and(|it| it.opaque)
+        self.table(facts).is_some_and(Table::is_opaque)
     }
 
     fn table(&self, facts: &ConnectionFacts<'_>) -> Option<&Table> {

@@ -1,25 +1,122 @@
 //! In which order the rules of a service are tried.
 
-use std::{cmp::Reverse, sync::Arc};
-
-use super::{
-    super::route::{HttpMatch, HttpRule, Order, PathMatch, Route, Rules, TextMatch},
-    VIRTUAL_SERVICE,
+use std::{
+    cmp::{Ordering, Reverse},
+    sync::Arc,
 };
 
-/// One match of one rule of one route; a rule without matches has one that holds for every request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use super::super::{
+    name::ObjectRef,
+    route::{HttpMatch, HttpRule, PathMatch, Route, Rules, TextMatch},
+};
+
+/// One match of one rule of one route; a rule without matches has one that holds for every request. The less of two is
+/// tried first: by rank, then by the route's age and name, then by position.
+#[derive(Clone, Debug)]
 pub(super) struct Entry {
-    pub(super) route: usize,
-    pub(super) rule: usize,
-    pub(super) matched: Option<usize>,
+    rank: Rank,
+    pub(super) route: Arc<Route>,
+    rule: u32,
+    matched: Option<u32>,
 }
 
-/// The conditions of an entry; none: every request.
-pub(super) fn conditions(routes: &[Arc<Route>], entry: Entry) -> Option<&HttpMatch> {
-    rules(&routes[entry.route])[entry.rule]
-        .matches
-        .get(entry.matched?)
+/// What decides before age does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// The more specific first (Gateway API).
+    Precedence(Reverse<Specificity>),
+    /// As written; where several routes are merged, what takes every request comes last (VirtualService).
+    Written { last: bool },
+}
+
+/// How the routes of a table are ranked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ranking {
+    /// By precedence.
+    Precedence,
+    /// As written, by one route alone.
+    Written,
+    /// As written, by several.
+    Merged,
+}
+
+impl Entry {
+    /// None: every request.
+    pub(super) fn conditions(&self) -> Option<&HttpMatch> {
+        let rule = rules(&self.route).get(self.rule())?;
+        rule.matches.get(usize::try_from(self.matched?).ok()?)
+    }
+
+    pub(super) fn rule(&self) -> usize {
+        usize::try_from(self.rule).unwrap_or(usize::MAX)
+    }
+
+    fn place(&self) -> (i64, &str, &str, &str, u32, Option<u32>) {
+        let ObjectRef {
+            kind,
+            namespace,
+            name,
+        } = &self.route.key;
+        let created = self.route.created;
+        (created, namespace, name, kind, self.rule, self.matched)
+    }
+}
+
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let by_rank = self.rank.cmp(&other.rank);
+        by_rank.then_with(|| self.place().cmp(&other.place()))
+    }
+}
+
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Entry {}
+
+#[cfg(test)]
+thread_local! {
+    /// How many routes have been compiled.
+    pub(super) static COMPILED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// The entries of a route.
+pub(super) fn entries(route: &Arc<Route>, ranking: Ranking) -> impl Iterator<Item = Entry> {
+    #[cfg(test)]
+    COMPILED.set(COMPILED.get() + 1);
+    (0..).zip(rules(route)).flat_map(move |(rule, it)| {
+        let entry = move |matched, conditions| Entry {
+            rank: Rank::new(ranking, conditions),
+            route: Arc::clone(route),
+            rule,
+            matched,
+        };
+        let every = it.matches.is_empty().then(|| entry(None, None));
+        let each = (0..).zip(&it.matches);
+        let each = each.map(move |(at, conditions)| entry(Some(at), Some(conditions)));
+        every.into_iter().chain(each)
+    })
+}
+
+impl Rank {
+    fn new(ranking: Ranking, conditions: Option<&HttpMatch>) -> Self {
+        match ranking {
+            Ranking::Precedence => Self::Precedence(Reverse(specificity(conditions))),
+            Ranking::Written => Self::Written { last: false },
+            Ranking::Merged => Self::Written {
+                last: takes_all(conditions),
+            },
+        }
+    }
 }
 
 fn rules(route: &Route) -> &[HttpRule] {
@@ -30,17 +127,17 @@ fn rules(route: &Route) -> &[HttpRule] {
 }
 
 /// The greater, the earlier, field by field.
-#[derive(Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Specificity {
     /// Exact, prefix, expression, nothing.
     path: u8,
     /// Its characters; of gRPC, the service's.
-    length: usize,
+    length: u32,
     /// Of gRPC, the method's.
-    method_length: usize,
+    method_length: u32,
     method: bool,
-    headers: usize,
-    query: usize,
+    headers: u32,
+    query: u32,
 }
 
 fn specificity(conditions: Option<&HttpMatch>) -> Specificity {
@@ -48,9 +145,9 @@ fn specificity(conditions: Option<&HttpMatch>) -> Specificity {
         return specificity(Some(&HttpMatch::default()));
     };
     let (path, length, method_length) = match &conditions.path {
-        Some(PathMatch::Exact(it)) => (3, it.chars().count(), 0),
-        Some(PathMatch::Segments(it) | PathMatch::Prefix(it)) => (2, it.chars().count(), 0),
-        Some(PathMatch::Regex(it)) => (1, it.source().chars().count(), 0),
+        Some(PathMatch::Exact(it)) => (3, count(it.chars()), 0),
+        Some(PathMatch::Segments(it) | PathMatch::Prefix(it)) => (2, count(it.chars()), 0),
+        Some(PathMatch::Regex(it)) => (1, count(it.source().chars()), 0),
         Some(PathMatch::Grpc { service, method }) => {
             let (service, method) = (service.as_ref(), method.as_ref());
             let vague = |it: Option<&TextMatch>| matches!(it, Some(TextMatch::Regex(_)));
@@ -69,60 +166,21 @@ fn specificity(conditions: Option<&HttpMatch>) -> Specificity {
         length,
         method_length,
         method: conditions.method.is_some(),
-        headers: conditions.headers.len(),
-        query: conditions.query.len(),
+        headers: count(conditions.headers.iter()),
+        query: count(conditions.query.iter()),
     }
 }
 
-fn characters(text: Option<&TextMatch>) -> usize {
+fn characters(text: Option<&TextMatch>) -> u32 {
     match text {
-        Some(TextMatch::Exact(it) | TextMatch::Prefix(it)) => it.chars().count(),
-        Some(TextMatch::Regex(it)) => it.source().chars().count(),
+        Some(TextMatch::Exact(it) | TextMatch::Prefix(it)) => count(it.chars()),
+        Some(TextMatch::Regex(it)) => count(it.source().chars()),
         Some(TextMatch::Present) | None => 0,
     }
 }
 
-/// All entries of routes that take effect together, the first to be tried first. Sorts the routes by age, then by
-/// name.
-pub(super) fn ordered(routes: &mut [Arc<Route>]) -> Vec<Entry> {
-    routes.sort_by(|a, b| (a.created, name(a)).cmp(&(b.created, name(b))));
-    let written = routes.iter().any(|it| {
-        *it.key.kind == *VIRTUAL_SERVICE
-            || matches!(
-                &it.rules,
-                Rules::Http {
-                    order: Order::Written,
-                    ..
-                }
-            )
-    });
-    let mut entries: Vec<_> = (0..routes.len())
-        .flat_map(|at| entries(at, &routes[at]))
-        .collect();
-    if !written {
-        // Stable: age, name and position decide between equals.
-        entries.sort_by_cached_key(|it| Reverse(specificity(conditions(routes, *it))));
-    } else if routes.len() > 1 {
-        entries.sort_by_key(|it| takes_all(conditions(routes, *it)));
-    }
-    entries
-}
-
-fn name(route: &Route) -> (&str, &str) {
-    (&route.key.namespace, &route.key.name)
-}
-
-fn entries(at: usize, route: &Route) -> impl Iterator<Item = Entry> {
-    rules(route).iter().enumerate().flat_map(move |(rule, it)| {
-        let entry = move |matched| Entry {
-            route: at,
-            rule,
-            matched,
-        };
-        let every = it.matches.is_empty().then(|| entry(None));
-        let each = (0..it.matches.len()).map(move |matched| entry(Some(matched)));
-        every.into_iter().chain(each)
-    })
+fn count(of: impl Iterator) -> u32 {
+    u32::try_from(of.count()).unwrap_or(u32::MAX)
 }
 
 /// Whether a match of a VirtualService holds for every request: where several are merged, such ones come last.

@@ -592,6 +592,16 @@ impl Source {
         }
     }
 
+    /// The route, attached to some port for some callers.
+    fn somewhere(&mut self, route: Route) -> Route {
+        let port = self.one(&[None, None, Some(81)]);
+        let callers = match self.below(4) {
+            0 => Callers::Namespace("b".into()),
+            _ => Callers::All,
+        };
+        attached(route, port, callers)
+    }
+
     fn request(&mut self) -> Request {
         let mut request = get(&self.path());
         self.one(&["web", "API"]).clone_into(&mut request.authority);
@@ -662,6 +672,81 @@ fn the_index_finds_what_asking_every_rule_finds() {
             );
         }
     }
+}
+
+#[test]
+fn routes_that_come_and_go_one_by_one_are_found_as_if_told_together() {
+    for seed in 0..12 {
+        let mut source = Source(Draw(1_000 + seed));
+        let kinds: &[&str] = match seed % 4 {
+            0 => &["HTTPRoute", "GRPCRoute"],
+            1 => &["HTTPRoute", "VirtualService"],
+            _ => &["HTTPRoute"],
+        };
+        let (mut live, mut known) = (View::default(), BTreeMap::new());
+        for step in 0..80 {
+            let (at, kind) = (source.below(40), source.one(kinds));
+            let mut update = Update::default();
+            // It grows first, and then shrinks.
+            if source.below(80) > step {
+                let mut route = source.route(usize::try_from(at).unwrap(), kind);
+                if seed % 3 == 0 {
+                    route = source.somewhere(route);
+                }
+                known.insert(route.key.to_string(), route.clone());
+                update.upserts.push(Resource::Route(route));
+            } else if let Some(key) = known.keys().nth(usize::try_from(at).unwrap()).cloned() {
+                known.remove(&key);
+                update.removals.push(format!("route/{key}").as_str().into());
+            }
+            live.apply(update);
+            if step % 4 != 0 {
+                continue;
+            }
+            let together = view(known.values().cloned());
+            for _ in 0..16 {
+                let request = Request {
+                    port: source.one(&[80, 81]),
+                    ..source.request()
+                };
+                let (found, expected) = (chosen(&live, &request), chosen(&together, &request));
+                assert_eq!(found, expected, "seed {seed}, step {step}: {request:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_route_that_changes_is_compiled_alone_among_thousands() {
+    let of = |at: usize, name: &str| {
+        let rules = vec![rule(name, vec![segments(&format!("/team-{at}"))])];
+        route(&format!("HTTPRoute/a/r{at}"), rules)
+    };
+    let mut live = view((0..2_000).map(|at| of(at, "before")));
+    let published = live.clone();
+    let mut change = |update: Update| {
+        rank::COMPILED.set(0);
+        live.apply(update);
+        (rank::COMPILED.get(), live.clone())
+    };
+    let new = |route| Update {
+        upserts: vec![Resource::Route(route)],
+        removals: vec![],
+    };
+    let (compiled, changed) = change(new(of(7, "after")));
+    assert!(compiled <= 2, "{compiled}");
+    assert_eq!(chosen(&changed, &get("/team-7/x")), "after");
+    let (compiled, added) = change(new(of(2_000, "new")));
+    assert!(compiled <= 1, "{compiled}");
+    assert_eq!(chosen(&added, &get("/team-2000")), "new");
+    let (compiled, removed) = change(Update {
+        upserts: vec![],
+        removals: vec!["route/HTTPRoute/a/r8".into()],
+    });
+    assert!(compiled <= 1, "{compiled}");
+    assert_eq!(chosen(&removed, &get("/team-8")), "no match");
+    assert_eq!(chosen(&published, &get("/team-7/x")), "before");
+    assert_eq!(chosen(&published, &get("/team-8")), "before");
 }
 
 /// How many conditions are asked for one request.
