@@ -188,16 +188,30 @@ impl Nft {
         if state.is(&rules, stage) {
             return Ok(());
         }
+        let untouched = !state.touched();
         let transaction = nft::install(&rules, stage, state.foreign_iptables);
-        self.commit(netns, &transaction).await
+        let written = self.commit(netns, &transaction).await;
+        if written.is_err() && untouched {
+            self.remove_routing(netns).await?;
+        }
+        written
     }
 
-    /// Removes everything of ours. Idempotent. Connections that are still redirected break.
+    /// Removes everything of ours. Idempotent. Connections that are still redirected break. The tables go last: as long
+    /// as they are there, whoever comes after a crash knows that there is something to remove.
     ///
     /// # Errors
     /// [`ApplyError`]; running it again continues.
     pub async fn remove(&self, netns: &Netns) -> Result<(), ApplyError> {
-        self.commit(netns, &nft::remove()).await?;
+        self.remove_routing(netns).await?;
+        self.commit(netns, &nft::remove()).await
+    }
+
+    /// Removes the routing alone, which comes before the rules and so can be there without them. Idempotent.
+    ///
+    /// # Errors
+    /// [`ApplyError`].
+    pub async fn remove_routing(&self, netns: &Netns) -> Result<(), ApplyError> {
         let families: &[Family] = if ipv6_off(netns).await? {
             &[Family::V4]
         } else {

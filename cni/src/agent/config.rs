@@ -83,7 +83,8 @@ pub struct Timing {
     pub retry_first: Duration,
     /// Longest pause between tries.
     pub retry_longest: Duration,
-    /// A leaving pod keeps its tunnel at least this long, so that peers learn first.
+    /// A leaving pod keeps its tunnel at least this long, so that peers learn first (`LEYLINE_LEAVE_GRACE`: seconds, with
+    /// or without an `s`).
     pub leave_least: Duration,
     /// A leaving pod loses its tunnel after this long, whatever still flows.
     pub leave_most: Duration,
@@ -164,7 +165,12 @@ impl Config {
             admin: read.admin(on_cluster),
             local_folder,
             cluster,
-            timing: base.timing,
+            timing: Timing {
+                leave_least: read
+                    .or("LEYLINE_LEAVE_GRACE", Seconds::of(base.timing.leave_least))
+                    .into(),
+                ..base.timing
+            },
         };
         if read.bad.is_empty() {
             Ok(config)
@@ -201,7 +207,7 @@ impl LeaveCluster {
         let leave = LeaveCluster {
             namespace: read.own_namespace(),
             daemon_set: set.unwrap_or_else(|| DAEMON_SET.to_owned()),
-            patience: Duration::from_secs(patience.0),
+            patience: patience.into(),
         };
         if read.bad.is_empty() {
             Ok(leave)
@@ -212,6 +218,18 @@ impl LeaveCluster {
 }
 
 struct Seconds(u64);
+
+impl Seconds {
+    fn of(time: Duration) -> Self {
+        Seconds(time.as_secs())
+    }
+}
+
+impl From<Seconds> for Duration {
+    fn from(seconds: Seconds) -> Self {
+        Duration::from_secs(seconds.0)
+    }
+}
 
 impl FromStr for Seconds {
     type Err = std::num::ParseIntError;

@@ -276,7 +276,7 @@ impl<K: EnrolmentSink> Owner<K> {
             // What was told enabled, a tunnel has acknowledged; anything else is asked again.
             let enabled = self.progress.told == Some(Enrolment::Enabled);
             self.remember(
-                Some(netns),
+                Some(netns.clone()),
                 if enabled {
                     Announced::Yes
                 } else {
@@ -285,6 +285,10 @@ impl<K: EnrolmentSink> Owner<K> {
             );
         }
         self.progress.leaving_since = (self.progress.rules == Rules::Leaving).then(Instant::now);
+        if self.order.goal == Goal::Out && self.progress.rules == Rules::None {
+            // An agent that died between the routing and the rules left the former.
+            self.shared.nft.remove_routing(&netns).await?;
+        }
         Ok(())
     }
 

@@ -25,13 +25,13 @@ use tokio::{
 use crate::{
     flows::{Held, Load, echoes},
     rig::{
-        NODE_V4, PATIENCE, POD_V4, POD_V6, Rig, bare_namespace, dial, eventually, ip, path,
-        picture, run, scratch, v4,
+        NODE_V4, PATIENCE, POD_V4, POD_V6, Rig, bare_namespace, dial, eventually, ip, on_a_rig,
+        path, picture, run, v4,
     },
     tunnel::{Manners, Told, Tunnel},
 };
 
-const UID: &str = "0b1c-1";
+pub(crate) const UID: &str = "0b1c-1";
 
 struct Agent {
     stop: oneshot::Sender<()>,
@@ -72,11 +72,11 @@ impl Agent {
     }
 }
 
-fn socket(folder: &Path) -> PathBuf {
+pub(crate) fn socket(folder: &Path) -> PathBuf {
     folder.join("ztunnel.sock")
 }
 
-fn pod(rig: &Rig, mode: Option<&str>) -> PodFacts {
+pub(crate) fn pod(rig: &Rig, mode: Option<&str>) -> PodFacts {
     PodFacts {
         uid: UID.into(),
         name: "web-0".into(),
@@ -93,36 +93,24 @@ fn pod(rig: &Rig, mode: Option<&str>) -> PodFacts {
     }
 }
 
-fn write(folder: &Path, pod: &PodFacts) {
+pub(crate) fn write(folder: &Path, pod: &PodFacts) {
     fs::create_dir_all(pods_folder(folder)).expect("make");
     let bytes = serde_json::to_vec(pod).expect("facts are JSON");
     write_atomically(&pods_folder(folder), &pod.uid, &bytes).expect("write");
 }
 
-fn enrolment(folder: &Path) -> Option<EnrolmentFile> {
+pub(crate) fn enrolment(folder: &Path) -> Option<EnrolmentFile> {
     let bytes = fs::read(enrolments_folder(folder).join(format!("{UID}.json"))).ok()?;
     serde_json::from_slice(&bytes).expect("whole files only")
 }
 
-async fn reaches(folder: &Path, redirection: &str) {
+pub(crate) async fn reaches(folder: &Path, redirection: &str) {
     let is = async || enrolment(folder).is_some_and(|file| file.redirection == redirection);
     eventually(redirection, is).await;
 }
 
-async fn reaches_none(folder: &Path) {
+pub(crate) async fn reaches_none(folder: &Path) {
     eventually("no enrolment", async || enrolment(folder).is_none()).await;
-}
-
-/// Two workers, as the agent has.
-macro_rules! on_a_rig {
-    ($($name:ident => $body:ident),* $(,)?) => {
-        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        async fn $name() {
-            let Some(rig) = Rig::new() else { return };
-            let folder = scratch();
-            $body(&rig, folder.path()).await;
-        })*
-    };
 }
 
 on_a_rig! {
@@ -251,9 +239,10 @@ async fn crash(rig: &Rig, folder: &Path) {
     // Announced, and crashed before a rule was written: the tunnel refuses, so that the agent stays at that step.
     let manners = Manners {
         refuse_adds: Arc::new(AtomicUsize::new(usize::MAX)),
+        ..Manners::default()
     };
     let agent = Agent::start(rig, folder);
-    let tunnel = Tunnel::connect(&socket(folder), Version::V1, manners).await;
+    let mut tunnel = Tunnel::connect(&socket(folder), Version::V1, manners).await;
     write(folder, &pod(rig, Some("ambient")));
     reaches(folder, "pending").await;
     agent.crash().await;
@@ -307,6 +296,7 @@ async fn refused(rig: &Rig, folder: &Path) {
     let agent = Agent::start(rig, folder);
     let manners = Manners {
         refuse_adds: Arc::new(AtomicUsize::new(3)),
+        ..Manners::default()
     };
     let _tunnel = Tunnel::connect(&socket(folder), Version::V1, manners).await;
     write(folder, &pod(rig, Some("ambient")));

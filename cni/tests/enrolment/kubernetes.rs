@@ -303,6 +303,7 @@ async fn plugin_asks(rig: &Rig, api: &Api, folder: &Path) {
     let refuse = Arc::new(AtomicUsize::new(2));
     let manners = Manners {
         refuse_adds: refuse.clone(),
+        ..Manners::default()
     };
     let tunnel = Tunnel::connect(&socket(folder), Version::V2, manners).await;
     tunnel.hears(&Told::SnapshotSent).await;

@@ -5,6 +5,7 @@
 mod agent;
 mod api;
 mod apply;
+mod crash;
 mod flows;
 mod host;
 mod kubernetes;

@@ -249,3 +249,16 @@ pub(crate) fn ip(address: &str) -> IpAddr {
 pub(crate) fn scratch() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder")
 }
+
+/// Tests on a rig of their own. Two workers, as the agent has.
+macro_rules! on_a_rig {
+    ($($name:ident => $body:ident),* $(,)?) => {
+        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            let Some(rig) = $crate::rig::Rig::new() else { return };
+            let folder = $crate::rig::scratch();
+            $body(&rig, folder.path()).await;
+        })*
+    };
+}
+pub(crate) use on_a_rig;

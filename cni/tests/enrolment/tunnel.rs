@@ -1,12 +1,14 @@
 //! A stand-in for the node tunnel: takes pods over ZDS, listens in them and passes bytes on, without HBONE.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    ops::ControlFlow,
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use cni::rules::{INBOUND_HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT};
@@ -14,6 +16,10 @@ use net::{
     netns::Netns,
     socket::{Factory, SourceAddress, original_destination, unmapped},
     zds::{Dialer, Received, Request, TunnelConnection, Version},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -38,6 +44,41 @@ pub(crate) enum Told {
 pub(crate) struct Manners {
     /// Refuse this many Adds first.
     pub(crate) refuse_adds: Arc<AtomicUsize>,
+    /// Who dies at which message.
+    pub(crate) death: Arc<Mutex<Option<Death>>>,
+    /// The agent's process, where it has one of its own.
+    pub(crate) agent: Arc<AtomicU32>,
+}
+
+/// A death at a message of the agent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Death {
+    /// So many messages are heard before.
+    pub(crate) after: usize,
+    /// Whether that message is answered still.
+    pub(crate) answered: bool,
+    pub(crate) whose: Whose,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whose {
+    Agent,
+    Tunnel,
+}
+
+impl Manners {
+    /// Whether it is time; then for this one time alone.
+    fn is_time(&self, answered: bool) -> Option<Death> {
+        let mut death = self.death.lock();
+        let next = death.as_mut().filter(|it| it.answered == answered)?;
+        match next.after {
+            0 => death.take(),
+            _ => {
+                next.after -= 1;
+                None
+            }
+        }
+    }
 }
 
 pub(crate) struct Tunnel {
@@ -62,7 +103,15 @@ impl Tunnel {
     }
 
     pub(crate) async fn connect(socket: &Path, version: Version, manners: Manners) -> Tunnel {
-        let dialer = Dialer::with_version(socket, version);
+        Self::start(Dialer::with_version(socket, version), manners, false).await
+    }
+
+    /// One that comes again whenever the agent has gone, with the pods that it serves.
+    pub(crate) async fn follow(socket: &Path, manners: Manners) -> Tunnel {
+        Self::start(Dialer::with_version(socket, Version::V2), manners, true).await
+    }
+
+    async fn start(dialer: Dialer, manners: Manners, again: bool) -> Tunnel {
         let mut connection = None;
         // The socket of an agent that has ended may still be there.
         eventually("the agent listens", async || {
@@ -71,6 +120,7 @@ impl Tunnel {
         })
         .await;
         let connection = connection.expect("connected");
+        let again = again.then_some(dialer);
         let told = Arc::new(Mutex::new(Vec::new()));
         let (outbound, inbound, gone) = (Arc::default(), Arc::default(), Arc::default());
         let serving = Serving {
@@ -80,8 +130,9 @@ impl Tunnel {
             gone: Arc::clone(&gone),
             manners,
             pods: BTreeMap::new(),
+            named: BTreeSet::new(),
         };
-        let task = tokio::spawn(serving.run(connection));
+        let task = tokio::spawn(serving.run(connection, again));
         Tunnel {
             told,
             outbound,
@@ -106,10 +157,16 @@ impl Tunnel {
         )
     }
 
+    /// Whether it has died.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.task.is_finished()
+    }
+
     /// Ends at once, with all it carries.
-    pub(crate) async fn kill(self) {
+    pub(crate) async fn kill(&mut self) {
         self.task.abort();
-        let _ = self.task.await;
+        // It may have ended before.
+        let _ = (&mut self.task).await;
     }
 }
 
@@ -119,34 +176,80 @@ struct Serving {
     inbound: Arc<AtomicUsize>,
     gone: Arc<AtomicBool>,
     manners: Manners,
+    /// Named since the agent was connected to.
+    named: BTreeSet<String>,
     /// Dropping a pod's set ends its listeners and connections.
     pods: BTreeMap<String, (Netns, JoinSet<()>)>,
 }
 
 impl Serving {
-    async fn run(mut self, mut connection: TunnelConnection) {
-        while let Ok(Some(Received::Request(request))) = connection.receive().await {
-            let (told, result) = match request {
-                Request::Add { uid, netns, .. } => (Told::Add(uid.clone()), self.add(uid, netns)),
-                Request::Keep { uid } => (Told::Keep(uid), Ok(())),
-                Request::Delete { uid } => {
-                    self.pods.remove(&uid);
-                    (Told::Delete(uid), Ok(()))
-                }
-                Request::SnapshotSent => (Told::SnapshotSent, Ok(())),
-                Request::Drain { uid } => (Told::Drain(uid), Ok(())),
-            };
-            self.told.lock().push(told);
-            if connection
-                .acknowledge(result.as_ref().map(|_| ()).map_err(String::as_str))
-                .await
-                .is_err()
+    async fn run(mut self, connection: TunnelConnection, again: Option<Dialer>) {
+        let mut connection = Some(connection);
+        loop {
+            if let Some(connection) = connection.take()
+                && self.talk(connection).await.is_break()
             {
+                return;
+            }
+            self.gone.store(true, Ordering::SeqCst);
+            let Some(dialer) = &again else {
+                return std::future::pending().await;
+            };
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            connection = dialer.connect().await.ok();
+        }
+    }
+
+    /// Until the agent has gone; breaks where the tunnel is to die.
+    async fn talk(&mut self, mut connection: TunnelConnection) -> ControlFlow<()> {
+        self.named.clear();
+        while let Ok(Some(Received::Request(request))) = connection.receive().await {
+            self.die(false)?;
+            let (told, result) = self.obey(request);
+            self.told.lock().push(told);
+            let answer = result.as_ref().map(|_| ()).map_err(String::as_str);
+            if connection.acknowledge(answer).await.is_err() {
                 break;
             }
+            self.die(true)?;
         }
-        self.gone.store(true, Ordering::SeqCst);
-        std::future::pending::<()>().await;
+        ControlFlow::Continue(())
+    }
+
+    fn die(&self, answered: bool) -> ControlFlow<()> {
+        match self.manners.is_time(answered).map(|death| death.whose) {
+            None => ControlFlow::Continue(()),
+            Some(Whose::Tunnel) => ControlFlow::Break(()),
+            Some(Whose::Agent) => {
+                let agent = self.manners.agent.load(Ordering::SeqCst);
+                let agent = i32::try_from(agent).expect("a process");
+                kill(Pid::from_raw(agent), Signal::SIGKILL).expect("it runs");
+                ControlFlow::Continue(())
+            }
+        }
+    }
+
+    fn obey(&mut self, request: Request) -> (Told, Result<(), String>) {
+        match request {
+            Request::Add { uid, netns, .. } => {
+                self.named.insert(uid.clone());
+                (Told::Add(uid.clone()), self.add(uid, netns))
+            }
+            Request::Keep { uid } => {
+                self.named.insert(uid.clone());
+                (Told::Keep(uid), Ok(()))
+            }
+            Request::Delete { uid } => {
+                self.pods.remove(&uid);
+                (Told::Delete(uid), Ok(()))
+            }
+            Request::SnapshotSent => {
+                let named = std::mem::take(&mut self.named);
+                self.pods.retain(|uid, _| named.contains(uid));
+                (Told::SnapshotSent, Ok(()))
+            }
+            Request::Drain { uid } => (Told::Drain(uid), Ok(())),
+        }
     }
 
     fn add(&mut self, uid: String, netns: Netns) -> Result<(), String> {
