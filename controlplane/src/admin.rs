@@ -38,6 +38,7 @@ use crate::{
     metrics::Metrics,
     object::Kind,
     output::{Condition, ObjectStatus, Truth},
+    run::remotes,
     serve::{
         registry::{Registry, Rejection, TypeReport},
         store::Store,
@@ -61,6 +62,8 @@ pub struct Admin {
     pub ready: Arc<AtomicBool>,
     /// What of the API server cannot be watched, where it is the source.
     pub troubles: Option<Troubles>,
+    /// What is known of other clusters.
+    pub remotes: Option<remotes::Status>,
     /// Who may see what there is to debug; `None`: everyone who reaches the listener.
     pub guard: Option<Guard>,
     /// For the names of resources.
@@ -69,7 +72,7 @@ pub struct Admin {
     pub cluster_domain: String,
 }
 
-const ENDPOINTS: [(&str, &str); 9] = [
+const ENDPOINTS: [(&str, &str); 10] = [
     ("/ready", "200 once the world is computed and served"),
     ("/metrics", "OpenMetrics"),
     ("/version", "version of this control plane"),
@@ -87,6 +90,10 @@ const ENDPOINTS: [(&str, &str); 9] = [
         "every object that was read, with its file and line",
     ),
     ("/debug/connections", "connected proxies"),
+    (
+        "/debug/clusterz",
+        "other clusters that are looked at, and how far they are",
+    ),
     ("/debug/list", "this list"),
 ];
 
@@ -102,6 +109,7 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/debug/ambientz", get(ambientz))
         .route("/debug/configz", get(configz))
         .route("/debug/connections", get(connections))
+        .route("/debug/clusterz", get(clusterz))
         .route("/debug/list", get(list))
         .layer(middleware::from_fn_with_state(admin.clone(), guard::check))
         .with_state(admin)
@@ -146,6 +154,12 @@ impl Admin {
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
+    if let Some(known) = &admin.remotes {
+        let known = known.borrow().clone();
+        let states = known.iter();
+        let states = states.map(|(cluster, known)| (&**cluster, known.sync_status.as_str()));
+        admin.metrics.other_clusters(states);
+    }
     match admin.metrics.encode() {
         Ok(text) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -324,6 +338,20 @@ fn served(store: &Store) -> Vec<Resource> {
             Some(Resource::Policy(wire.try_into().ok()?))
         });
     addresses.chain(policies).collect()
+}
+
+/// As upstream's, with what is wrong beside it.
+async fn clusterz(State(admin): State<Arc<Admin>>) -> Json<Value> {
+    let known = admin.remotes.as_ref().map(|known| known.borrow().clone());
+    let cluster = |(id, known): (Str, remotes::Known)| {
+        json!({
+            "id": id,
+            "secretName": known.secret_name,
+            "syncStatus": known.sync_status.as_str(),
+            "message": known.message,
+        })
+    };
+    Json(known.into_iter().flatten().map(cluster).collect())
 }
 
 async fn connections(State(admin): State<Arc<Admin>>) -> Json<Value> {

@@ -52,6 +52,20 @@ pub struct Metrics {
     certificates: Certificates,
     reviews: Reviews,
     kubernetes: KubernetesEvents,
+    clusters: Family<ClusterType, Gauge>,
+    remotes: Family<RemoteSync, Gauge>,
+    remote_timeouts: Count,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClusterType {
+    cluster_type: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RemoteSync {
+    remote_cluster_id: String,
+    state: &'static str,
 }
 
 /// Reviews of the admission webhook.
@@ -129,6 +143,52 @@ struct Clocks {
 }
 
 impl Metrics {
+    fn register_clusters(&self, registry: &mut Registry) {
+        let clusters = self.clusters.clone();
+        let local = ClusterType {
+            cluster_type: "local",
+        };
+        clusters.get_or_create(&local).set(1);
+        registry.register(
+            "istiod_managed_clusters",
+            "Clusters whose objects are watched",
+            clusters,
+        );
+        registry.register(
+            "istiod_remote_cluster_sync_status",
+            "How far each other cluster is: 1 for its state",
+            self.remotes.clone(),
+        );
+        registry.register(
+            "remote_cluster_sync_timeouts_total",
+            "Other clusters that the start did not wait for any longer",
+            self.remote_timeouts.clone(),
+        );
+    }
+
+    /// Other clusters as they are now: their names, and how far each is.
+    pub fn other_clusters<'a>(&self, known: impl Iterator<Item = (&'a str, &'static str)>) {
+        self.remotes.clear();
+        let mut count = 0;
+        for (cluster, state) in known {
+            let remote = RemoteSync {
+                remote_cluster_id: cluster.to_owned(),
+                state,
+            };
+            self.remotes.get_or_create(&remote).set(1);
+            count += 1;
+        }
+        let remote = ClusterType {
+            cluster_type: "remote",
+        };
+        self.clusters.get_or_create(&remote).set(count);
+    }
+
+    /// Counts other clusters that the start did not wait for any longer.
+    pub fn remote_timeouts(&self) -> Count {
+        self.remote_timeouts.clone()
+    }
+
     /// All metrics, registered.
     pub fn new() -> Arc<Self> {
         let mut metrics = Self {
@@ -146,6 +206,9 @@ impl Metrics {
             certificates: Certificates::default(),
             reviews: Reviews::default(),
             kubernetes: KubernetesEvents::default(),
+            clusters: Family::default(),
+            remotes: Family::default(),
+            remote_timeouts: Count::default(),
         };
         let mut registry = Registry::default();
         metrics.register_xds(&mut registry);
@@ -159,13 +222,7 @@ impl Metrics {
             .get_or_create(&[("component", "pilot"), ("tag", tag)])
             .set(1);
         registry.register("istio_build", "Version of this component", build);
-        let clusters = Family::<[(&str, &str); 1], Gauge>::default();
-        clusters.get_or_create(&[("cluster_type", "local")]).set(1);
-        registry.register(
-            "istiod_managed_clusters",
-            "Clusters whose objects are watched",
-            clusters,
-        );
+        metrics.register_clusters(&mut registry);
         let info = Family::<[(&str, &str); 1], Gauge>::default();
         info.get_or_create(&[("version", tag)]).set(1);
         registry.register("pilot_info", "Version of this control plane", info);

@@ -45,6 +45,7 @@ pub enum Kind {
     Pod,
     ReferenceGrant,
     RequestAuthentication,
+    Secret,
     Service,
     ServiceAccount,
     ServiceEntry,
@@ -417,6 +418,7 @@ impl Kind {
             Self::PeerAuthentication => "PeerAuthentication",
             Self::Pod => "Pod",
             Self::ReferenceGrant => "ReferenceGrant",
+            Self::Secret => "Secret",
             Self::Service => "Service",
             Self::ServiceAccount => "ServiceAccount",
             Self::ServiceEntry => "ServiceEntry",
@@ -484,6 +486,9 @@ pub fn read_object(kind: Kind, node: &Node) -> (Option<Object>, Vec<Fault>) {
             Object::ConfigMap(ConfigMap::new(&o))
         }),
         Kind::Deployment => of(node, |o: Deployment| Object::Other(kind, meta(&o.metadata))),
+        Kind::Secret => of(node, |o: core::Secret| {
+            Object::Other(kind, meta(&o.metadata))
+        }),
         Kind::ServiceAccount => of(node, |o: ServiceAccount| {
             Object::Other(kind, meta(&o.metadata))
         }),

@@ -5,6 +5,7 @@
 //! way round: not ready, no new connections, streams told to go elsewhere, then nothing.
 
 pub mod kubernetes;
+pub mod remotes;
 #[cfg(test)]
 mod tests;
 
@@ -49,7 +50,7 @@ use crate::{
         mesh::{MeshConfig, MeshConfigError},
     },
     keys::{self, Fetcher, Reach},
-    metrics::{KubernetesEvents, Metrics},
+    metrics::Metrics,
     output::{Changes, Subscription},
     serve::{DiscoveryService, Limits, access::Access, registry::Registry, store::Store},
     source::cluster::{
@@ -211,7 +212,7 @@ impl ControlPlane {
     ) -> Result<(), RunError> {
         let mut shutdown = std::pin::pin!(shutdown);
         let metrics = Metrics::new();
-        let (world, source) = self.world(metrics.kubernetes_events()).await?;
+        let (world, source) = self.world(&metrics).await?;
         let (root, chain) = self.authority.load().expiries();
         metrics.expiries(root, chain);
         let (trigger, drain) = drain::channel();
@@ -222,6 +223,7 @@ impl ControlPlane {
             metrics,
             ready: Arc::new(AtomicBool::new(false)),
             troubles: source.as_ref().map(|source| source.troubles.clone()),
+            remotes: source.as_ref().map(|source| source.remotes.clone()),
             discovery: source.as_ref().map(|source| source.discovery.clone()),
         };
         let mut tasks = self.admin_tasks(&parts);
@@ -299,13 +301,13 @@ impl ControlPlane {
     /// The world, and what feeds it if it is not a folder's.
     async fn world(
         &self,
-        events: &KubernetesEvents,
+        metrics: &Metrics,
     ) -> Result<(World, Option<kubernetes::Source>), RunError> {
         let settings = self.config.settings();
         match (&self.client, &self.config.cluster) {
             (Some(client), Some(_)) => {
                 let (config, mesh) = (self.config.clone(), self.mesh.clone());
-                let (world, source) = kubernetes::Source::start(client, config, mesh, events)?;
+                let (world, source) = kubernetes::Source::start(client, config, mesh, metrics)?;
                 Ok((world, Some(source)))
             }
             _ => {
@@ -406,6 +408,7 @@ impl Config {
     fn take_mesh(&mut self, mesh: &MeshConfig) {
         if let Some(cluster) = &mut self.cluster {
             cluster.entry_visibility.clone_from(&mesh.entry_visibility);
+            cluster.service_scopes.clone_from(&mesh.service_scopes);
             cluster
                 .trust_domain_aliases
                 .clone_from(&mesh.trust_domain_aliases);
@@ -444,6 +447,8 @@ impl Config {
             cluster_domain: self.cluster_domain.as_str().into(),
             root_namespace: self.root_namespace.as_str().into(),
             entry_visibility: cluster.and_then(|it| it.entry_visibility.clone()),
+            service_scopes: cluster.and_then(|it| it.service_scopes.clone()),
+            is_remote: false,
             system_namespace: cluster.map(|it| it.namespace.as_str().into()),
             trust_domain_aliases: cluster
                 .map(|it| it.trust_domain_aliases.clone())
@@ -462,6 +467,8 @@ struct Parts {
     ready: Arc<AtomicBool>,
     /// What of the API server cannot be watched, where it is the source.
     troubles: Option<Troubles>,
+    /// What is known of other clusters.
+    remotes: Option<remotes::Status>,
     /// Which namespaces the mesh looks at.
     discovery: Option<watch::Receiver<Discovery>>,
 }
@@ -524,6 +531,7 @@ impl Parts {
             metrics: self.metrics.clone(),
             ready: self.ready.clone(),
             troubles: self.troubles.clone(),
+            remotes: self.remotes.clone(),
             cluster_id: config.cluster_id.clone(),
             cluster_domain: config.cluster_domain.clone(),
         }

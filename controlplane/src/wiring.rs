@@ -24,6 +24,7 @@ use crate::{
         l7::istio::request_authentication::{Fetched, KeySource},
         network::NetworkGateway,
         peer, policy,
+        remote::{ExportKey, Exported},
         service::Claim,
         visibility::Visibility,
         waypoint::{Bound, Waypoint},
@@ -54,6 +55,8 @@ pub struct Wiring {
     pub key_sources: istio::KeySources,
     /// Changed addresses of ServiceEntries' hosts that have none of their own.
     pub allocated: Tap<allocate::Host, Vec<IpAddr>>,
+    /// Of a cluster that others look at: what they are told, where it changed.
+    pub exports: Tap<ExportKey, Exported>,
     /// How often each kind was computed.
     pub runs: BTreeMap<&'static str, Runs>,
 }
@@ -74,6 +77,8 @@ struct Inputs {
     backend_tls: Source<Name, Sourced<BackendTlsPolicy>>,
     backend_traffic: Source<Name, BackendTrafficPolicy>,
     config_maps: Source<Name, ConfigMap>,
+    /// What other clusters tell.
+    remotes: remote::Remotes,
     istio: istio::Inputs,
 }
 
@@ -145,7 +150,9 @@ impl Wiring {
         let winners = services::winners(&mut graph, &offers);
         let joins = joins::joins(&mut graph, &inputs, &facts, &winners, &mut runs);
         let made = workloads::made(&mut graph, &inputs, &joins, &mut runs);
-        let resources = outputs::resources(&mut graph, &joins, &made, &inputs);
+        let exports = remote::exports(&mut graph, &inputs, &joins, &made);
+        let merged = remote::merged(&mut graph, &inputs, &joins);
+        let resources = outputs::resources(&mut graph, &joins, &made, &inputs, merged.additions);
         let targets = Targets::new(&inputs, &joins, &offers);
         let attached =
             gateway_api::Attachments::new(&mut graph, &inputs, &joins, &offers, &targets);
@@ -163,7 +170,12 @@ impl Wiring {
             &mut runs,
         );
         let of_rules = istio::rule_conditions(&mut graph, &inputs, &facts, &of_backends);
-        let resources = graph.join(&[&resources, &of_waypoints]);
+        let resources = graph.join(&[&resources, &of_waypoints, &merged.resources]);
+        // Nobody asks a cluster that is only looked at for resources.
+        let resources = match settings.is_remote {
+            true => graph.source().clone(),
+            false => resources,
+        };
         let conditions = outputs::conditions(
             &mut graph, &inputs, &joins, &offers, &made, &allocated, &istio,
         );
@@ -172,6 +184,7 @@ impl Wiring {
             resources: resources.tap(),
             conditions: all_conditions.tap(),
             parents: routes.parents.tap(),
+            exports: exports.tap(),
             pods: inputs.pods.tap(),
             allocated: allocated.tap(),
             key_sources: istio.key_sources.tap(),
@@ -193,7 +206,23 @@ impl Wiring {
         for (source, fetched) in self.inputs.istio.keys.snapshot() {
             anew.set_keys(&source, Some((*fetched).clone()));
         }
+        for (key, exported) in self.inputs.remotes.snapshot() {
+            anew.inputs.remotes.set(&key, Some((*exported).clone()));
+        }
         anew
+    }
+
+    /// Sets or removes what another cluster tells. Takes effect with the next [`Wiring::settle`].
+    pub fn set_remote(&self, cluster: &Str, key: ExportKey, exported: Option<&Exported>) {
+        let key = (cluster.clone(), key);
+        self.inputs.remotes.set(&key, exported.cloned());
+    }
+
+    /// What is known of another cluster, by name.
+    pub fn remote_keys(&self, cluster: &Str) -> BTreeSet<ExportKey> {
+        let all = self.inputs.remotes.snapshot().into_keys();
+        let of_cluster = all.filter(|(of, _)| of == cluster);
+        of_cluster.map(|(_, key)| key).collect()
     }
 
     /// The tags that point to this control plane's revision now. Objects that are labelled with one must be set again.
@@ -257,6 +286,7 @@ mod inputs;
 mod istio;
 mod joins;
 mod outputs;
+mod remote;
 mod services;
 mod waypoints;
 mod workloads;

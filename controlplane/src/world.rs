@@ -13,7 +13,7 @@ use std::{
 
 use mesh::names::Str;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{mpsc::WeakSender, watch};
+use tokio::sync::{Notify, mpsc::WeakSender, watch};
 
 use crate::{
     graph::Runs,
@@ -28,7 +28,11 @@ use crate::{
         watch::{Change, Watcher},
     },
     translate::l7::istio::request_authentication::{Fetched, KeySource},
-    translate::{allocate, waypoint},
+    translate::{
+        allocate,
+        remote::{ExportKey, Exported},
+        waypoint,
+    },
     wiring::{OfPods, Parents, Wiring},
 };
 
@@ -96,6 +100,8 @@ struct Shared {
     key_sources: watch::Sender<BTreeSet<KeySource>>,
     /// What came of fetching, until the thread takes it.
     keys: Mutex<BTreeMap<KeySource, Option<Fetched>>>,
+    /// What other clusters are to be told, until they are.
+    exports: Exports,
     /// Wakes the thread of a world that is fed.
     feed: OnceLock<WeakSender<Event>>,
 }
@@ -285,6 +291,25 @@ impl World {
         })
     }
 
+    /// What is told other clusters since the last call: at first everything. Waits while there is nothing; never empty. For one
+    /// reader. Safe to cancel: nothing is lost.
+    pub async fn next_exports(&self) -> Changed<ExportKey, Exported> {
+        loop {
+            let changed = self.take_exports();
+            if !changed.is_empty() {
+                return changed;
+            }
+            // A permit is stored for a notification between the look above and this wait.
+            self.shared.exports.ready.notified().await;
+        }
+    }
+
+    /// As [`World::next_exports`], without waiting; may be empty.
+    pub fn take_exports(&self) -> Changed<ExportKey, Exported> {
+        let changed = std::mem::take(&mut *self.shared.exports.changed.lock());
+        changed.into_iter().collect()
+    }
+
     /// Where keys of tokens are to be fetched.
     pub fn key_sources(&self) -> watch::Receiver<BTreeSet<KeySource>> {
         self.shared.key_sources.subscribe()
@@ -425,8 +450,15 @@ struct Reported {
     version: Option<ObjectVersion>,
 }
 
+/// What changed of what other clusters are told. Merged: at most one entry per key, however slow the reader.
+#[derive(Debug, Default)]
+struct Exports {
+    changed: Mutex<BTreeMap<ExportKey, Option<Arc<Exported>>>>,
+    ready: Notify,
+}
+
 /// Keys with their values now; `None`: no more.
-type Changed<K, V> = Vec<(K, Option<Arc<V>>)>;
+pub type Changed<K, V> = Vec<(K, Option<Arc<V>>)>;
 
 /// What changed in the graph.
 struct Taken {
@@ -437,6 +469,7 @@ struct Taken {
     allocated: Changed<allocate::Host, Vec<IpAddr>>,
     accounts: Changed<Name, BTreeSet<Str>>,
     sources: Changed<KeySource, ()>,
+    exports: Changed<ExportKey, Exported>,
 }
 
 impl Taken {
@@ -555,6 +588,7 @@ impl Publisher {
             allocated: wiring.allocated.take(),
             accounts: wiring.waypoint_accounts.take(),
             sources: wiring.key_sources.take(),
+            exports: wiring.exports.take(),
         };
         if is_anew {
             let state = self.shared.state.read();
@@ -583,6 +617,7 @@ impl Publisher {
             allocated,
             accounts,
             sources,
+            exports,
         } = self.take(batch.is_anew);
         let mut guard = self.shared.state.write();
         let state = &mut *guard;
@@ -638,6 +673,10 @@ impl Publisher {
             }
         }
         drop(guard);
+        if !exports.is_empty() {
+            self.shared.exports.changed.lock().extend(exports);
+            self.shared.exports.ready.notify_one();
+        }
         if !sources.is_empty() {
             self.shared.key_sources.send_modify(|all| {
                 for (source, wanted) in sources {

@@ -11,7 +11,7 @@ use ::mesh::identity::TrustDomain;
 use super::Problems;
 use crate::{
     gateway,
-    translate::{FailurePolicy, visibility::EntryVisibility},
+    translate::{FailurePolicy, scope::ScopeRule, visibility::EntryVisibility},
 };
 
 /// The flags of `discovery`, by their upstream names. Those that have no meaning here are accepted and have no effect.
@@ -214,6 +214,8 @@ pub struct ClusterConfig {
     pub failure: FailurePolicy,
     /// From where hosts of ServiceEntries are seen, as the mesh's configuration says.
     pub entry_visibility: Option<EntryVisibility>,
+    /// Which services are global, once the mesh's configuration is read.
+    pub service_scopes: Option<Vec<ScopeRule>>,
     /// Other names of the trust domain in policies, as the mesh's configuration says.
     pub trust_domain_aliases: Vec<TrustDomain>,
     /// What is deployed for Gateways.
@@ -272,6 +274,7 @@ impl Problems {
             send_dry_run,
             failure,
             entry_visibility: None,
+            service_scopes: None,
             trust_domain_aliases: Vec::new(),
             gateways: gateways?,
         })

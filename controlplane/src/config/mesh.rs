@@ -11,7 +11,7 @@ use crate::{
         read::read,
         tree::{ParseError, parse},
     },
-    translate::{l7::istio::mesh::FIELDS, visibility::EntryVisibility},
+    translate::{l7::istio::mesh::FIELDS, scope::ScopeRule, visibility::EntryVisibility},
 };
 
 /// What is read of it.
@@ -27,6 +27,8 @@ pub struct MeshConfig {
     pub discovery_selectors: Vec<LabelSelector>,
     /// `serviceEntryVisibility`.
     pub entry_visibility: Option<EntryVisibility>,
+    /// `serviceScopeConfigs`: which services are global.
+    pub service_scopes: Option<Vec<ScopeRule>>,
     /// The whole, of which [`MeshSettings`](crate::translate::l7::istio::mesh::MeshSettings) reads more.
     pub document: serde_json::Value,
     /// Fields that are there and have no effect here, by name.
@@ -55,6 +57,7 @@ struct Wire {
     root_namespace: Option<String>,
     discovery_selectors: Vec<LabelSelector>,
     service_entry_visibility: Option<EntryVisibility>,
+    service_scope_configs: Option<Vec<ScopeRule>>,
 }
 
 impl MeshConfig {
@@ -105,6 +108,7 @@ impl MeshConfig {
             root_namespace: given(wire.root_namespace),
             discovery_selectors: wire.discovery_selectors,
             entry_visibility: wire.service_entry_visibility,
+            service_scopes: wire.service_scope_configs,
             document: read(&document).0.unwrap_or_default(),
             without_effect: unknown
                 .into_iter()
@@ -133,6 +137,8 @@ discoverySelectors:
 serviceEntryVisibility:
   defaultVisibility: NAMESPACE
   policies: [{visibility: NONE, matchingRules: [{namespaceSelector: {matchLabels: {a: b}}}]}]
+serviceScopeConfigs:
+- {servicesSelector: {matchLabels: {istio.io/global: 'true'}}, scope: GLOBAL}
 ",
         )
         .unwrap();
@@ -141,6 +147,7 @@ serviceEntryVisibility:
         assert_eq!(config.root_namespace.as_deref(), Some("mesh"));
         assert_eq!(config.discovery_selectors.len(), 2);
         assert_eq!(config.entry_visibility.unwrap().policies.len(), 1);
+        assert_eq!(config.service_scopes.unwrap().len(), 1);
         assert_eq!(config.document["accessLogFile"], "/dev/stdout");
         assert_eq!(config.without_effect, ["enableAutoMtls"]);
     }
@@ -167,6 +174,8 @@ serviceEntryVisibility: {defaultVisibility: NONE}";
             "discoverySelectors: {matchLabels: {a: b}}",
             "discoverySelectors: [{matchLables: {a: b}}]",
             "serviceEntryVisibility: {defaultVisibility: SOME}",
+            "serviceScopeConfigs: [{scope: EVERYWHERE}]",
+            "serviceScopeConfigs: [{serviceSelector: {}, scope: GLOBAL}]",
             "a: [",
         ] {
             assert!(MeshConfig::parse(text).is_err(), "{text}");

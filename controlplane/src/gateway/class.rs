@@ -150,6 +150,16 @@ pub fn is_waypoint(class: &str, controller: Option<&str>) -> bool {
     }
 }
 
+/// Whether Gateways of a class take traffic of other networks in, of ours or of istiod.
+pub fn is_east_west(class: &str, controller: Option<&str>) -> bool {
+    match controller {
+        Some(controller) => {
+            [EAST_WEST_CONTROLLER, ISTIO_EAST_WEST_CONTROLLER].contains(&controller)
+        }
+        None => matches!(class, "leyline-east-west" | "istio-east-west"),
+    }
+}
+
 impl Role {
     /// Label `gateway.istio.io/managed`: upstream's values, by which its tools and proxies know waypoints.
     pub fn managed_by(self) -> &'static str {

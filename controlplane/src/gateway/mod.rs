@@ -169,6 +169,11 @@ impl Checked {
         })
     }
 
+    /// There are several networks.
+    pub fn is_multi_network(&self) -> bool {
+        self.args.multi_network
+    }
+
     /// The settings of a mesh.
     pub fn of(&self, mesh: Mesh) -> Deployed {
         let args = &self.args;

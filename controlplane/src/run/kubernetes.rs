@@ -1,6 +1,6 @@
 //! What a control plane on Kubernetes has beside a folder's: informers that feed the world, and writers.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use kube::Client;
 use mesh::names::Str;
@@ -15,9 +15,11 @@ use crate::{
     cluster::{Discovery, ca_store::CaStore, writers::Writers},
     config::{ClusterConfig, Config, mesh::MeshConfig},
     gateway::{self, Deployed, Mesh},
-    metrics::{KubernetesEvents, Metrics},
+    metrics::Metrics,
+    object::Kind,
+    run::remotes::{self, Reading, Remotes},
     serve::registry::Registry,
-    source::cluster::{self, Event, Feed, Troubles},
+    source::cluster::{self, Event, Feed, Troubles, client::client_of},
     world::{self, Selectors, Settings, StartError, World},
 };
 
@@ -32,8 +34,11 @@ pub struct Source {
     pub troubles: Troubles,
     /// Which namespaces the mesh looks at.
     pub discovery: watch::Receiver<Discovery>,
+    /// What is known of other clusters.
+    pub remotes: remotes::Status,
     restart: Arc<Notify>,
     _informers: JoinSet<()>,
+    _remotes: JoinSet<()>,
 }
 
 /// What those who write to the cluster are given.
@@ -67,19 +72,55 @@ pub struct Context {
 
 impl Source {
     /// Starts the informers and the world that they feed; follows the mesh's configuration, `mesh` at first. What the API
-    /// server tells is counted in `events`.
+    /// server tells is counted in `metrics`.
     pub fn start(
         client: &Client,
         config: Config,
         mesh: MeshConfig,
-        events: &KubernetesEvents,
+        metrics: &Metrics,
     ) -> Result<(World, Self), StartError> {
         let selectors = Selectors::new(mesh.discovery_selectors.clone());
         let settings = config.settings();
         let (root, revision) = (settings.root_namespace.clone(), settings.revision.clone());
-        let (world, feed) = World::fed(cluster::kinds(), settings, selectors.clone())?;
+        let (reading, read) = watch::channel(Reading {
+            settings: settings.clone(),
+            selectors: selectors.clone(),
+        });
+        let mut kinds = cluster::kinds();
+        let is_alone = config
+            .cluster
+            .as_ref()
+            .is_none_or(|it| !it.gateways.is_multi_network());
+        if !is_alone {
+            // Those that name other clusters.
+            kinds.insert(Kind::Secret);
+        }
+        let (world, feed) = World::fed(kinds, settings, selectors.clone())?;
         let troubles = Troubles::default();
-        let mut informers = cluster::start(client, &revision, &feed, &troubles, events);
+        let mut informers = cluster::start(
+            client,
+            &revision,
+            &feed,
+            &troubles,
+            metrics.kubernetes_events(),
+        );
+        let namespace = config.cluster.as_ref().map(|it| it.namespace.clone());
+        let others = Remotes {
+            client: client.clone(),
+            namespace: namespace.unwrap_or_else(|| root.to_string()),
+            feed: feed.clone(),
+            reading: read,
+            connect: Arc::new(|kubeconfig| {
+                Box::pin(async move { client_of((*kubeconfig).clone()).await })
+            }),
+            troubles: troubles.clone(),
+            timeouts: metrics.remote_timeouts(),
+        };
+        // Where nobody asks for it, the account may not read Secrets.
+        let (remotes, others) = match is_alone {
+            true => (watch::channel(BTreeMap::new()).1, JoinSet::new()),
+            false => others.start(),
+        };
         let (found, discovery) = watch::channel(chosen(root.clone(), selectors));
         let restart = Arc::new(Notify::new());
         let follower = Follower {
@@ -88,14 +129,17 @@ impl Source {
             root,
             feed,
             discovery: found,
+            reading,
             restart: restart.clone(),
         };
         informers.spawn(follower.follow());
         let source = Self {
             troubles,
             discovery,
+            remotes,
             restart,
             _informers: informers,
+            _remotes: others,
         };
         Ok((world, source))
     }
@@ -125,6 +169,8 @@ struct Follower {
     root: Str,
     feed: Feed,
     discovery: watch::Sender<Discovery>,
+    /// How other clusters are read.
+    reading: watch::Sender<Reading>,
     restart: Arc<Notify>,
 }
 
@@ -177,6 +223,8 @@ impl Follower {
         let settings = self.config.settings();
         if settings != before {
             tracing::info!("the mesh is configured otherwise");
+            self.reading
+                .send_modify(|it| it.settings.clone_from(&settings));
             let settings = Box::new(settings);
             if self.feed.send(Event::Settings(settings)).await.is_err() {
                 return false;
@@ -187,6 +235,8 @@ impl Follower {
             let selectors = Selectors::new(self.known.discovery_selectors.clone());
             let chosen = chosen(self.root.clone(), selectors.clone());
             self.discovery.send_replace(chosen);
+            self.reading
+                .send_modify(|it| it.selectors.clone_from(&selectors));
             return self.feed.send(Event::Selectors(selectors)).await.is_ok();
         }
         true
@@ -268,6 +318,10 @@ mod tests {
         std::fs::write(&file, "trustDomain: example.org\n").unwrap();
         let mut config = config(&file);
         let known = config.read_mesh().unwrap();
+        let reading = Reading {
+            settings: config.settings(),
+            selectors: Selectors::default(),
+        };
         let (feed, mut events) = mpsc::channel(8);
         let restart = Arc::new(Notify::new());
         let follower = Follower {
@@ -276,6 +330,7 @@ mod tests {
             config,
             known,
             feed,
+            reading: watch::channel(reading).0,
             restart: restart.clone(),
         };
         let follows = tokio::spawn(follower.follow());

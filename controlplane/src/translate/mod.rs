@@ -21,6 +21,8 @@ pub mod network;
 pub mod peer;
 pub mod policy;
 pub mod port;
+pub mod remote;
+pub mod scope;
 pub mod service;
 pub mod visibility;
 pub mod waypoint;
@@ -51,6 +53,10 @@ pub struct Settings {
     pub send_dry_run: bool,
     /// From where hosts of ServiceEntries are seen; `None`: from everywhere, and nothing is said of it.
     pub entry_visibility: Option<visibility::EntryVisibility>,
+    /// Which services are global; `None`: no rules were configured.
+    pub service_scopes: Option<Vec<scope::ScopeRule>>,
+    /// This is another cluster, of which [`remote::Exported`] is wanted and nothing else.
+    pub is_remote: bool,
     /// What holds for all waypoints; `None`: nothing was configured.
     pub mesh: Option<Arc<l7::istio::mesh::MeshSettings>>,
 }
@@ -79,6 +85,8 @@ impl Default for Settings {
             failure: FailurePolicy::Closed,
             send_dry_run: false,
             entry_visibility: None,
+            service_scopes: None,
+            is_remote: false,
             mesh: None,
         }
     }

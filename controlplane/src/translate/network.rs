@@ -14,7 +14,7 @@ use proto::workload::{
 use super::{Settings, network_address};
 use crate::{
     crd::Listener,
-    gateway::class::UNMANAGED_CONTROLLER,
+    gateway::class::{UNMANAGED_CONTROLLER, is_east_west},
     object::{Gateway, GatewayClass, Name},
 };
 
@@ -47,6 +47,26 @@ impl NetworkGateway {
         }
         let network = gateway.meta.label(NETWORK)?.clone();
         let port = gateway.spec.listeners.iter().find_map(hbone_port)?;
+        Self::at(gateway, network, port)
+    }
+
+    /// Of another cluster: its gateway for traffic from other networks, if that is what this is and it has an address. Its network
+    /// is the label's, else the cluster's own.
+    pub fn east_west(
+        gateway: &Gateway,
+        class: Option<&GatewayClass>,
+        network: &Str,
+    ) -> Option<Self> {
+        let controller = class.map(|class| class.spec.controller_name.as_str());
+        if !is_east_west(&gateway.spec.gateway_class_name, controller) {
+            return None;
+        }
+        let label = gateway.meta.label(NETWORK).unwrap_or(network).clone();
+        let port = gateway.spec.listeners.iter().find_map(tunnel_port)?;
+        Self::at(gateway, label, port)
+    }
+
+    fn at(gateway: &Gateway, network: Str, port: u32) -> Option<Self> {
         let Name { namespace, name } = &gateway.meta.name;
         let refer = |address: String| reference(namespace, &network, &address, port);
         let addresses: Vec<_> = addresses(gateway).into_iter().map(refer).collect();
@@ -124,6 +144,18 @@ fn hbone_port(listener: &Listener) -> Option<u32> {
         .ok()
         .filter(|port| *port != 0)?;
     (listener.protocol == "HBONE").then_some(port.into())
+}
+
+/// Listeners whose tunnel ends at the gateway.
+fn tunnel_port(listener: &Listener) -> Option<u32> {
+    let ends_tls = || {
+        let mode = listener.tls.get("mode").and_then(|mode| mode.as_str());
+        listener.protocol == "TLS" && mode.is_none_or(|mode| mode == "Terminate")
+    };
+    hbone_port(listener).or_else(|| {
+        let port = u16::try_from(listener.port).ok();
+        port.filter(|port| *port != 0 && ends_tls()).map(u32::from)
+    })
 }
 
 /// What the status has, else (in a folder, where nobody writes one) the spec.

@@ -114,6 +114,8 @@ pub(super) fn facts(
         let keyed = found.map(|gateway| (name.clone(), gateway));
         keyed.into_iter().collect()
     });
+    let elsewhere = super::remote::gateways(graph, &inputs.remotes);
+    let gateways = graph.join(&[&gateways, &elsewhere]);
     Facts {
         settings: settings.clone(),
         of_pods,

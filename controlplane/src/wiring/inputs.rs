@@ -25,6 +25,7 @@ impl Inputs {
             backend_tls: graph.source(),
             backend_traffic: graph.source(),
             config_maps: graph.source(),
+            remotes: graph.source(),
             istio: istio::Inputs::new(graph),
         }
     }

@@ -9,6 +9,7 @@ use super::{
     istio::Istio,
     joins::waypoint_policy_name,
     reference,
+    remote::Additions,
     services::{Allocated, addresses, won},
 };
 use crate::{
@@ -27,6 +28,7 @@ pub(super) fn resources(
     joins: &Joins,
     made: &Collection<ObjectRef, Made>,
     inputs: &Inputs,
+    additions: Additions,
 ) -> Collection<ResourceKey, Resource> {
     let keyed = |resource: Resource| (resource.key(), resource);
     let (workloads, _) = graph.derive_shared(made, move |_, _, made| {
@@ -45,6 +47,7 @@ pub(super) fn resources(
             canonical: service::is_canonical(claim, &same),
             ..claim.service.clone()
         };
+        let service = additions.merge(cx, claim, service);
         vec![keyed(service_resource(&service))]
     });
     let encode = move |policy: Option<&Authorization>| {

@@ -15,13 +15,14 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Batch, Publisher, Reported, Selectors, Settings, Shared, view::View};
+use super::{Batch, Changed, Publisher, Reported, Selectors, Settings, Shared, view::View};
 use crate::{
     object::{Kind, Name, ObjectRef},
     source::cluster::{
         Event, Feed,
         decode::{Report, Told},
     },
+    translate::remote::{ExportKey, Exported},
     wiring::{OfPods, Wiring},
 };
 
@@ -134,6 +135,26 @@ impl Keeper {
                 }
             }
             Event::Settings(settings) => self.configure(*settings),
+            Event::Remote {
+                cluster,
+                is_whole,
+                changes,
+            } => self.remote(&cluster, is_whole, changes),
+        }
+    }
+
+    fn remote(&self, cluster: &Str, is_whole: bool, changes: Changed<ExportKey, Exported>) {
+        let wiring = &self.publisher.wiring;
+        let mut gone = match is_whole {
+            true => wiring.remote_keys(cluster),
+            false => BTreeSet::new(),
+        };
+        for (key, exported) in changes {
+            gone.remove(&key);
+            wiring.set_remote(cluster, key, exported.as_deref());
+        }
+        for key in gone {
+            wiring.set_remote(cluster, key, None);
         }
     }
 

@@ -267,7 +267,7 @@ pub fn plugin() -> Result<PathBuf> {
     let built = ["release", "debug"].map(|profile| folder.join(profile).join("cni-plugin"));
     let found = built.into_iter().find(|path| path.is_file());
     found
-        .context("the CNI plugin is not built, or set LEYLINE_CNI_PLUGIN: see tests/cluster/plugin")
+        .context("the CNI plugin is not built, or set LEYLINE_CNI_PLUGIN: see tests/cluster/build plugin")
 }
 
 /// The `cluster` command, which the rig runs for its forwarder and its keeper.

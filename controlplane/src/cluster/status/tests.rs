@@ -4,7 +4,6 @@ use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::*;
 use crate::{
-    metrics::KubernetesEvents,
     output::{Condition, ObjectVersion, ParentStatus, Truth},
     testing::api::{Answer, Call, FakeApi},
 };
@@ -516,8 +515,8 @@ async fn an_object_that_came_in_past_admission_is_told_what_is_wrong_with_it() {
     let config = crate::config::Args::parse_from(args);
     let config = crate::config::Config::try_from(config).unwrap();
     let (client, mesh) = (api.client(), crate::config::mesh::MeshConfig::default());
-    let started =
-        crate::run::kubernetes::Source::start(&client, config, mesh, &KubernetesEvents::default());
+    let metrics = crate::metrics::Metrics::new();
+    let started = crate::run::kubernetes::Source::start(&client, config, mesh, &metrics);
     let (world, _source) = started.unwrap();
     let listed = tokio::time::timeout(crate::testing::DEADLINE, world.listed());
     listed.await.expect("the world is whole");

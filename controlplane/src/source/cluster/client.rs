@@ -18,6 +18,9 @@ pub enum ClientError {
         /// The cause.
         source: kube::config::KubeconfigError,
     },
+    /// What a Secret has.
+    #[error("take in the kubeconfig")]
+    Kubeconfig(#[source] kube::config::KubeconfigError),
     /// Not in a pod.
     #[error(
         "find the API server from inside a pod (outside of one, give --kubeconfig, or --folder for a folder)"
@@ -38,6 +41,16 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, ClientError> {
         })?,
     };
     // Whoever asks decides what is tried again, and when.
+    config.default_retry = false;
+    Client::try_from(config).map_err(ClientError::Client)
+}
+
+/// A client by a kubeconfig that was checked to read no files and run no programs. Asks nothing of the API server yet.
+pub async fn client_of(kubeconfig: Kubeconfig) -> Result<Client, ClientError> {
+    let options = KubeConfigOptions::default();
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &options)
+        .await
+        .map_err(ClientError::Kubeconfig)?;
     config.default_retry = false;
     Client::try_from(config).map_err(ClientError::Client)
 }

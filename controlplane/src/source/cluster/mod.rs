@@ -37,6 +37,7 @@ use tokio::{
 use crate::{
     metrics::KubernetesEvents,
     object::{Kind, ObjectRef},
+    translate::remote::{ExportKey, Exported},
     world::{Selectors, Settings},
 };
 use decode::Told;
@@ -64,6 +65,15 @@ pub enum Event {
     Selectors(Selectors),
     /// Other settings of the mesh.
     Settings(Box<Settings>),
+    /// What another cluster tells.
+    Remote {
+        /// Which.
+        cluster: Str,
+        /// What it has told before and is not among the changes is no more.
+        is_whole: bool,
+        /// What changed; `None`: it is no more.
+        changes: Vec<(ExportKey, Option<Arc<Exported>>)>,
+    },
 }
 
 /// The way to the world's thread. Bounded: where it does not keep up, informers read no further.
@@ -214,6 +224,20 @@ pub fn kinds() -> BTreeSet<Kind> {
     WATCHED.iter().map(|watched| watched.kind).collect()
 }
 
+/// The kinds that are read of other clusters: what is configured counts only in the cluster that has it (control-plane.md 2). No
+/// GatewayClasses, which the role that upstream gives to readers does not cover: classes are known by their names there.
+pub fn remote_kinds() -> BTreeSet<Kind> {
+    let kinds = [
+        Kind::Namespace,
+        Kind::Node,
+        Kind::Pod,
+        Kind::Service,
+        Kind::EndpointSlice,
+        Kind::Gateway,
+    ];
+    kinds.into()
+}
+
 impl Watched {
     fn plural(&self) -> String {
         match self.group {
@@ -239,7 +263,11 @@ impl Watched {
 
 /// What cannot be watched at the moment, and why: for readiness and metrics.
 #[derive(Clone, Debug, Default)]
-pub struct Troubles(Arc<Mutex<BTreeMap<String, Trouble>>>);
+pub struct Troubles {
+    all: Arc<Mutex<BTreeMap<String, Trouble>>>,
+    /// Names another cluster in what is logged.
+    of: Arc<str>,
+}
 
 #[derive(Clone, Debug)]
 struct Trouble {
@@ -250,14 +278,14 @@ struct Trouble {
 impl Troubles {
     /// Per resource, what is wrong.
     pub fn all(&self) -> BTreeMap<String, String> {
-        let troubles = self.0.lock();
+        let troubles = self.all.lock();
         let text = |(plural, trouble): (&String, &Trouble)| (plural.clone(), trouble.text.clone());
         troubles.iter().map(text).collect()
     }
 
-    fn note(&self, plural: &str, failure: &Failure) {
+    pub(crate) fn note(&self, plural: &str, failure: &Failure) {
         let (text, now) = (failure.to_string(), Instant::now());
-        let mut troubles = self.0.lock();
+        let mut troubles = self.all.lock();
         let known = troubles.get(plural);
         let is_news = known
             .is_none_or(|known| known.text != text || now.duration_since(known.logged) >= REMIND);
@@ -267,24 +295,48 @@ impl Troubles {
         };
         troubles.insert(plural.to_owned(), Trouble { text, logged });
         drop(troubles);
+        let of = &self.of;
         match is_news {
             true => tracing::warn!(
                 resource = plural,
-                "{failure}; what was last known stays in force"
+                "{failure}{of}; what was last known stays in force"
             ),
-            false => tracing::debug!(resource = plural, "{failure}"),
+            false => tracing::debug!(resource = plural, "{failure}{of}"),
         }
     }
 
-    fn clear(&self, plural: &str) {
-        if self.0.lock().remove(plural).is_some() {
-            tracing::info!(resource = plural, "watched again");
+    pub(crate) fn clear(&self, plural: &str) {
+        if self.all.lock().remove(plural).is_some() {
+            tracing::info!(resource = plural, "watched again{}", self.of);
         }
     }
 }
 
 /// Names of the CRDs there are; `None` before their first list.
 type Crds = watch::Receiver<Option<Arc<BTreeSet<String>>>>;
+
+/// Starts informers of another cluster, for a world of its own. They end with the set.
+pub fn start_remote(client: &Client, cluster: &str, feed: &Feed) -> JoinSet<()> {
+    let troubles = Troubles {
+        of: format!(" (cluster {cluster})").into(),
+        ..Troubles::default()
+    };
+    let mut tasks = JoinSet::new();
+    let untagged = feed.clone();
+    // Tags point to this cluster's control planes.
+    tasks.spawn(async move { drop(untagged.send(Event::Tags(BTreeSet::new())).await) });
+    let kinds = remote_kinds();
+    let watched = WATCHED.iter().filter(|it| kinds.contains(&it.kind));
+    spawn(
+        &mut tasks,
+        client,
+        feed,
+        &troubles,
+        &KubernetesEvents::default(),
+        watched,
+    );
+    tasks
+}
 
 /// Starts all informers. They end with the set.
 pub fn start(
@@ -301,11 +353,23 @@ pub fn start(
         feed.clone(),
         troubles.clone(),
     ));
+    spawn(&mut tasks, client, feed, troubles, events, WATCHED.iter());
+    tasks
+}
+
+fn spawn<'a>(
+    tasks: &mut JoinSet<()>,
+    client: &Client,
+    feed: &Feed,
+    troubles: &Troubles,
+    events: &KubernetesEvents,
+    all: impl Iterator<Item = &'a Watched>,
+) {
     let (found, crds) = watch::channel(None);
     tasks.spawn(watch_crds(client.clone(), found, troubles.clone()));
-    for watched in WATCHED {
+    for watched in all {
         let task = Task {
-            watched,
+            watched: *watched,
             client: client.clone(),
             feed: feed.clone(),
             troubles: troubles.clone(),
@@ -317,7 +381,6 @@ pub fn start(
             false => tasks.spawn(task.run()),
         };
     }
-    tasks
 }
 
 struct Task {
