@@ -130,6 +130,35 @@ fn a_pod_that_the_agent_refuses_does_not_start() {
     }
 }
 
+/// The kubelet's rhythm: ADD, and after a failure DEL and ADD anew. Nothing of an attempt may decide the next one.
+#[test]
+fn each_retry_of_the_kubelet_asks_anew_and_the_last_answer_counts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = configuration(folder.path());
+    let refused = "HTTP/1.1 503 Service Unavailable\r\n\r\nno node tunnel is connected";
+    let taken = "HTTP/1.1 200 OK\r\n\r\n";
+    let mut questions = Vec::new();
+    for (answer, succeeds) in [
+        (refused, false),
+        (refused, false),
+        (taken, true),
+        (taken, true),
+    ] {
+        let agent = agent(folder.path(), answer);
+        let run = plugin("ADD", ARGUMENTS, &config.to_string());
+        assert_eq!(run.success, succeeds, "{}", run.stdout);
+        questions.push(agent.join().expect("asked"));
+        std::fs::remove_file(folder.path().join("pluginevent.sock")).expect("remove");
+        if succeeds {
+            assert_eq!(run.stdout, config["prevResult"].to_string());
+        } else {
+            assert!(plugin("DEL", ARGUMENTS, &config.to_string()).success);
+        }
+    }
+    let first = questions[0].clone();
+    assert!(questions.iter().all(|it| *it == first), "{questions:?}");
+}
+
 #[test]
 fn without_an_agent_pods_wait_and_the_reason_is_told() {
     let folder = tempfile::tempdir().expect("a folder");
