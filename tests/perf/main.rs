@@ -6,9 +6,11 @@ mod changes;
 mod figures;
 mod modes;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{figures::Table, modes::Modes};
+
+const USAGE: &str = "usage: perf [--rounds N] [--only NAME,...]";
 
 struct Arguments {
     rounds: usize,
@@ -17,19 +19,22 @@ struct Arguments {
 
 impl Arguments {
     fn parse() -> Result<Self> {
-        let words: Vec<String> = std::env::args().skip(1).collect();
-        let flag = |name: &str| {
-            words
-                .iter()
-                .skip_while(|word| *word != name)
-                .nth(1)
-                .cloned()
+        let mut arguments = Self {
+            rounds: 5,
+            only: None,
         };
-        let rounds = flag("--rounds")
-            .map_or(Ok(5), |text| text.parse())
-            .context("--rounds takes a number")?;
-        let only = flag("--only").map(|list| list.split(',').map(str::to_owned).collect());
-        Ok(Self { rounds, only })
+        let mut words = std::env::args().skip(1);
+        while let Some(word) = words.next() {
+            let value = words.next().with_context(|| format!("{word}: {USAGE}"));
+            match word.as_str() {
+                "--rounds" => {
+                    arguments.rounds = value?.parse().context("--rounds takes a number")?
+                }
+                "--only" => arguments.only = Some(value?.split(',').map(str::to_owned).collect()),
+                _ => bail!("{word}: {USAGE}"),
+            }
+        }
+        Ok(arguments)
     }
 
     fn wants(&self, name: &str) -> bool {

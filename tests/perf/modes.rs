@@ -33,14 +33,12 @@ pub(crate) struct Modes {
 
 impl Modes {
     pub(crate) fn start() -> Result<Self> {
-        let ours = Lab::start(&Options::default()).context("our mesh")?;
-        let peer = match env::var_os("PEER_ZTUNNEL").map(PathBuf::from) {
-            None => None,
-            Some(path) => {
-                let ztunnel = NODES.map(|node| (node.to_owned(), path.clone())).to_vec();
-                Some(Lab::start(&Options { ztunnel }).context("the peer's mesh")?)
-            }
-        };
+        // The program that a cluster's nodes run, and not `leyline`, which holds every part.
+        let ours = beside("ztunnel")?.into();
+        let ours = Lab::start(&with_tunnels(ours)).context("our mesh")?;
+        let peer = env::var_os("PEER_ZTUNNEL").map(PathBuf::from);
+        let peer = peer.map(|path| Lab::start(&with_tunnels(path)).context("the peer's mesh"));
+        let peer = peer.transpose()?;
         Ok(Self { ours, peer })
     }
 
@@ -132,14 +130,17 @@ impl Lab {
     }
 }
 
+fn with_tunnels(program: PathBuf) -> Options {
+    let ztunnel = NODES.map(|node| (node.to_owned(), program.clone()));
+    Options {
+        ztunnel: ztunnel.to_vec(),
+    }
+}
+
 /// A program that was built with this one.
 fn beside(name: &str) -> Result<String> {
     let path = env::current_exe()?.with_file_name(name);
-    ensure!(
-        path.exists(),
-        "{} is missing: cargo build --release -p leyline-tests --bins",
-        path.display()
-    );
+    ensure!(path.exists(), "{} is missing: make perf", path.display());
     Ok(path.display().to_string())
 }
 
