@@ -10,7 +10,7 @@ mod through;
 use std::{
     future::{Future, poll_fn},
     io,
-    pin::pin,
+    pin::{Pin, pin},
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -95,10 +95,8 @@ pub enum End {
     Cancelled,
 }
 
-/// Copies until both directions have ended, one side fails, or `cancel` is ready.
-///
-/// When it returns both connections are closed. `cancel` cuts at once: TCP by RST, a tunnel by RST_STREAM(CANCEL), and
-/// so does dropping the future: a transfer that was cut must not look complete.
+/// Copies until both directions have ended, one side fails, or `cancel` is ready. When it returns both connections are
+/// closed, as a [`Pair`] closes them.
 pub fn bidirectional(
     downstream: impl Into<Endpoint>,
     upstream: impl Into<Endpoint>,
@@ -106,11 +104,34 @@ pub fn bidirectional(
     cancel: impl Future<Output = ()>,
 ) -> impl Future<Output = End> {
     // Not an `async fn`: that would keep room for its arguments twice, for as long as the connection lives.
-    let mut downstream = Cut::unless_done(downstream.into());
-    let mut upstream = Cut::unless_done(upstream.into());
-    async move {
-        // As wholes: a field of its own would be captured apart from what is dropped.
-        let (down, up) = (&mut downstream, &mut upstream);
+    let mut pair = Pair::new(downstream, upstream);
+    async move { pair.copy(counters, pin!(cancel)).await }
+}
+
+/// Two connections, the bytes of one meant for the other. Dropping it closes both: by a reset, unless the copy came to an
+/// end that was one, as a transfer that was cut must not look complete.
+pub struct Pair {
+    downstream: Cut,
+    upstream: Cut,
+}
+
+impl Pair {
+    /// Nothing is copied yet.
+    pub fn new(downstream: impl Into<Endpoint>, upstream: impl Into<Endpoint>) -> Self {
+        Self {
+            downstream: Cut::unless_done(downstream.into()),
+            upstream: Cut::unless_done(upstream.into()),
+        }
+    }
+
+    /// Copies until both directions have ended, one side fails, or `cancel` is ready, which cuts at once: TCP by RST, a
+    /// tunnel by RST_STREAM(CANCEL). To be called once; the ends are passed on when the pair is dropped.
+    pub async fn copy(
+        &mut self,
+        counters: &Counters,
+        cancel: Pin<&mut impl Future<Output = ()>>,
+    ) -> End {
+        let (down, up) = (&mut self.downstream, &mut self.upstream);
         let end = run(&mut down.ends, &mut up.ends, counters, cancel).await;
         (down.reset, up.reset) = match &end {
             End::Finished(_) => (None, None),
@@ -235,7 +256,7 @@ async fn run(
     downstream: &mut Ends,
     upstream: &mut Ends,
     counters: &Counters,
-    cancel: impl Future<Output = ()>,
+    mut cancel: Pin<&mut impl Future<Output = ()>>,
 ) -> End {
     let (down_source, down_sink) = downstream.split();
     let (up_source, up_sink) = upstream.split();
@@ -244,27 +265,38 @@ async fn run(
     let up_watch = Watch::of(&up_source);
     let mut request = pin!(pump::run(down_source, up_sink, &counters.received));
     let mut response = pin!(pump::run(up_source, down_sink, &counters.sent));
-    let mut cancel = pin!(cancel);
-    let (mut request_done, mut response_done) = (false, false);
-    let mut first = None;
-    loop {
-        let (side, result) = tokio::select! {
-            biased;
-            () = &mut cancel => return End::Cancelled,
-            result = &mut request, if !request_done => (Side::Downstream, result),
-            result = &mut response, if !response_done => (Side::Upstream, result),
-            error = down_watch.broken(), if request_done => (Side::Downstream, Err(Fault::Source(error))),
-            error = up_watch.broken(), if response_done => (Side::Upstream, Err(Fault::Source(error))),
-        };
-        match result {
-            Err(fault) => return fault.end(side),
-            Ok(()) if side == Side::Downstream => request_done = true,
-            Ok(()) => response_done = true,
-        }
-        let first = *first.get_or_insert(side);
-        if request_done && response_done {
-            return End::Finished(first);
-        }
+    let (first, result) = tokio::select! {
+        biased;
+        () = &mut cancel => return End::Cancelled,
+        result = &mut request => (Side::Downstream, result),
+        result = &mut response => (Side::Upstream, result),
+    };
+    if let Err(fault) = result {
+        return fault.end(first);
+    }
+    // Boxed: a connection that is open both ways must not keep room for a wait that it is not in.
+    match first {
+        Side::Downstream => Box::pin(last_half(first, response, down_watch, cancel)).await,
+        Side::Upstream => Box::pin(last_half(first, request, up_watch, cancel)).await,
+    }
+}
+
+/// Copies what is left once `first` has ended its half, whose connection may still break.
+async fn last_half(
+    first: Side,
+    rest: impl Future<Output = Result<(), Fault>>,
+    ended: Watch<'_>,
+    cancel: impl Future<Output = ()>,
+) -> End {
+    let (side, result) = tokio::select! {
+        biased;
+        () = cancel => return End::Cancelled,
+        result = rest => (first.other(), result),
+        error = ended.broken() => (first, Err(Fault::Source(error))),
+    };
+    match result {
+        Ok(()) => End::Finished(first),
+        Err(fault) => fault.end(side),
     }
 }
 

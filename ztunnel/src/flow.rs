@@ -3,6 +3,7 @@
 use std::{
     fmt,
     net::SocketAddr,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -194,13 +195,15 @@ impl Flow {
         let live = self.registration.what().clone();
         let mut flow = self;
         flow.begin();
-        let (downstream, upstream) = (downstream.into(), upstream);
+        let mut pair = copy::Pair::new(downstream, upstream);
         async move {
             let mut denied = None;
             let end = {
-                let cancel = async { denied = Some(flow.registration.cut().await) };
-                copy::bidirectional(downstream, upstream, &live.counters, cancel).await
+                let cancel = pin!(async { denied = Some(flow.registration.cut().await) });
+                pair.copy(&live.counters, cancel).await
             };
+            // Both applications learn of it first.
+            drop(pair);
             match denied {
                 Some(denied) => flow.finish_cut(&denied),
                 None => flow.finish_copy(end),

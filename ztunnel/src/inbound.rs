@@ -6,6 +6,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use futures_util::FutureExt;
 use http::{HeaderMap, StatusCode};
 use mesh::{
     authority::Authority,
@@ -36,6 +37,7 @@ use crate::{
     handshakes::Slot,
     pod::{Pod, TLS_DEADLINE, WAIT},
     revocations::RestsOn,
+    stages::begin_and_carry,
 };
 
 /// One peer's connection to the pod's HBONE port.
@@ -124,21 +126,31 @@ pub(crate) async fn admit_neighbour(
 }
 
 /// One CONNECT.
-async fn serve_stream(inbound: Arc<Inbound>, request: ConnectRequest) {
-    let _room = match inbound.pod.enter() {
+fn serve_stream(inbound: Arc<Inbound>, request: ConnectRequest) -> impl Future<Output = ()> + Send {
+    begin_and_carry(
+        begin(inbound, request),
+        |(room, (flow, stream, application))| {
+            let carried = flow.carry(stream, application.into());
+            carried.map(|()| drop(room))
+        },
+    )
+}
+
+/// An answered CONNECT, with the pod's room for it. A failure has been told.
+async fn begin(
+    inbound: Arc<Inbound>,
+    request: ConnectRequest,
+) -> Option<(OwnedSemaphorePermit, (Flow, hbone::Stream, TcpStream))> {
+    let room = match inbound.pod.enter() {
         Ok(room) => room,
         Err(error) => {
             let metrics = &inbound.pod.node.metrics;
             inbound.early().failed(metrics, EndReason::TooMany, &error);
-            return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+            request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+            return None;
         }
     };
-    // Boxed: what leads to a connection needs far more room than carrying it does.
-    let answered = Box::pin(inbound.answer(request)).await;
-    drop(inbound);
-    if let Some((flow, stream, application)) = answered {
-        flow.carry(stream, application.into()).await;
-    }
+    Some((room, inbound.answer(request).await?))
 }
 
 impl Inbound {

@@ -6,6 +6,7 @@ use std::{
     time::Instant,
 };
 
+use futures_util::FutureExt;
 use mesh::{
     authorize::AuthorizationFacts,
     flow::{Direction, EndReason, FlowRecord, Party, peer_workload},
@@ -23,6 +24,7 @@ use crate::{
     flow::{Early, Flow, Live},
     pod::{Pod, WAIT},
     reset,
+    stages::begin_and_carry,
 };
 
 /// One plaintext connection to the pod.
@@ -34,14 +36,35 @@ struct Inbound {
 }
 
 /// Serves one accepted connection to its end.
-pub(crate) async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
-    let _open = pod.node.metrics.socket(Direction::Inbound);
+pub(crate) fn serve(
+    pod: Arc<Pod>,
+    stream: TcpStream,
+    peer: SocketAddr,
+) -> impl Future<Output = ()> + Send {
+    let open = pod.node.metrics.socket(Direction::Inbound);
+    let begun = begin(pod, stream, peer);
+    begin_and_carry(begun, |(room, stream, (flow, application))| {
+        let carried = flow.carry(stream, application.into());
+        carried.map(|()| drop(room))
+    })
+    .map(|()| drop(open))
+}
+
+/// The client's connection and the application's, with the pod's room for them. A failure has been told.
+async fn begin(
+    pod: Arc<Pod>,
+    stream: TcpStream,
+    peer: SocketAddr,
+) -> Option<(OwnedSemaphorePermit, TcpStream, (Flow, TcpStream))> {
     let peer = socket::unmapped(peer);
     let adopted = pod.sockets.adopt(&stream);
     let original = match adopted.and_then(|()| socket::original_destination(&stream)) {
         Ok(original) => original,
         // The peer is gone already.
-        Err(error) => return tracing::debug!(%peer, %error, "inbound plaintext connection"),
+        Err(error) => {
+            tracing::debug!(%peer, %error, "inbound plaintext connection");
+            return None;
+        }
     };
     let inbound = Inbound {
         pod,
@@ -49,14 +72,16 @@ pub(crate) async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
         original,
         accepted: Instant::now(),
     };
-    let _room = match inbound.admit() {
-        Ok(room) => room,
-        Err(()) => return reset::reset(stream),
+    let Ok(room) = inbound.admit() else {
+        reset::reset(stream);
+        return None;
     };
-    // Boxed: what leads to a connection needs far more room than carrying it does.
-    match Box::pin(inbound.establish()).await {
-        Some((flow, application)) => flow.carry(stream, application.into()).await,
-        None => reset::reset(stream),
+    match inbound.establish().await {
+        Some(established) => Some((room, stream, established)),
+        None => {
+            reset::reset(stream);
+            None
+        }
     }
 }
 

@@ -28,6 +28,7 @@ mod runtime;
 #[cfg(test)]
 mod sizes;
 mod socks5;
+mod stages;
 mod yaml;
 
 pub use config::Config;

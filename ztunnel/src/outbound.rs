@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::{FutureExt, future::Either};
 use mesh::{
     draw::Draw,
     flow::{Direction, EndReason, FlowRecord, Party, Security},
@@ -17,7 +18,7 @@ use mesh::{
     workload::Workload,
 };
 use net::{report::Chain, socket};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::OwnedSemaphorePermit};
 
 use crate::{
     connect::{ConnectError, Onward, Outgoing, Within},
@@ -25,6 +26,7 @@ use crate::{
     pod::{Pod, WAIT},
     reset,
     revocations::RestsOn,
+    stages::begin_and_carry,
 };
 
 /// Endpoints that are tried for one connection.
@@ -53,41 +55,67 @@ struct Routed {
 pub(crate) type Established = (Flow, Onward);
 
 /// Serves one accepted connection to its end.
-pub(crate) async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
-    let _open = pod.node.metrics.socket(Direction::Outbound);
+pub(crate) fn serve(
+    pod: Arc<Pod>,
+    stream: TcpStream,
+    peer: SocketAddr,
+) -> impl Future<Output = ()> + Send {
+    let open = pod.node.metrics.socket(Direction::Outbound);
+    let begun = begin(pod, stream, peer);
+    begin_and_carry(begun, |(room, stream, established)| {
+        carry(stream, established).map(|()| drop(room))
+    })
+    .map(|()| drop(open))
+}
+
+/// The client's connection and where it is carried, with the pod's room for it. A failure has been told.
+async fn begin(
+    pod: Arc<Pod>,
+    stream: TcpStream,
+    peer: SocketAddr,
+) -> Option<(OwnedSemaphorePermit, TcpStream, Established)> {
     let client = socket::unmapped(peer);
     let adopted = pod.sockets.adopt(&stream);
     let original = adopted.and_then(|()| socket::original_destination(&stream));
     let original = match original {
         Ok(original) => original,
         // The client is gone already.
-        Err(error) => return tracing::debug!(%client, %error, "outbound connection"),
+        Err(error) => {
+            tracing::debug!(%client, %error, "outbound connection");
+            return None;
+        }
     };
     let outbound = Outbound::new(pod, client, original);
-    let _room = match outbound.pod.enter() {
+    let room = match outbound.pod.enter() {
         Ok(room) => room,
         Err(error) => {
             let metrics = &outbound.pod.node.metrics;
             outbound.early().failed(metrics, EndReason::TooMany, &error);
-            return reset::reset(stream);
+            reset::reset(stream);
+            return None;
         }
     };
-    // Boxed: the decision and the dial need far more room than an idle connection.
-    match Box::pin(outbound.establish()).await {
-        Ok(established) => carry(stream, established).await,
-        Err(_) => reset::reset(stream),
+    match outbound.establish().await {
+        Ok(established) => Some((room, stream, established)),
+        Err(_) => {
+            reset::reset(stream);
+            None
+        }
     }
 }
 
 /// Carries a connection that stands to its end.
-pub(crate) async fn carry(stream: TcpStream, (flow, onward): Established) {
+pub(crate) fn carry(
+    stream: TcpStream,
+    (flow, onward): Established,
+) -> impl Future<Output = ()> + Send {
     match onward {
         Onward::Out(connected) => {
-            let (endpoint, _inner) = connected.into_parts();
-            flow.carry(stream, endpoint).await;
+            let (endpoint, inner) = connected.into_parts();
+            Either::Left(flow.carry(stream, endpoint).map(|()| drop(inner)))
         }
         // Boxed: it is the larger of the two, and the rarer where nodes are many.
-        Onward::Within(within) => Box::pin(carry_within(flow, stream, *within)).await,
+        Onward::Within(within) => Either::Right(Box::pin(carry_within(flow, stream, *within))),
     }
 }
 

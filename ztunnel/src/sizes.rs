@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use crate::{handshakes::Slot, inbound, inbound_plaintext, outbound, pod::Pod};
 
 /// Bytes. Raise it only knowing that every open connection pays.
-const LIMIT: usize = 2304;
+const LIMIT: usize = 1088;
 
 fn of_three<A, B, C, F: Future>(_: impl Fn(A, B, C) -> F) -> usize {
     size_of::<F>()

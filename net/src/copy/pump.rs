@@ -155,11 +155,11 @@ async fn tcp_to_tunnel(
 ) -> Result<(), Fault> {
     let mut reader = Reader::new();
     loop {
-        let room = tokio::select! {
-            biased;
-            room = poll_fn(|cx| poll_room(&reader, from, to, cx)) => room,
-            // The wait for room may be long; the application may have given up meanwhile.
-            error = Watch::Tcp(from).broken() => Err(Fault::Source(error)),
+        let room = match poll_fn(|cx| poll_room(&reader, from, to, cx)).await {
+            // Boxed: an idle connection must not keep room for a wait that it is not in.
+            Ok(None) => Box::pin(room_or_broken(&reader, from, to)).await,
+            Ok(Some(room)) => Ok(room),
+            Err(fault) => Err(fault),
         };
         match room {
             Ok(room) => match reader.try_read(from, room) {
@@ -183,24 +183,45 @@ fn is_no_error(error: &io::Error) -> bool {
     matches!(tunnel, Some(StreamError::Reset(ResetCode::NO_ERROR)))
 }
 
-/// Waits for bytes from TCP and then for room in the tunnel; room is reserved only while there are bytes, as what one
-/// stream holds other streams lack.
+/// Waits for bytes from TCP; answers how many there is room for in the tunnel, or `None` where it has none, and wakes when
+/// it has. Room is reserved only while there are bytes, as what one stream holds other streams lack.
 fn poll_room(
     reader: &Reader,
     from: &TcpStream,
     to: &mut SendHalf,
     cx: &mut Context<'_>,
-) -> Poll<Result<usize, Fault>> {
+) -> Poll<Result<Option<usize>, Fault>> {
     if let Poll::Ready(error) = to.poll_reset(cx) {
         return Poll::Ready(Err(sink_error(error)));
     }
     match from.poll_read_ready(cx) {
-        Poll::Ready(Ok(())) => to.poll_capacity(cx, reader.size).map_err(sink_error),
+        Poll::Ready(Ok(())) => Poll::Ready(match to.poll_capacity(cx, reader.size) {
+            Poll::Ready(room) => room.map(Some).map_err(sink_error),
+            Poll::Pending => Ok(None),
+        }),
         Poll::Ready(Err(error)) => Poll::Ready(Err(Fault::Source(error))),
         Poll::Pending => {
             to.release();
             Poll::Pending
         }
+    }
+}
+
+/// The wait for room may be long; the application may have given up meanwhile.
+async fn room_or_broken(
+    reader: &Reader,
+    from: &TcpStream,
+    to: &mut SendHalf,
+) -> Result<usize, Fault> {
+    let room = poll_fn(|cx| match ready!(poll_room(reader, from, to, cx)) {
+        Ok(Some(room)) => Poll::Ready(Ok(room)),
+        Ok(None) => Poll::Pending,
+        Err(fault) => Poll::Ready(Err(fault)),
+    });
+    tokio::select! {
+        biased;
+        room = room => room,
+        error = Watch::Tcp(from).broken() => Err(Fault::Source(error)),
     }
 }
 
