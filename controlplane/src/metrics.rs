@@ -215,7 +215,7 @@ impl Metrics {
         metrics.certificates.register(&mut registry);
         metrics.reviews.register(&mut registry);
         metrics.kubernetes.register(&mut registry);
-        net::metrics::register_process(&mut registry, None);
+        net::metrics::register_process(&mut registry, Vec::new());
         let tag = env!("CARGO_PKG_VERSION");
         let build = Family::<[(&str, &str); 2], Gauge>::default();
         build

@@ -252,6 +252,7 @@ impl ControlPlane {
         let options = accept::Options {
             name: "xds",
             limit: Some(MAX_CONNECTIONS),
+            lanes: None,
         };
         let connections = drain.clone();
         let listener = tokio::spawn(accept::serve(

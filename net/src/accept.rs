@@ -15,7 +15,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use crate::{drain, handover::Port};
+use crate::{drain, handover::Port, lanes::Lanes};
 
 /// The first pause after the process ran out of something; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -28,12 +28,26 @@ pub struct Options {
     pub name: &'static str,
     /// Connections open at a time; more wait in the kernel's backlog. `None`: as many as there are descriptors.
     pub limit: Option<usize>,
+    /// Where connections run. `None`: where they are accepted.
+    pub lanes: Option<Lanes>,
 }
 
 impl Options {
-    /// No limit.
+    /// No limit, and everything on the runtime that accepts.
     pub fn named(name: &'static str) -> Self {
-        Self { name, limit: None }
+        Self {
+            name,
+            limit: None,
+            lanes: None,
+        }
+    }
+
+    /// Connections are spread over `lanes`.
+    pub fn spread(self, lanes: &Lanes) -> Self {
+        Self {
+            lanes: Some(lanes.clone()),
+            ..self
+        }
     }
 }
 
@@ -60,31 +74,26 @@ pub async fn serve_on<H, F>(
     H: Fn(TcpStream, SocketAddr) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
-    let permits = options.limit.map(|n| Arc::new(Semaphore::new(n)));
+    let permits = options.limit.map(|limit| Arc::new(Semaphore::new(limit)));
     let admit = || permit(permits.clone());
-    let handler = |stream, peer, permit, _closing| {
-        let work = handler(stream, peer);
-        async move {
-            work.await;
-            drop(permit);
-        }
-    };
-    serve_admitted(listener, port, options.name, drain, admit, handler).await;
+    let handler =
+        |stream, peer, permit, _closing| handler(stream, peer).map(move |()| drop(permit));
+    serve_admitted(listener, port, options, drain, admit, handler).await;
 }
 
 async fn permit(permits: Option<Arc<Semaphore>>) -> Option<OwnedSemaphorePermit> {
     permits?.acquire_owned().await.ok()
 }
 
-/// As [`serve_on`], but a connection is accepted only once `admit` is ready, and the handler is given what it answers.
-/// `admit` is called anew after each turn of the loop, and must be cancel-safe.
+/// As [`serve_on`], but a connection is accepted only once `admit` is ready, and the handler is given what it answers:
+/// that is the limit here. `admit` is called anew after each turn of the loop, and must be cancel-safe.
 ///
 /// The handler is also given a watch that starts when the listener is closed: from then on whoever is told to come again
 /// finds another one there.
 pub async fn serve_admitted<A, G, P, H, F>(
     listener: TcpListener,
     port: Port,
-    name: &'static str,
+    options: Options,
     drain: drain::Watch,
     admit: A,
     handler: H,
@@ -98,7 +107,8 @@ pub async fn serve_admitted<A, G, P, H, F>(
     let (closing, closed) = drain::channel();
     let mut accepting = Accepting {
         listener: &listener,
-        name,
+        name: options.name,
+        lanes: options.lanes.unwrap_or_else(Lanes::here),
         admit,
         handler,
         closed: closed.release(),
@@ -113,7 +123,7 @@ pub async fn serve_admitted<A, G, P, H, F>(
     };
     accepting.until(handed_over).await;
     accepting.take_waiting();
-    let tasks = accepting.tasks;
+    let (name, tasks) = (accepting.name, accepting.tasks);
     drop(listener);
     closing.start(mode);
     finish(name, tasks, drain).await;
@@ -123,6 +133,7 @@ pub async fn serve_admitted<A, G, P, H, F>(
 struct Accepting<'a, A, H> {
     listener: &'a TcpListener,
     name: &'static str,
+    lanes: Lanes,
     admit: A,
     handler: H,
     closed: drain::Watch,
@@ -169,8 +180,17 @@ where
     }
 
     fn begin(&mut self, stream: TcpStream, peer: SocketAddr, admitted: P) {
+        let place = self.lanes.place();
+        let (stream, runtime) = match self.lanes.settle(stream, &place) {
+            Ok(settled) => settled,
+            Err(error) => {
+                return warn!(listener = self.name, %error, "cannot serve a connection");
+            }
+        };
         let handled = (self.handler)(stream, peer, admitted, self.closed.clone());
-        self.tasks.spawn(handled);
+        // Not an async block: that would keep room for the handler's future twice, for as long as the connection lives.
+        self.tasks
+            .spawn_on(handled.map(move |()| drop(place)), runtime);
     }
 
     /// Takes in what the kernel has accepted already and the runtime has not told us of. What is not admitted now is

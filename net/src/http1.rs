@@ -24,6 +24,7 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, drain: drain::W
     let options = accept::Options {
         name: "http",
         limit: Some(CONNECTIONS),
+        lanes: None,
     };
     // The loop itself never sees the drain: it is dropped when the drain is forced.
     let (_stay_open, never) = drain::channel();

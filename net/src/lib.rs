@@ -16,6 +16,7 @@ pub mod flows;
 pub mod handover;
 pub mod hbone;
 mod http1;
+pub mod lanes;
 pub mod log;
 pub mod mesh_state;
 pub mod metrics;

@@ -358,7 +358,7 @@ pub(crate) fn assemble(
     };
     let version = &config.node.istio_version;
     let metrics = Metrics::register(registry, version, Arc::new(before_scrape));
-    metrics::register_process(registry, None);
+    metrics::register_process(registry, Vec::new());
     let http2 = hbone::Config {
         stream_window_bytes: config.http2.stream_window_size,
         connection_window_bytes: config.http2.connection_window_size,
@@ -442,6 +442,7 @@ impl Accepting {
         let options = accept::Options {
             name: "hbone",
             limit: Some(max_connections(&self.waypoint.config).min(1 << 20)),
+            lanes: None,
         };
         let handler = move |tcp, peer| {
             let (waypoint, revocations) = (self.waypoint.clone(), self.revocations.clone());

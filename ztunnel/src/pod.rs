@@ -12,6 +12,7 @@ use net::{
     ca::{Certificates, FetchError, Priority},
     dns::{ResolvConf, Resolver},
     drain, hbone,
+    lanes::Lanes,
     mesh_state::MeshState,
     netns::Netns,
     socket::{Factory, SourceAddress},
@@ -49,6 +50,8 @@ pub(crate) struct Node {
     pub(crate) resolver: Resolver,
     pub(crate) upstreams: Arc<ResolvConf>,
     pub(crate) http2: hbone::Config,
+    /// Where connections run.
+    pub(crate) lanes: Lanes,
     pub(crate) revocations: Revocations,
     pub(crate) neighbours: Neighbours,
     /// Connections of one pod at a time.
@@ -125,6 +128,7 @@ impl Pod {
             http: node.http2.clone(),
             max_streams: node.config.http2.max_streams_per_connection.into(),
             unused_release: node.config.http2.unused_release_timeout,
+            max_spread: most_tunnels(node.lanes.count()),
             tcp_deadline: CONNECT_DEADLINE,
             tls_deadline: TLS_DEADLINE,
             ..hbone::PoolConfig::default()
@@ -198,5 +202,13 @@ impl Pod {
             OriginalSource::Required => SourceAddress::Required(address),
             OriginalSource::Never => SourceAddress::Own,
         }
+    }
+}
+
+/// Tunnels to one peer over which the streams of a lane are spread: those of several lanes are apart already.
+fn most_tunnels(lanes: usize) -> usize {
+    match lanes {
+        1 => 2,
+        _ => 1,
     }
 }

@@ -165,6 +165,8 @@ impl Launch for Launcher {
         workload: &LocalWorkload,
         netns: &Netns,
     ) -> Result<Running, String> {
+        // Its listeners and all that is spawned here.
+        let _lane = self.node.lanes.in_turn().enter();
         let sockets = self.node.pod_sockets(netns.clone());
         self.migrate_requests(netns);
         let listeners = Listeners::open(&sockets, netns, &self.node)
@@ -207,13 +209,14 @@ impl Running {
     fn start(pod: Arc<Pod>, open: Listeners) -> Self {
         let (trigger, drain) = drain::channel();
         let mut listeners = JoinSet::new();
+        let lanes = &pod.node.clone().lanes;
         let port = open.any_port();
         if let Some(listener) = open.outbound {
             let pod = pod.clone();
             listeners.spawn(accept::serve_on(
                 listener.socket,
                 listener.port,
-                accept::Options::named("outbound"),
+                accept::Options::named("outbound").spread(lanes),
                 drain.clone(),
                 move |stream, peer| outbound::serve(pod.clone(), stream, peer),
             ));
@@ -223,7 +226,7 @@ impl Running {
             listeners.spawn(accept::serve_on(
                 listener.socket,
                 listener.port,
-                accept::Options::named("inbound plaintext"),
+                accept::Options::named("inbound plaintext").spread(lanes),
                 drain.clone(),
                 move |stream, peer| inbound_plaintext::serve(pod.clone(), stream, peer),
             ));
@@ -288,7 +291,7 @@ fn serve_hbone(
     accept::serve_admitted(
         listener.socket,
         listener.port,
-        "inbound",
+        accept::Options::named("inbound").spread(&pod.node.lanes),
         drain,
         admit,
         move |stream, peer, slot, closing| inbound::serve(pod.clone(), stream, peer, slot, closing),
@@ -307,7 +310,7 @@ fn serve_socks5(
         tasks.spawn(accept::serve_on(
             socket,
             port,
-            accept::Options::named("socks5"),
+            accept::Options::named("socks5").spread(&pod.node.lanes),
             drain.clone(),
             move |stream, peer| socks5::serve(pod.clone(), names.clone(), stream, peer),
         ));

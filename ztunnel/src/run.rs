@@ -8,7 +8,9 @@ use net::{
     ca::{CaClient, CaConfig, Certificates, CertificatesConfig, Impersonation, Issuer},
     clock::SystemClock,
     dns::{ResolvConf, Resolver},
-    drain, hbone, log,
+    drain, hbone,
+    lanes::Lanes,
+    log,
     mesh_state::MeshState,
     metrics, process,
     ready::{self, Ready},
@@ -90,18 +92,18 @@ pub enum RunError {
 /// # Errors
 /// [`RunError`], before anything is served.
 pub async fn run(config: Config) -> Result<(), RunError> {
-    run_on(config, Handle::current(), None).await
+    run_on(config, Lanes::here(), None).await
 }
 
-/// The same, with the data plane on a runtime of its own.
+/// The same, with the data plane on runtimes of its own.
 pub(crate) async fn run_on(
     config: Config,
-    data: Handle,
+    lanes: Lanes,
     logs: Option<log::Handle>,
 ) -> Result<(), RunError> {
     let stop = process::told_to_end().map_err(RunError::Signals)?;
     let tunnel = Tunnel {
-        data,
+        lanes,
         logs,
         ..Tunnel::new(config)
     };
@@ -111,7 +113,7 @@ pub(crate) async fn run_on(
 /// A node tunnel to be run, with what its caller may bring in place of what [`Config`] names.
 pub struct Tunnel {
     config: Config,
-    data: Handle,
+    lanes: Lanes,
     logs: Option<log::Handle>,
     state: MeshState,
     issuer: Option<Arc<dyn Issuer>>,
@@ -125,7 +127,7 @@ impl Tunnel {
     pub fn new(config: Config) -> Self {
         Self {
             config,
-            data: Handle::current(),
+            lanes: Lanes::here(),
             logs: None,
             state: MeshState::new(),
             issuer: None,
@@ -177,8 +179,8 @@ impl Tunnel {
             &self.config.node.istio_version,
             Arc::new(move || count_bytes(&counting.load())),
         );
-        metrics::register_process(&mut registry, Some(self.data.clone()));
-        let listeners = OwnListeners::open(&self.config, &self.data)?;
+        metrics::register_process(&mut registry, self.lanes.handles().cloned().collect());
+        let listeners = OwnListeners::open(&self.config, self.lanes.home())?;
         let own = listeners.hbone;
         let mut tasks = JoinSet::new();
         let followed = self.follow_state(&mut registry, &ready, &of_services, &mut tasks)?;
@@ -190,7 +192,7 @@ impl Tunnel {
             (None, None) => return Err(RunError::NoIssuer),
         };
         // The data plane's runtime owns the tasks of certificates: a busy control plane must not delay them.
-        let _in_data = self.data.enter();
+        let _in_data = self.lanes.home().enter();
         let issuer = metrics.counted(issuer);
         let certificates =
             Certificates::new(issuer, Arc::new(SystemClock), CertificatesConfig::default());
@@ -207,14 +209,15 @@ impl Tunnel {
             certificates,
             metrics,
             revocations,
+            self.lanes.clone(),
         );
         if let Some(path) = config.ca.as_ref().and_then(Remote::root_file) {
             tasks.spawn(node.certificates.clone().follow_root(path.to_owned()));
         }
         let own = own.map(|listener| serve_ourselves(&node, listener));
-        let agent = serve_pods(&node, &self.data, &ready, published.clone(), of_pods)?;
+        let agent = serve_pods(&node, &ready, published.clone(), of_pods)?;
         let readiness = ready::serve(listeners.readiness, ready, of_services.clone());
-        self.data.spawn(readiness);
+        self.lanes.home().spawn(readiness);
         let stats = metrics::serve(listeners.stats, Arc::new(registry), of_services.clone());
         tasks.spawn(stats);
         let quit = Arc::new(Notify::new());
@@ -301,11 +304,11 @@ impl Started {
 /// The pods that the agent names, or the one workload that we are for.
 fn serve_pods(
     node: &Arc<Node>,
-    data: &Handle,
     ready: &Ready,
     published: Arc<ArcSwap<Published>>,
     drain: drain::Watch,
 ) -> Result<JoinHandle<Leaving>, RunError> {
+    let data = node.lanes.home();
     match &node.config.mode {
         Mode::Shared => {
             let gate = ready.gate("workload proxy manager");
@@ -394,6 +397,7 @@ fn make_node(
     certificates: Certificates,
     metrics: Metrics,
     revocations: Revocations,
+    lanes: Lanes,
 ) -> Arc<Node> {
     let upstreams = ResolvConf::new(config.dns.resolv_conf.clone(), config.inpod.ipv6);
     let upstreams = Arc::new(upstreams);
@@ -407,6 +411,7 @@ fn make_node(
             ..hbone::Config::default()
         },
         max_pod_connections: max_pod_connections(&config),
+        lanes,
         config,
         state,
         certificates,

@@ -1,8 +1,8 @@
-//! The process around [`crate::run()`]: arguments, settings, logs, limits and the two runtimes.
+//! The process around [`crate::run()`]: arguments, settings, logs, limits and the runtimes.
 
 use std::process::ExitCode;
 
-use net::{log, netns::Netns, report::Chain, socket};
+use net::{lanes::Lanes, log, netns::Netns, report::Chain, socket};
 use tokio::runtime;
 
 use crate::{
@@ -100,19 +100,9 @@ fn start(config: Config, logs: &log::Handle) -> Result<(), Box<dyn std::error::E
         Err(error) => tracing::warn!(%error, "the limit of open files stays as it is"),
     }
     check_permissions(&config)?;
-    let data = runtime::Builder::new_multi_thread()
-        .worker_threads(config.worker_threads)
-        .thread_name("ztunnel-data")
-        .enable_all()
-        .build()?;
+    let (lanes, _running) = Lanes::start(config.worker_threads, "ztunnel-data")?;
     let control = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let ended = control.block_on(run::run_on(
-        config,
-        data.handle().clone(),
-        Some(logs.clone()),
-    ));
-    data.shutdown_background();
-    Ok(ended?)
+    Ok(control.block_on(run::run_on(config, lanes, Some(logs.clone())))?)
 }

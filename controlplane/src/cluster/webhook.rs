@@ -85,6 +85,7 @@ impl Webhook {
         let options = accept::Options {
             name: "webhook",
             limit: Some(MAX_CONNECTIONS),
+            lanes: None,
         };
         let connections = drain.clone();
         accept::serve(listener, options, drain, move |stream, peer| {

@@ -103,6 +103,7 @@ async fn beyond_the_limit_connections_wait_for_their_turn() {
     let options = Options {
         name: "test",
         limit: Some(1),
+        lanes: None,
     };
     tokio::spawn(serve(listener, options, watch, handler));
     let first = TcpStream::connect(address).await.expect("listening");

@@ -22,7 +22,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{
     Client, Config, ConnectError, ConnectHead, DialError, Driver, Tunnel, connection::StreamGuard,
 };
-use crate::tls::{self, WorkloadCertificate};
+use crate::{
+    lanes,
+    tls::{self, WorkloadCertificate},
+};
 
 /// Makes the TCP connections of one pod: in its namespace, with its marks.
 pub trait Dialer: Send + Sync + 'static {
@@ -55,7 +58,7 @@ pub struct PoolConfig {
     pub max_streams: usize,
     /// Streams on each connection from which another one is opened, so that flows use more cores than one.
     pub spread_after: usize,
-    /// Connections to one peer up to which streams are spread. More are opened only when all are full.
+    /// Connections to one peer up to which the streams of a lane are spread. More are opened only when all are full.
     pub max_spread: usize,
     /// How long a connection without streams is kept (`POOL_UNUSED_RELEASE_TIMEOUT`).
     pub unused_release: Duration,
@@ -102,6 +105,8 @@ struct Key {
     workload: Option<WorkloadUid>,
     expected: Arc<[Identity]>,
     generation: u64,
+    /// A stream and the connection under it wake each other all the time.
+    lane: usize,
 }
 
 impl From<&Target> for Key {
@@ -111,6 +116,7 @@ impl From<&Target> for Key {
             workload: target.workload.clone(),
             expected: Arc::clone(&target.expected),
             generation: target.certificate.generation(),
+            lane: lanes::current(),
         }
     }
 }

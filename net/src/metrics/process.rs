@@ -13,12 +13,12 @@ use tokio::runtime::{Handle, RuntimeMetrics};
 
 #[derive(Debug)]
 struct Process {
-    runtime: Option<Handle>,
+    runtimes: Vec<Handle>,
 }
 
-/// Registers open and maximum descriptors, and for `runtime` its workers, queue and tasks.
-pub fn register(registry: &mut Registry, runtime: Option<Handle>) {
-    registry.register_collector(Box::new(Process { runtime }));
+/// Registers open and maximum descriptors, and for `runtimes`, if there are any, their workers, queues and tasks together.
+pub fn register(registry: &mut Registry, runtimes: Vec<Handle>) {
+    registry.register_collector(Box::new(Process { runtimes }));
 }
 
 impl Collector for Process {
@@ -45,32 +45,35 @@ impl Collector for Process {
             let name = "process_resident_memory_bytes";
             gauge(&mut encoder, name, "Resident memory", memory)?;
         }
-        match &self.runtime {
-            Some(runtime) => encode_runtime(&mut encoder, &runtime.metrics()),
-            None => Ok(()),
+        if self.runtimes.is_empty() {
+            return Ok(());
         }
+        encode_runtimes(&mut encoder, &self.runtimes)
     }
 }
 
-fn encode_runtime(
+fn encode_runtimes(
     encoder: &mut DescriptorEncoder<'_>,
-    metrics: &RuntimeMetrics,
+    runtimes: &[Handle],
 ) -> Result<(), fmt::Error> {
-    let mut row = |name, help, value: usize| gauge(encoder, name, help, value as u64);
+    let mut row = |name, help, of: fn(&RuntimeMetrics) -> usize| {
+        let each = runtimes.iter().map(|runtime| of(&runtime.metrics()));
+        gauge(encoder, name, help, each.sum::<usize>() as u64)
+    };
     row(
         "tokio_num_workers",
         "Worker threads of the runtime",
-        metrics.num_workers(),
+        RuntimeMetrics::num_workers,
     )?;
     row(
         "tokio_global_queue_depth",
         "Tasks in the runtime's global queue",
-        metrics.global_queue_depth(),
+        RuntimeMetrics::global_queue_depth,
     )?;
     row(
         "tokio_num_alive_tasks",
         "Tasks of the runtime that have not ended",
-        metrics.num_alive_tasks(),
+        RuntimeMetrics::num_alive_tasks,
     )
 }
 

@@ -88,7 +88,7 @@ fn series_are_bounded_and_the_used_ones_stay() {
 #[test]
 fn the_process_tells_its_descriptors_and_its_build() {
     let mut registry = Registry::default();
-    register_process(&mut registry, None);
+    register_process(&mut registry, Vec::new());
     register_build(&mut registry, "ztunnel", "1.2.3");
     let text = encoded(&registry);
     assert_line(&text, "istio_build{component=\"ztunnel\",tag=\"1.2.3\"} 1");

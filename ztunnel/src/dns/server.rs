@@ -148,6 +148,7 @@ impl<N: Names> Server<N> {
         let options = accept::Options {
             name: "dns",
             limit: Some(CONNECTIONS),
+            lanes: None,
         };
         accept::serve_on(listener, port, options, drain, move |stream, _| {
             let server = self.clone();
