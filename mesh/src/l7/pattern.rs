@@ -1,6 +1,10 @@
 //! Regular expressions with bounded cost: RE2's syntax and linear time, whole-text match.
 
-use std::{borrow::Cow, fmt, sync::OnceLock};
+use std::{
+    borrow::Cow,
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use regex::{Captures, Regex, RegexBuilder};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
@@ -10,9 +14,12 @@ pub const MAX_LENGTH: usize = 1024;
 /// The most memory that one compiled expression may use, in bytes.
 const MAX_COMPILED: usize = 256 * 1024;
 
-/// An expression that matches a whole text (as Istio's and the Gateway API's do). Equal by its source.
+/// An expression that matches a whole text (as Istio's and the Gateway API's do). Equal by its source. As small as a
+/// pointer: most matches that could hold one hold none.
 #[derive(Clone)]
-pub struct Pattern {
+pub struct Pattern(Arc<Compiled>);
+
+struct Compiled {
     source: Box<str>,
     regex: Regex,
     /// The same without anchors, for rewrites: made when it is first asked for.
@@ -41,16 +48,16 @@ impl Pattern {
         }
         // Alone first: `a)|(b` is an expression only inside of the parentheses that anchor it.
         compile(source)?;
-        Ok(Self {
+        Ok(Self(Arc::new(Compiled {
             source: source.into(),
             regex: compile(&format!("^(?:{source})$"))?,
             within: OnceLock::new(),
-        })
+        })))
     }
 
     /// Whether the whole text matches.
     pub fn matches(&self, text: &str) -> bool {
-        self.regex.is_match(text)
+        self.0.regex.is_match(text)
     }
 
     /// Replaces every match within a text.
@@ -59,8 +66,8 @@ impl Pattern {
         text: &'a str,
         replacement: impl Fn(&Captures<'_>) -> String,
     ) -> Cow<'a, str> {
-        let within = self.within.get_or_init(|| compile(&self.source).ok());
-        match within {
+        let Compiled { source, within, .. } = &*self.0;
+        match within.get_or_init(|| compile(source).ok()) {
             Some(regex) => regex.replace_all(text, replacement),
             None => text.into(),
         }
@@ -68,7 +75,7 @@ impl Pattern {
 
     /// The expression as written.
     pub fn source(&self) -> &str {
-        &self.source
+        &self.0.source
     }
 }
 
@@ -82,7 +89,7 @@ fn compile(source: &str) -> Result<Regex, InvalidPattern> {
 
 impl PartialEq for Pattern {
     fn eq(&self, other: &Self) -> bool {
-        self.source == other.source
+        self.0.source == other.0.source
     }
 }
 
@@ -90,13 +97,13 @@ impl Eq for Pattern {}
 
 impl fmt::Debug for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pattern({:?})", self.source)
+        write!(f, "Pattern({:?})", self.source())
     }
 }
 
 impl Serialize for Pattern {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.source)
+        serializer.serialize_str(self.source())
     }
 }
 

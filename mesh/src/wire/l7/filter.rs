@@ -4,8 +4,8 @@ use http::HeaderValue;
 use proto::waypoint as wire;
 
 use super::{
-    InvalidResource, Problem, Result, header_name, list, missing, optional, optional_duration,
-    pattern, read, required, required_duration,
+    InvalidResource, Problem, Result, exactly, header_name, list, missing, optional,
+    optional_duration, pattern, read, required, required_duration,
     route::{edit, wire_edit},
     service_port, small, status, statuses, text, texts, wire_duration, wire_list, wire_optional,
     wire_statuses, wire_text, wire_texts,
@@ -131,11 +131,9 @@ impl TryFrom<&wire::HeaderEdit> for HeaderEdit {
     fn try_from(wire: &wire::HeaderEdit) -> Result<Self> {
         let names = wire.remove.iter();
         Ok(Self {
-            set: wire.set.iter().map(header).collect::<Result<_>>()?,
-            add: wire.add.iter().map(header).collect::<Result<_>>()?,
-            remove: names
-                .map(|it| header_name("remove", it))
-                .collect::<Result<_>>()?,
+            set: exactly(wire.set.iter().map(header))?,
+            add: exactly(wire.add.iter().map(header))?,
+            remove: exactly(names.map(|it| header_name("remove", it)))?,
         })
     }
 }

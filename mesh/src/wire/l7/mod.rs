@@ -103,9 +103,16 @@ where
     T: TryFrom<&'a W, Error = InvalidResource>,
 {
     let items = wire.iter().enumerate();
-    items
-        .map(|(at, it)| read(&format!("{field}[{at}]"), it))
-        .collect()
+    exactly(items.map(|(at, it)| read(&format!("{field}[{at}]"), it)))
+}
+
+/// A list without room to spare: what a waypoint knows stays, and the usual list has one entry or none.
+fn exactly<T>(items: impl ExactSizeIterator<Item = Result<T>>) -> Result<Vec<T>> {
+    let mut list = Vec::with_capacity(items.len());
+    for item in items {
+        list.push(item?);
+    }
+    Ok(list)
 }
 
 fn parsed<T: FromStr>(field: &str, text: &str) -> Result<T>
@@ -121,9 +128,7 @@ where
     Problem: From<T::Err>,
 {
     let items = texts.iter().enumerate();
-    items
-        .map(|(at, it)| parsed(&format!("{field}[{at}]"), it))
-        .collect()
+    exactly(items.map(|(at, it)| parsed(&format!("{field}[{at}]"), it)))
 }
 
 fn header_name(field: &str, text: &str) -> Result<HeaderName> {

@@ -232,9 +232,15 @@ impl Keep<'_> {
         self.one(optional(field, wire)).flatten()
     }
 
+    /// Without room to spare.
+    fn all<T>(&mut self, results: impl ExactSizeIterator<Item = Result<T>>) -> Vec<T> {
+        let mut kept = Vec::with_capacity(results.len());
+        kept.extend(results.filter_map(|it| self.one(it)));
+        kept
+    }
+
     fn headers(&mut self, field: &str, wire: &[wire::NamedMatch]) -> Vec<HeaderMatch> {
-        let read = |it| self.one(read(field, it));
-        wire.iter().filter_map(read).collect()
+        self.all(wire.iter().map(|it| read(field, it)))
     }
 }
 
@@ -256,10 +262,10 @@ fn http_match(wire: &wire::HttpMatch, place: &str, faults: &mut Vec<String>) -> 
         authority: keep.text("authority", wire.authority.as_ref()),
         headers: keep.headers("headers", &wire.headers),
         without_headers: keep.headers("without_headers", &wire.without_headers),
-        query: query.filter_map(|it| keep.one(it)).collect(),
+        query: keep.all(query),
         port: keep.one(optional_port(wire.port)).flatten(),
         source_namespace: text(wire.source_namespace.as_ref()),
-        claims: claims.filter_map(|it| keep.one(it)).collect(),
+        claims: keep.all(claims),
         grpc: wire.grpc,
     }
 }
