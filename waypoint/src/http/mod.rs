@@ -9,6 +9,7 @@ mod exchange;
 mod failure;
 mod filter;
 mod forward;
+mod frames;
 mod grpc;
 mod guard;
 mod hygiene;

@@ -13,8 +13,8 @@ use net::drain;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    download::STREAM_IDLE, guard::Guard, hygiene::MAX_HEADERS, life, patience::Patience,
-    served::Served,
+    download::STREAM_IDLE, frames::Frames, guard::Guard, hygiene::MAX_HEADERS, life,
+    patience::Patience, served::Served,
 };
 use crate::connection::Connection;
 
@@ -70,6 +70,7 @@ where
     let served = Served::new(connection, drain.clone());
     let service =
         service_fn(|request: Request<Incoming>| life::respond(Arc::clone(&served), request));
+    let stream = Frames::new(Patience::new(stream, STREAM_IDLE));
     let serving = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
@@ -81,7 +82,7 @@ where
         .initial_connection_window_size(WINDOWS.1)
         .enable_connect_protocol()
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(Patience::new(stream, STREAM_IDLE)), service);
+        .serve_connection(TokioIo::new(stream), service);
     let mut serving = pin!(serving);
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
