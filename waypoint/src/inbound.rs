@@ -191,7 +191,7 @@ impl Inbound {
 }
 
 /// Within a fifth of `limit`, so that connections that were opened together do not end together.
-fn age_limit(limit: Duration, chance: u32) -> Duration {
+pub(crate) fn age_limit(limit: Duration, chance: u32) -> Duration {
     let spread = f64::from(chance) / f64::from(u32::MAX) - 0.5;
     limit.mul_f64(1.0 + 0.4 * spread)
 }
@@ -205,7 +205,7 @@ async fn until_drained(mut drain: drain::Watch) {
     }
 }
 
-async fn until_old(age: Duration) {
+pub(crate) async fn until_old(age: Duration) {
     match age.is_zero() {
         true => std::future::pending().await,
         false => tokio::time::sleep(age).await,

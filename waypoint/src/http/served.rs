@@ -8,7 +8,7 @@ use net::drain;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
-use crate::connection::Connection;
+use crate::{connection::Connection, inbound::age_limit};
 
 /// For how long a connection of HTTP/1.1 must have been idle before a drain closes it.
 ///
@@ -21,6 +21,9 @@ const QUIET: Duration = Duration::from_secs(5);
 pub(super) struct Served {
     pub(super) connection: Arc<Connection>,
     pub(super) drain: drain::Watch,
+    /// At this age it is told to come again, so that new replicas get their share; zero: never.
+    pub(super) age: Duration,
+    began: Instant,
     usage: Mutex<Usage>,
 }
 
@@ -44,9 +47,12 @@ impl Drop for Busy {
 
 impl Served {
     pub(super) fn new(connection: Arc<Connection>, drain: drain::Watch) -> Arc<Self> {
+        let limit = connection.waypoint.config.max_connection_age;
         Arc::new(Self {
             connection,
             drain,
+            age: age_limit(limit, rand::random()),
+            began: Instant::now(),
             usage: Mutex::new(Usage {
                 requests: 0,
                 since: Instant::now(),
@@ -63,10 +69,15 @@ impl Served {
     /// Tells a client of HTTP/1.1 with its response that no other one will come. HTTP/2 has GOAWAY.
     pub(super) fn say_goodbye<B>(&self, version: Version, response: &mut Response<B>) {
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        if version < Version::HTTP_2 && !switched && self.drain.mode().is_some() {
+        let ends = self.drain.mode().is_some() || self.is_old();
+        if version < Version::HTTP_2 && !switched && ends {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(CONNECTION, close);
         }
+    }
+
+    fn is_old(&self) -> bool {
+        !self.age.is_zero() && self.began.elapsed() >= self.age
     }
 
     /// Resolves once we drain and the client has asked for nothing for [`QUIET`].

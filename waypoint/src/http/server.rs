@@ -16,7 +16,7 @@ use super::{
     download::STREAM_IDLE, frames::Frames, guard::Guard, hygiene::MAX_HEADERS, life,
     patience::Patience, served::Served,
 };
-use crate::connection::Connection;
+use crate::{connection::Connection, inbound::until_old};
 
 /// Start line and headers of a request, in bytes.
 const MAX_HEAD: usize = 60 * 1024;
@@ -86,7 +86,12 @@ where
     let mut serving = pin!(serving);
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
-        _ = drain.started() => {
+        () = async {
+            tokio::select! {
+                _ = drain.started() => {}
+                () = until_old(served.age) => {}
+            }
+        } => {
             serving.as_mut().graceful_shutdown();
             serving.await
         }

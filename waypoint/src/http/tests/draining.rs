@@ -64,3 +64,20 @@ async fn an_idle_connection_is_closed_only_when_it_was_quiet_for_long() {
     let waited = began.elapsed();
     assert!((5..10).contains(&waited.as_secs()), "{waited:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_never_idle_is_told_to_come_again_when_it_is_old() {
+    let (mut client, _trigger) = client().await;
+    let began = Instant::now();
+    let mut head = ask(&mut client).await;
+    while !head.contains("connection: close") {
+        assert!(began.elapsed() < Duration::from_secs(40 * 60), "it is old");
+        sleep(Duration::from_secs(60)).await;
+        head = ask(&mut client).await;
+    }
+    // Half an hour, and a fifth of it either way.
+    let age = began.elapsed().as_secs() / 60;
+    assert!((23..=37).contains(&age), "{age} minutes");
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).await.expect("a clean end");
+}
