@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     filter::grpc_web::{Decoder, NotBase64},
@@ -59,6 +59,8 @@ struct Source {
     /// Pieces from the start that are not kept any more: another try cannot have them.
     lost: bool,
     end: Option<End>,
+    /// When all of it had come.
+    ended: Option<Instant>,
     tees: Vec<Tee>,
     /// Of data that arrived.
     bytes: u64,
@@ -88,6 +90,7 @@ impl Body {
             keep_up_to: REPLAY_BYTES,
             lost: false,
             end: None,
+            ended: None,
             tees: Vec::new(),
             bytes: 0,
             messages: None,
@@ -113,6 +116,14 @@ impl Body {
     /// Bytes that arrived so far.
     pub(crate) fn received(&self) -> u64 {
         self.0.as_ref().map_or(0, |it| it.lock().bytes)
+    }
+
+    /// When its last byte came; none: it has not. A request without a body is over with its head.
+    pub(crate) fn ended(&self, head: Instant) -> Option<Instant> {
+        match &self.0 {
+            None => Some(head),
+            Some(source) => source.lock().ended,
+        }
     }
 
     /// Counts gRPC messages from here on.
@@ -288,6 +299,10 @@ impl Source {
         self.tees.retain(|tee| tee.send(Piece::Data(data.clone())));
         self.kept_bytes += data.len();
         self.kept.push(data);
+        // Nobody asks for more of a body whose length is known.
+        if self.incoming.is_end_stream() {
+            self.ended = Some(Instant::now());
+        }
     }
 
     fn finish(&mut self, trailers: Option<HeaderMap>) {
@@ -295,6 +310,7 @@ impl Source {
             tee.send(Piece::End(trailers.clone()));
         }
         self.end = Some(End::Trailers(trailers));
+        self.ended.get_or_insert_with(Instant::now);
     }
 
     /// The piece at `next`, for an upload. Pieces beyond what is kept are forgotten as they are taken.

@@ -40,6 +40,8 @@ pub(crate) struct Ending {
     pub(crate) grpc_status: Option<u16>,
     /// From the head of the request to the end of the response.
     pub(crate) duration: Duration,
+    /// And to the end of its body; none: there was none yet.
+    pub(crate) request_duration: Option<Duration>,
 }
 
 /// A request until it is over: dropped before, the client went away.
@@ -147,6 +149,8 @@ impl Ongoing {
         ending.request_bytes += body.received();
         ending.request_messages = body.messages();
         ending.duration = exchange.started.elapsed();
+        let ended = body.ended(exchange.started);
+        ending.request_duration = ended.map(|it| it.duration_since(exchange.started));
         telemetry::finished(&mut exchange, &ending);
     }
 }

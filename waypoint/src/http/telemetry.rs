@@ -79,6 +79,7 @@ fn record(exchange: &Exchange, ending: &Ending) -> RequestRecord {
         bytes_sent: ending.response_bytes,
         response_messages: ending.response_messages,
         duration: Some(ending.duration),
+        request_duration: ending.request_duration,
         response_duration: exchange.responded.map(since),
         upstream: upstream.and_then(|it| it.address),
         upstream_cluster: upstream.and_then(cluster),

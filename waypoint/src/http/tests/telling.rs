@@ -119,6 +119,39 @@ async fn every_request_is_a_line_of_the_access_log() {
 }
 
 #[tokio::test]
+async fn the_access_log_tells_when_the_body_had_come() {
+    let written = Written::default();
+    let options = net::log::Options::default();
+    let (_subscriber, logs) = net::log::subscriber(&options, written.clone()).unwrap();
+    let echo = Backend::echo(Version::HTTP_11, "one").await;
+    let rig = Rig::logging(Some(logs.clone())).await;
+    rig.serve(SERVICE, AppProtocol::Http, &[&echo]);
+    let file = LogProvider::File {
+        path: "/dev/stdout".into(),
+        format: LogFormat::Text("%REQUEST_DURATION% of %DURATION%".into()),
+    };
+    rig.tell([Resource::Config(WaypointConfig {
+        log_providers: [("file".into(), file)].into(),
+        access_logs: vec!["file".into()],
+        tracing: Vec::new(),
+        ..config()
+    })]);
+    let mut client = rig.client(Version::HTTP_11).await;
+    for body in ["", "hello"] {
+        let request = client.request("POST", "/").body(full(body)).unwrap();
+        assert_eq!(Answer::of(client.send(request).await).await.body, body);
+    }
+    logs.flush();
+    let text = String::from_utf8(written.0.lock().clone()).unwrap();
+    assert_eq!(text.lines().count(), 2, "{text}");
+    for line in text.lines() {
+        let (request, whole) = line.split_once(" of ").expect("both");
+        let number = |text: &str| text.parse::<u64>().expect("milliseconds");
+        assert!(number(request) <= number(whole), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn a_span_reaches_the_collector_through_the_mesh() {
     let (heard, mut spans) = mpsc::channel(1);
     let collector = Backend::start(Version::HTTP_2, move |request: Request<Incoming>| {
