@@ -412,7 +412,10 @@ pub(crate) async fn follow_agent(
         node,
         sysctl: sysctl.ok(),
     };
-    let client = Client::new(socket, launcher, gate, Box::new(changed));
+    // Where the limit cannot be read, the system will tell when it is reached.
+    let files = net::socket::raise_open_files_limit().unwrap_or(u64::MAX);
+    let most = reconcile::most_pods(files);
+    let client = Client::new(socket, launcher, most, gate, Box::new(changed));
     let (pods, link) = client.run(drain).await;
     let alone = pods.iter().any(|(_, pod)| pod.is_alone());
     Leaving {

@@ -532,10 +532,9 @@ fn pod_status(world: &World, pod: &LivePod) -> PodStatus {
         .enrolment
         .as_ref()
         .and_then(|(_, reason)| reason.clone());
-    let reason = state
-        .message
-        .clone()
-        .or(enrolment_reason)
+    // That a pod waits for the mesh is less than why it does.
+    let reason = enrolment_reason
+        .or_else(|| state.message.clone())
         .or_else(|| state.containers.iter().find_map(container_reason));
     let phase = if pod.terminating {
         "Terminating"
@@ -556,7 +555,9 @@ fn pod_status(world: &World, pod: &LivePod) -> PodStatus {
             .values()
             .map(|container| container.restarts)
             .sum(),
-        reason: reason.filter(|_| !state.ready && state.phase != Phase::Succeeded),
+        reason: reason
+            .filter(|_| !state.ready || mesh == "pending")
+            .filter(|_| state.phase != Phase::Succeeded),
         deployment: pod.plan.deployment.as_ref().map(|key| key.name.clone()),
         containers: pod
             .containers

@@ -53,10 +53,17 @@ pub(crate) struct Client<L: Launch<Netns = Netns>> {
 }
 
 impl<L: Launch<Netns = Netns>> Client<L> {
-    pub(crate) fn new(socket: PathBuf, launcher: L, gate: Gate, changed: Changed<L>) -> Self {
+    /// Serves at most `most` pods.
+    pub(crate) fn new(
+        socket: PathBuf,
+        launcher: L,
+        most: usize,
+        gate: Gate,
+        changed: Changed<L>,
+    ) -> Self {
         Self {
             dialer: Dialer::new(socket),
-            pods: Pods::new(launcher),
+            pods: Pods::new(launcher, most),
             gate,
             heard: false,
             changed,

@@ -16,6 +16,16 @@ pub(crate) type PodUid = Str;
 /// More pods than a node can hold; a guard against an agent gone wrong.
 const MAX_PODS: usize = 16_384;
 
+/// What a pod's listeners, its name servers' sockets and its namespace take.
+const FILES_PER_POD: u64 = 12;
+
+/// How many pods so many open files allow: half of the files, the other half is for connections. Pods beyond are refused
+/// with the reason, so that those that are served stay so.
+pub(crate) fn most_pods(files: u64) -> usize {
+    let pods = files / 2 / FILES_PER_POD;
+    usize::try_from(pods).map_or(MAX_PODS, |pods| pods.clamp(1, MAX_PODS))
+}
+
 /// Starts and stops what runs for one pod.
 pub(crate) trait Launch: Send + Sync {
     /// A network namespace; equal where it is the same one.
@@ -83,12 +93,15 @@ pub(crate) struct Pods<L: Launch> {
     pending: BTreeMap<PodUid, Pending<L>>,
     named: BTreeSet<PodUid>,
     snapshot_received: bool,
+    most: usize,
 }
 
 impl<L: Launch> Pods<L> {
-    pub(crate) fn new(launcher: L) -> Self {
+    /// At most `most` pods, by [`most_pods`].
+    pub(crate) fn new(launcher: L, most: usize) -> Self {
         Self {
             launcher,
+            most,
             running: BTreeMap::new(),
             pending: BTreeMap::new(),
             named: BTreeSet::new(),
@@ -169,8 +182,13 @@ impl<L: Launch> Pods<L> {
             // The sandbox was made anew: what runs in the old namespace serves nobody.
             self.running.remove(&uid);
         }
-        if self.running.len() + self.pending.len() >= MAX_PODS {
-            return Err(format!("{MAX_PODS} pods are enrolled already"));
+        let others = self.running.len() + self.pending.len();
+        if others - usize::from(self.pending.contains_key(&uid)) >= self.most {
+            tracing::warn!(%uid, most = self.most, "no files are left for one more pod");
+            return Err(format!(
+                "{} pods are served already, all that the limit of open files allows",
+                self.most
+            ));
         }
         let launched = self.launcher.launch(&uid, &workload, &netns).await;
         self.settle(uid, workload, netns, launched)
@@ -317,8 +335,27 @@ mod tests {
         assert_eq!(pods.handle(request).await, Ok(Ok(())));
     }
 
+    #[tokio::test]
+    async fn pods_beyond_the_limit_of_files_are_refused_and_the_others_stay() {
+        assert_eq!(most_pods(256), 10);
+        assert_eq!(most_pods(0), 1);
+        let mut pods = Pods::new(Fake::default(), 2);
+        pods.connected();
+        for uid in ["a", "b"] {
+            ok(&mut pods, add(uid, 1)).await;
+        }
+        let refused = pods.handle(add("c", 1)).await.unwrap().unwrap_err();
+        assert!(refused.contains("open files"), "{refused}");
+        ok(&mut pods, Request::SnapshotSent).await;
+        assert!(pods.complete(), "the node is not held up");
+        ok(&mut pods, add("b", 2)).await;
+        ok(&mut pods, Request::Del { uid: "a".into() }).await;
+        ok(&mut pods, add("c", 1)).await;
+        assert_eq!(pods.counts(), (2, 0));
+    }
+
     async fn with_snapshot(uids: &[(&str, u32)]) -> Pods<Fake> {
-        let mut pods = Pods::new(Fake::default());
+        let mut pods = Pods::new(Fake::default(), MAX_PODS);
         pods.connected();
         for (uid, netns) in uids {
             ok(&mut pods, add(uid, *netns)).await;
