@@ -21,6 +21,9 @@ mod tests;
 /// How long a local answer may be kept, in seconds.
 pub const TTL_SECONDS: u32 = 30;
 
+/// Services that one question may ask a control plane for.
+pub const MAX_WANTED: usize = 8;
+
 /// What names mean here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Settings {
@@ -151,6 +154,36 @@ pub fn knows(view: &MeshView, settings: &Settings, client: &Workload, name: &str
     };
     let candidates = asked.candidates(&plain(name));
     candidates.iter().any(|it| asked.lookup(it).is_some())
+}
+
+/// The services that a name may mean and that the view lacks, most likely first: what to ask a control plane for that tells
+/// only what it is asked for. Nothing that comes after a service that is known could be the answer. At most
+/// [`MAX_WANTED`].
+///
+/// A service is asked for by its namespace and hostname. The name tells both where it is one of the cluster's; any other
+/// is looked for in the client's own namespace.
+pub fn wanted(
+    view: &MeshView,
+    settings: &Settings,
+    client: &Workload,
+    name: &str,
+) -> Vec<NamespacedHostname> {
+    let asked = Asked {
+        view,
+        settings,
+        client,
+    };
+    let candidates = asked.candidates(&plain(name));
+    let unknown = candidates
+        .iter()
+        .take_while(|it| asked.lookup(it).is_none());
+    let mut wanted = Vec::new();
+    for key in unknown.filter_map(|it| asked.key(&it.name)) {
+        if wanted.len() < MAX_WANTED && !wanted.contains(&key) {
+            wanted.push(key);
+        }
+    }
+    wanted
 }
 
 /// Lower case, without a final dot.
@@ -299,6 +332,24 @@ impl<'a> Asked<'a> {
             rest = parent;
         }
         None
+    }
+
+    /// Where a service of this hostname would be; `None` where no service is called so.
+    fn key(&self, hostname: &str) -> Option<NamespacedHostname> {
+        let (first, rest) = hostname.split_once('.')?;
+        let below = |domain: &str| Some(domain.strip_suffix(&*self.settings.domain)?.to_owned());
+        let namespace = match below(rest) {
+            Some(left) => {
+                let namespace = left.strip_suffix(".svc.")?;
+                let is_one = !first.is_empty() && !namespace.is_empty() && !namespace.contains('.');
+                is_one.then(|| namespace.into())?
+            }
+            None => self.client.namespace.clone(),
+        };
+        Some(NamespacedHostname {
+            namespace,
+            hostname: hostname.into(),
+        })
     }
 
     /// Among the services of a name: the client's namespace, canonical, preferred namespace, first seen.

@@ -183,6 +183,16 @@ impl MeshState {
         }
     }
 
+    /// Asks a control plane that tells only what it is asked for. What it has found is in the view when this returns;
+    /// `false`: it has no such resource, or did not say so before `deadline`, or tells everything unasked. Cancel-safe.
+    pub async fn fetch(&self, resource: &str, deadline: Instant) -> bool {
+        let Some(demand) = self.0.demand.lock().clone() else {
+            return false;
+        };
+        let found = demand.resource(resource, deadline).await;
+        found == Ok(xds::Found::Arrived)
+    }
+
     /// Waits for what may meet `need`; refuses when the deadline passed or it is certain that nothing will. Only the
     /// control plane can say that there is no such resource; its silence says nothing.
     async fn wait(

@@ -2,6 +2,7 @@ use super::*;
 use crate::{
     fixture::{apply, pod, service, view},
     service::{IpFamilies, LoadBalancing, Visibility},
+    workload::PodDns,
 };
 
 fn named(hostname: &str, namespace: &str, vips: &[&str]) -> Service {
@@ -365,4 +366,54 @@ fn what_the_mesh_knows_it_knows_whatever_the_type() {
     let knows = |name: &str| knows(&mesh(), &Settings::default(), &client, name);
     assert!(knows("productpage.") && knows("www.google.com.ns1.svc.cluster.local"));
     assert!(!knows("example.com") && !knows("_http._tcp.productpage"));
+}
+
+fn wanted_of(name: &str) -> Vec<String> {
+    let client = pod("ns1/client", &["10.2.0.9"]);
+    let wanted = wanted(&mesh(), &Settings::default(), &client, name);
+    wanted.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn an_unknown_name_is_asked_for_in_the_namespace_that_it_tells() {
+    let own = "ns1/new.ns1.svc.cluster.local";
+    assert_eq!(wanted_of("new"), [own]);
+    assert_eq!(
+        wanted_of("new.ns1.svc.cluster.local.")[0],
+        own,
+        "whole names first"
+    );
+    assert!(wanted_of("new.ns2").contains(&"ns2/new.ns2.svc.cluster.local".to_owned()));
+    assert_eq!(wanted_of("new.ns2.svc")[1], "ns2/new.ns2.svc.cluster.local");
+}
+
+#[test]
+fn an_unknown_name_of_elsewhere_is_asked_for_in_the_clients_own_namespace() {
+    assert_eq!(wanted_of("api.example.org"), ["ns1/api.example.org"]);
+    let expanded = wanted_of("api.example.org.ns1.svc.cluster.local");
+    assert!(expanded.contains(&"ns1/api.example.org".to_owned()));
+}
+
+#[test]
+fn what_is_known_is_not_asked_for() {
+    assert_eq!(
+        wanted_of("productpage.ns1.svc.cluster.local"),
+        [""; 0],
+        "the whole name"
+    );
+    assert_eq!(wanted_of("productpage"), [""; 0]);
+    assert_eq!(wanted_of(""), [""; 0]);
+    assert_eq!(wanted_of("x.wild.com"), [""; 0], "a wildcard of it");
+}
+
+#[test]
+fn one_question_asks_for_few_services_whatever_the_search_domains() {
+    let searches: Vec<_> = (0..40).map(|i| format!("corp{i}.example")).collect();
+    let client = Workload {
+        dns: PodDns::new(true, &searches, &[]).map(Into::into),
+        ..pod("ns1/client", &["10.2.0.9"])
+    };
+    let name = "a.b.corp0.example";
+    let wanted = wanted(&mesh(), &Settings::default(), &client, name);
+    assert!((1..=MAX_WANTED).contains(&wanted.len()), "{wanted:?}");
 }

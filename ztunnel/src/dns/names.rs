@@ -1,17 +1,20 @@
 //! What the mesh says about names to one pod.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use mesh::{
-    dns::{Answer, RecordType, Records, Settings, answer, answer_exactly, knows},
+    dns::{Answer, RecordType, Records, Settings, answer, answer_exactly, knows, wanted},
     draw::Draw,
-    names::Str,
+    names::{NamespacedHostname, Str},
     outcome::Outcome,
     view::MeshView,
     workload::Workload,
 };
 
 use net::dns::{Transport, Upstreams};
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::{
     message::Addresses,
@@ -23,7 +26,17 @@ use crate::{config::Mode, metrics::DnsLabels, pod::Pod};
 pub(crate) struct PodNames {
     pod: Arc<Pod>,
     settings: Settings,
+    /// Services that a control plane which is asked for each does not have, and until when that counts.
+    absent: Mutex<HashMap<NamespacedHostname, Instant>>,
 }
+
+/// How long a control plane may take to tell of a name, well below the five seconds that resolvers wait: without an
+/// answer the question is forwarded.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
+/// How long what it does not have is not asked for again.
+const ABSENT_FOR: Duration = Duration::from_secs(5);
+/// How many such names are kept; at more, all are forgotten.
+const MAX_ABSENT: usize = 1024;
 
 impl PodNames {
     pub(crate) fn new(pod: Arc<Pod>) -> Self {
@@ -34,7 +47,11 @@ impl PodNames {
             preferred_namespace: config.dns.preferred_service_namespace.clone(),
             ipv6: config.inpod.ipv6,
         };
-        Self { pod, settings }
+        Self {
+            pod,
+            settings,
+            absent: Mutex::default(),
+        }
     }
 
     /// The addresses of a name of the mesh, of both families; `None` where it is none, or nobody knows the pod yet.
@@ -47,6 +64,45 @@ impl PodNames {
             }
         }
         Some(found)
+    }
+
+    /// The view with what `name` may mean, where the control plane tells only what it is asked for.
+    async fn with_services(
+        &self,
+        client: &Workload,
+        view: Arc<MeshView>,
+        name: &str,
+    ) -> Arc<MeshView> {
+        if !self.pod.node.config.xds_on_demand {
+            return view;
+        }
+        let now = Instant::now();
+        let mut wanted = wanted(&view, &self.settings, client, name);
+        wanted.retain(|key| !self.is_absent(key, now));
+        if wanted.is_empty() {
+            return view;
+        }
+        join_all(wanted.into_iter().map(|key| self.ask_for(key, now))).await;
+        self.pod.node.state.view()
+    }
+
+    fn is_absent(&self, key: &NamespacedHostname, now: Instant) -> bool {
+        self.absent
+            .lock()
+            .get(key)
+            .is_some_and(|until| *until > now)
+    }
+
+    async fn ask_for(&self, key: NamespacedHostname, now: Instant) {
+        let state = &self.pod.node.state;
+        if state.fetch(&key.to_string(), now + TOLD_WITHIN).await {
+            return;
+        }
+        let mut absent = self.absent.lock();
+        if absent.len() >= MAX_ABSENT {
+            absent.clear();
+        }
+        absent.insert(key, Instant::now() + ABSENT_FOR);
     }
 
     fn client(&self) -> Option<Arc<Workload>> {
@@ -72,6 +128,7 @@ impl Names for PodNames {
         let Ok((client, view)) = self.pod.record().await else {
             return Known::UnknownClient;
         };
+        let view = self.with_services(&client, view, name).await;
         let kind = address_type(ipv6);
         let draw = Draw(rand::random());
         let answered = answer(&view, &self.settings, &client, name, kind, draw);
@@ -82,8 +139,9 @@ impl Names for PodNames {
         }
     }
 
-    fn lookup_alias(&self, name: &str, ipv6: bool) -> Option<Addresses> {
+    async fn lookup_alias(&self, name: &str, ipv6: bool) -> Option<Addresses> {
         let (client, view) = self.client_on_view()?;
+        let view = self.with_services(&client, view, name).await;
         let (kind, draw) = (address_type(ipv6), Draw(rand::random()));
         match answer_exactly(&view, &self.settings, &client, name, kind, draw) {
             Answer::Forward => None,

@@ -45,7 +45,11 @@ pub(crate) trait Names: Send + Sync + 'static {
     fn lookup(&self, name: &str, ipv6: bool) -> impl Future<Output = Known> + Send;
 
     /// What the mesh knows of a name that an alias leads to: looked up as it is written.
-    fn lookup_alias(&self, name: &str, ipv6: bool) -> Option<Addresses>;
+    fn lookup_alias(
+        &self,
+        name: &str,
+        ipv6: bool,
+    ) -> impl Future<Output = Option<Addresses>> + Send;
 
     /// Whether the mesh knows the name, of whatever type.
     fn knows(&self, name: &str) -> bool;
@@ -201,7 +205,7 @@ impl<N: Names> Server<N> {
         match self.names.lookup(&query.name(), query.wants_ipv6()).await {
             Known::Nothing => {
                 let reply = self.forward(query.type_name(), transport, request).await?;
-                Some(self.through_mesh(query, transport, reply))
+                Some(self.through_mesh(query, transport, reply).await)
             }
             Known::UnknownClient => query.failure(),
             Known::Addresses(addresses) => {
@@ -213,19 +217,25 @@ impl<N: Names> Server<N> {
 
     /// A name server's answer; where its aliases lead to a name of the mesh, as an ExternalName does, with the addresses
     /// that the name has here.
-    fn through_mesh(&self, query: &AddressQuery, transport: Transport, reply: Vec<u8>) -> Vec<u8> {
+    async fn through_mesh(
+        &self,
+        query: &AddressQuery,
+        transport: Transport,
+        reply: Vec<u8>,
+    ) -> Vec<u8> {
         let aliases = query.aliases(&reply);
-        let known = aliases.iter().enumerate().find_map(|(at, alias)| {
-            let target = message::target(alias)?;
-            let known = self.names.lookup_alias(&target, query.wants_ipv6())?;
-            Some((at, known))
-        });
-        let Some((at, known)) = known else {
-            return reply;
-        };
-        let limit = limit(query, transport);
-        let answered = query.answer_through(&aliases[..=at], &known, limit);
-        answered.unwrap_or(reply)
+        for (at, alias) in aliases.iter().enumerate() {
+            let Some(target) = message::target(alias) else {
+                continue;
+            };
+            let known = self.names.lookup_alias(&target, query.wants_ipv6()).await;
+            if let Some(known) = known {
+                let limit = limit(query, transport);
+                let answered = query.answer_through(&aliases[..=at], &known, limit);
+                return answered.unwrap_or(reply);
+            }
+        }
+        reply
     }
 
     /// What has no address for an answer is the name servers' to answer, but not whether the name is there.

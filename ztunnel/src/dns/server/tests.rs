@@ -39,7 +39,7 @@ impl Names for Arc<Fake> {
         }
     }
 
-    fn lookup_alias(&self, name: &str, ipv6: bool) -> Option<Addresses> {
+    async fn lookup_alias(&self, name: &str, ipv6: bool) -> Option<Addresses> {
         (name == "api.example.com" && !ipv6).then(|| Addresses {
             alias_of: None,
             addresses: vec!["240.240.0.1".parse().unwrap()],
