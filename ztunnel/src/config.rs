@@ -15,7 +15,7 @@ use std::{
 
 use serde::Serialize;
 
-use mesh::{names::Str, outcome::LocalWorkload};
+use mesh::{identity::TrustDomain, names::Str, outcome::LocalWorkload};
 use mesh_file::MeshFile;
 use net::handover::Alone;
 pub use net::settings::{BadSetting, ConfigError, Lookup, Remote, RootCert, Token};
@@ -246,6 +246,9 @@ pub struct Tls {
     pub tls12: bool,
     /// The list of revoked certificates (`CRL_PATH`).
     pub revocations: Option<PathBuf>,
+    /// All names of the mesh's trust domain, where it has more than one: `TRUST_DOMAIN` and
+    /// `LEYLINE_TRUST_DOMAIN_ALIASES`, a list with commas.
+    pub domain_names: Vec<TrustDomain>,
 }
 
 /// Log lines.
@@ -345,12 +348,6 @@ impl Config {
     fn check(&self, read: &mut Reader<'_>) {
         if !self.proxy_enabled && !self.dns.enabled {
             read.reject("ENABLE_PROXY", "proxy and DNS are both off: nothing to do");
-        }
-        if self.xds_on_demand && self.dns.enabled {
-            read.reject(
-                "XDS_ON_DEMAND",
-                "cannot be used with the DNS proxy, which must know every name",
-            );
         }
     }
 }
@@ -600,6 +597,18 @@ fn read_max_pod_connections(read: &mut Reader<'_>) -> Option<usize> {
     limit
 }
 
+fn read_domain_names(read: &mut Reader<'_>) -> Vec<TrustDomain> {
+    const NAME: &str = "LEYLINE_TRUST_DOMAIN_ALIASES";
+    let own = read.text_or("TRUST_DOMAIN", "cluster.local");
+    let parse = |text: &str| {
+        let names = text.split(',').map(str::trim).filter(|it| !it.is_empty());
+        let parsed = names.chain([&*own]).map(|it| it.parse::<TrustDomain>());
+        parsed.collect::<Result<Vec<_>, _>>()
+    };
+    let names = read.parse_with(NAME, |text| parse(text).map_err(|error| error.to_string()));
+    names.unwrap_or_default()
+}
+
 fn read_tls(read: &mut Reader<'_>) -> Tls {
     Tls {
         post_quantum_only: read
@@ -610,6 +619,7 @@ fn read_tls(read: &mut Reader<'_>) -> Tls {
             .unwrap_or(false),
         tls12: read.flag("TLS12_ENABLED", false),
         revocations: read.some_text("CRL_PATH").map(PathBuf::from),
+        domain_names: read_domain_names(read),
     }
 }
 

@@ -448,7 +448,8 @@ fn tls_policy(config: &Config) -> tls::Policy {
         true => tls::KeyExchange::PostQuantum,
         false => tls::KeyExchange::Default,
     };
-    tls::Policy::new(versions, key_exchange, Arc::new(SystemClock))
+    let policy = tls::Policy::new(versions, key_exchange, Arc::new(SystemClock));
+    policy.with_domain_names(config.tls.domain_names.iter().cloned())
 }
 
 fn control_plane_of(

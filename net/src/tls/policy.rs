@@ -1,7 +1,8 @@
 //! What this process accepts of TLS: versions, suites, key exchange groups and the clock.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
+use mesh::identity::{Identity, TrustDomain};
 use rustls::{
     CipherSuite, NamedGroup, SupportedProtocolVersion,
     crypto::{CryptoProvider, aws_lc_rs},
@@ -38,6 +39,8 @@ pub struct Policy {
     pub(super) versions: &'static [&'static SupportedProtocolVersion],
     pub(super) clock: Arc<dyn Clock>,
     pub(super) revocations: Revocations,
+    /// Names of one trust domain.
+    names: Arc<BTreeSet<TrustDomain>>,
 }
 
 static ONLY_13: [&SupportedProtocolVersion; 1] = [&TLS13];
@@ -72,7 +75,29 @@ impl Policy {
             },
             clock,
             revocations: Revocations::default(),
+            names: Arc::default(),
         }
+    }
+
+    /// The same, where all of `names` are names of one trust domain, the mesh's own: what its roots vouch for under one of
+    /// them counts under each. So a mesh changes its name while certificates of both are around.
+    #[must_use]
+    pub fn with_domain_names(mut self, names: impl IntoIterator<Item = TrustDomain>) -> Self {
+        self.names = Arc::new(names.into_iter().collect());
+        self
+    }
+
+    /// The other names of a trust domain.
+    pub(super) fn other_names(&self, of: &TrustDomain) -> impl Iterator<Item = &TrustDomain> {
+        let names = self.names.iter().filter(|_| self.names.contains(of));
+        names.filter(move |name| *name != of)
+    }
+
+    /// Whether both are the same service account, by whichever of the trust domain's names.
+    pub(super) fn is_same(&self, one: &Identity, other: &Identity) -> bool {
+        let named = |it: &Identity| self.names.contains(&it.trust_domain);
+        let domain = one.trust_domain == other.trust_domain || (named(one) && named(other));
+        domain && one.namespace == other.namespace && one.service_account == other.service_account
     }
 
     /// Whether every connection is of TLS 1.3, so that its records are our own to seal and open.

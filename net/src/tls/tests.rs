@@ -412,3 +412,58 @@ fn a_file_that_is_no_list_leaves_the_revoked_as_they_were() {
         "empty: none are revoked"
     );
 }
+
+/// A mesh that is changing its name from `old.example` to `new.example`: one root, certificates of both.
+fn renamed(names: &[&str]) -> (Policy, TestCa) {
+    let names = names.iter().map(|it| it.parse().unwrap());
+    let policy = Policy::default().with_domain_names(names);
+    let ca = TestCa::new("new.example", &policy);
+    (policy, ca)
+}
+
+fn certificate_of(ca: &TestCa, policy: &Policy, identity: &Identity) -> WorkloadCertificate {
+    let (leaf, key) = ca.sign(&ca.leaf(identity));
+    let roots = ca.root_pem();
+    let trust = TrustBundle::from_pem(identity.trust_domain.clone(), roots.as_bytes()).unwrap();
+    WorkloadCertificate::new(policy, vec![leaf], key, trust).unwrap()
+}
+
+#[tokio::test]
+async fn peers_of_the_domains_other_name_are_taken_in_both_directions() {
+    let (policy, ca) = renamed(&["new.example", "old.example"]);
+    let new = ca.identity("a", "web");
+    let old = Identity {
+        trust_domain: "old.example".parse().unwrap(),
+        ..new.clone()
+    };
+    for (client, server) in [(&old, &new), (&new, &old)] {
+        let dialling = certificate_of(&ca, &policy, client);
+        let serving = certificate_of(&ca, &policy, server);
+        // Whoever dials knows the server's account by either name.
+        for expected in [&old, &new] {
+            let dial = dialling.client_config(&only(expected));
+            let (seen, dialled) = handshake(&serving, dial).await;
+            assert_eq!(&seen.unwrap().identity, client, "told as it is presented");
+            assert_eq!(&dialled.unwrap().identity, server);
+        }
+        let another = only(&ca.identity("a", "api"));
+        let (_, dialled) = handshake(&serving, dialling.client_config(&another)).await;
+        assert!(dialled.is_err(), "another account under either name");
+    }
+}
+
+#[tokio::test]
+async fn a_domain_that_is_no_name_of_ours_is_refused_in_both_directions() {
+    let (policy, ca) = renamed(&["new.example", "old.example"]);
+    let new = ca.identity("a", "web");
+    let foreign = Identity {
+        trust_domain: "foreign.example".parse().unwrap(),
+        ..new.clone()
+    };
+    for (client, server) in [(&foreign, &new), (&new, &foreign)] {
+        let dialling = certificate_of(&ca, &policy, client);
+        let serving = certificate_of(&ca, &policy, server);
+        let (seen, dialled) = handshake(&serving, dialling.client_config(&only(&new))).await;
+        assert!(seen.is_err() && dialled.is_err());
+    }
+}

@@ -19,7 +19,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::{
     policy::Policy,
-    revocation::{CertificateId, PeerEnd, Revocations},
+    revocation::{CertificateId, PeerEnd},
     trust::TrustBundle,
 };
 
@@ -177,7 +177,7 @@ struct Domain {
 pub(super) struct Verifier {
     domains: BTreeMap<TrustDomain, Domain>,
     algorithms: WebPkiSupportedAlgorithms,
-    revocations: Revocations,
+    policy: Policy,
 }
 
 impl Verifier {
@@ -195,13 +195,21 @@ impl Verifier {
         Ok(Self {
             domains,
             algorithms: policy.provider.signature_verification_algorithms,
-            revocations: policy.revocations.clone(),
+            policy: policy.clone(),
         })
     }
 
     fn domain(&self, name: &TrustDomain) -> Result<&Domain, PeerCertificateError> {
         let missing = || PeerCertificateError::UntrustedDomain(name.clone());
-        self.domains.get(name).ok_or_else(missing)
+        let other = || {
+            let mut others = self.policy.other_names(name);
+            others.find_map(|it| self.domains.get(it))
+        };
+        self.domains.get(name).or_else(other).ok_or_else(missing)
+    }
+
+    fn is_expected(&self, expected: &[Identity], presented: &Identity) -> bool {
+        expected.iter().any(|it| self.policy.is_same(it, presented))
     }
 
     fn verify_client(
@@ -219,7 +227,7 @@ impl Verifier {
     }
 
     fn not_revoked(&self, peer: &PeerIdentity, end: PeerEnd) -> Result<(), PeerCertificateError> {
-        match self.revocations.refuse(&peer.chain, end) {
+        match self.policy.revocations.refuse(&peer.chain, end) {
             Some(serial) => Err(PeerCertificateError::Revoked(serial)),
             None => Ok(()),
         }
@@ -315,7 +323,7 @@ impl ServerCertVerifier for ServerVerifier {
         let peer = self
             .verifier
             .verify_server(end_entity, intermediates, now)?;
-        if !self.expected.contains(&peer.identity) {
+        if !self.verifier.is_expected(&self.expected, &peer.identity) {
             let expected = Arc::clone(&self.expected);
             let presented = peer.identity;
             return Err(PeerCertificateError::Unexpected {

@@ -261,3 +261,24 @@ fn socks5_is_off_unless_it_is_asked_for() {
     assert!(!good(&[]).socks5);
     assert!(good(&[("UNSTABLE_ENABLE_SOCKS5", "true")]).socks5);
 }
+
+#[test]
+fn a_trust_domain_has_other_names_only_where_that_is_said() {
+    let names = |settings: &[(&str, &str)]| -> Vec<String> {
+        let names = good(settings).tls.domain_names;
+        names.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(names(&[("TRUST_DOMAIN", "new.example")]), [""; 0]);
+    let aliases = ("LEYLINE_TRUST_DOMAIN_ALIASES", "old.example, older.example");
+    assert_eq!(
+        names(&[aliases, ("TRUST_DOMAIN", "new.example")]),
+        ["old.example", "older.example", "new.example"]
+    );
+    assert!(read(&[("LEYLINE_TRUST_DOMAIN_ALIASES", "Not_One")]).is_err());
+}
+
+#[test]
+fn addresses_on_demand_go_with_dns() {
+    let config = good(&[("XDS_ON_DEMAND", "true")]);
+    assert!(config.xds_on_demand && config.dns.enabled);
+}
