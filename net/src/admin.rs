@@ -3,6 +3,8 @@
 //! Texts and paths: node-tunnel.md 1.6, which `istioctl` reads. Sections of the dump and further paths come from the
 //! binary; nothing here knows what a workload is.
 
+mod profile;
+
 use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
 
 use axum::{
@@ -83,7 +85,8 @@ impl Admin {
 
     /// The whole endpoint.
     pub fn router(self) -> Router {
-        let index = Html(index(self.name, &self.index));
+        let paths: Vec<_> = self.index.iter().chain(&profile::INDEX).copied().collect();
+        let index = Html(index(self.name, &paths));
         let dump = Arc::new(self.sections);
         let quit = self.quit;
         let quitting = move || async move {
@@ -104,6 +107,7 @@ impl Admin {
                 "/quitquitquit",
                 on(MethodFilter::POST, quitting).fallback(refused),
             )
+            .merge(profile::routes())
             .merge(self.more)
     }
 }

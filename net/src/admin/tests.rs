@@ -141,3 +141,27 @@ async fn a_client_that_sends_no_header_is_dropped_and_a_drain_does_not_wait_for_
     client.read_to_end(&mut rest).await.expect("an answer");
     assert!(rest.starts_with(b"HTTP/1.1 200"));
 }
+
+#[tokio::test]
+async fn profiles_are_told_how_to_be_taken_and_bad_questions_are_refused() {
+    let router = admin().0.router();
+    let (status, text) = ask(
+        &router,
+        "GET",
+        "/debug/pprof/profile?seconds=7&frequency=49",
+    )
+    .await;
+    assert_eq!(status, 501);
+    assert!(text.contains("-F 49") && text.contains("sleep 7"), "{text}");
+    for query in ["seconds=0", "seconds=301", "frequency=1001", "frequency=x"] {
+        let (status, text) = ask(&router, "GET", &format!("/debug/pprof/profile?{query}")).await;
+        assert_eq!(status, 400, "{query}: {text}");
+    }
+    assert_eq!(ask(&router, "GET", "/debug/pprof/heap").await.0, 500);
+    let path = "/debug/pprof/heap/profiling";
+    let inactive = (200, "heap profiling active: false\n".to_owned());
+    assert_eq!(ask(&router, "GET", path).await, inactive);
+    let activate = format!("{path}?activate=true");
+    assert_eq!(ask(&router, "POST", &activate).await.0, 500);
+    assert!(ask(&router, "GET", "/").await.1.contains(path));
+}
