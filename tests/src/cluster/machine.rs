@@ -266,8 +266,9 @@ pub fn plugin() -> Result<PathBuf> {
     let folder = target()?.join(format!("{}-unknown-linux-gnu", std::env::consts::ARCH));
     let built = ["release", "debug"].map(|profile| folder.join(profile).join("cni-plugin"));
     let found = built.into_iter().find(|path| path.is_file());
-    found
-        .context("the CNI plugin is not built, or set LEYLINE_CNI_PLUGIN: see tests/cluster/build plugin")
+    found.context(
+        "the CNI plugin is not built, or set LEYLINE_CNI_PLUGIN: see tests/cluster/build plugin",
+    )
 }
 
 /// The `cluster` command, which the rig runs for its forwarder and its keeper.
