@@ -87,10 +87,7 @@ impl Source {
             selectors: selectors.clone(),
         });
         let mut kinds = cluster::kinds();
-        let is_alone = config
-            .cluster
-            .as_ref()
-            .is_none_or(|it| !it.gateways.is_multi_network());
+        let is_alone = !settings.has_others;
         if !is_alone {
             // Those that name other clusters.
             kinds.insert(Kind::Secret);

@@ -55,6 +55,8 @@ pub struct Settings {
     pub entry_visibility: Option<visibility::EntryVisibility>,
     /// Which services are global; `None`: no rules were configured.
     pub service_scopes: Option<Vec<scope::ScopeRule>>,
+    /// There may be other clusters in the mesh.
+    pub has_others: bool,
     /// This is another cluster, of which [`remote::Exported`] is wanted and nothing else.
     pub is_remote: bool,
     /// What holds for all waypoints; `None`: nothing was configured.
@@ -86,6 +88,7 @@ impl Default for Settings {
             send_dry_run: false,
             entry_visibility: None,
             service_scopes: None,
+            has_others: false,
             is_remote: false,
             mesh: None,
         }

@@ -170,7 +170,8 @@ impl Additions {
         claim: &Claim,
         service: wire::Service,
     ) -> wire::Service {
-        if self.facts.scope(cx, claim) == Scope::Local {
+        // A cluster that is alone keeps no account of what each service might become.
+        if !self.facts.settings.has_others || self.facts.scope(cx, claim) == Scope::Local {
             return service;
         }
         self.over(cx, &claim.service_key(), Some(&service))

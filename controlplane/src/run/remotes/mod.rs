@@ -19,10 +19,7 @@ use k8s_openapi::{ByteString, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{Client, config::Kubeconfig};
 use mesh::names::Str;
 use serde::Deserialize;
-use tokio::{
-    sync::watch,
-    task::{AbortHandle, JoinSet},
-};
+use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
     metrics::Count,
@@ -114,13 +111,20 @@ struct Manager {
     status: watch::Sender<BTreeMap<Str, Known>>,
     running: BTreeMap<Str, Running>,
     refused: Vec<Refused>,
-    tasks: JoinSet<()>,
 }
 
 struct Running {
     digest: u64,
     reading: Reading,
-    task: AbortHandle,
+    /// One task. A set, so that it ends with this.
+    task: JoinSet<()>,
+}
+
+impl Running {
+    fn is_over(&mut self) -> bool {
+        while self.task.try_join_next().is_some() {}
+        self.task.is_empty()
+    }
 }
 
 impl Remotes {
@@ -147,7 +151,6 @@ impl Remotes {
             status,
             running: BTreeMap::new(),
             refused: Vec::new(),
-            tasks: JoinSet::new(),
         };
         tasks.spawn(manager.run(secrets));
         (known, tasks)
@@ -233,7 +236,7 @@ impl Manager {
             .cloned()
             .collect();
         for cluster in gone {
-            self.stop(&cluster);
+            self.stop(&cluster).await;
             tracing::info!(%cluster, "no longer looked at: no Secret names it");
             self.status.send_modify(|all| {
                 all.remove(&cluster);
@@ -242,11 +245,11 @@ impl Manager {
         }
         self.told_refused(refused);
         for (cluster, wanted) in wanted {
-            let same = self.running.get(&cluster).is_some_and(|it| {
-                it.digest == wanted.digest && it.reading == *reading && !it.task.is_finished()
+            let same = self.running.get_mut(&cluster).is_some_and(|it| {
+                it.digest == wanted.digest && it.reading == *reading && !it.is_over()
             });
             if !same {
-                self.stop(&cluster);
+                self.stop(&cluster).await;
                 self.look_at(cluster, &wanted, reading);
             }
         }
@@ -283,9 +286,10 @@ impl Manager {
         self.refused = refused;
     }
 
-    fn stop(&mut self, cluster: &Str) {
-        if let Some(running) = self.running.remove(cluster) {
-            running.task.abort();
+    /// Once this returns, nothing more is told of the cluster: what is sent next is the last word.
+    async fn stop(&mut self, cluster: &Str) {
+        if let Some(mut running) = self.running.remove(cluster) {
+            running.task.shutdown().await;
         }
     }
 
@@ -318,14 +322,13 @@ impl Manager {
             feed: self.remotes.feed.clone(),
             status: self.status.clone(),
         };
-        let running = Running {
+        let mut running = Running {
             digest: wanted.digest,
             reading: reading.clone(),
-            task: self.tasks.spawn(looking.look()),
+            task: JoinSet::new(),
         };
+        running.task.spawn(looking.look());
         self.running.insert(cluster, running);
-        // Those that have ended are not kept.
-        while self.tasks.try_join_next().is_some() {}
     }
 }
 

@@ -33,6 +33,7 @@ impl Mesh {
     async fn start(api: FakeApi, clusters: BTreeMap<&'static str, FakeApi>) -> Self {
         let settings = Settings {
             network: "n1".into(),
+            has_others: true,
             ..Settings::default()
         };
         let selectors = Selectors::default();
