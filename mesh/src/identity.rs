@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::names::{Str, serde_as_text};
+use crate::names::{Str, Texts, serde_as_text};
 
 /// A root of trust, the authority part of a SPIFFE ID (SPIFFE-ID 2.1).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,6 +32,11 @@ pub struct ParseIdentityError(pub String);
 pub struct ParseTrustDomainError(pub String);
 
 impl TrustDomain {
+    /// As [`Texts::share`].
+    pub(crate) fn share(&mut self, texts: &mut Texts) {
+        texts.share(&mut self.0);
+    }
+
     /// The name, as it stands in a SPIFFE ID.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -1,11 +1,42 @@
 //! Names and keys: small, shared, comparable. Nothing here knows what a name refers to.
 
-use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
+use std::{collections::HashSet, fmt, net::IpAddr, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 /// A shared, immutable string. Cloning costs a reference count.
 pub type Str = Arc<str>;
+
+/// Texts that many records have in common, each kept once: namespaces, service accounts, nodes, clusters.
+///
+/// Those that no record has any more are dropped whenever the set has doubled, so that it holds at most twice as many as
+/// are in use, and [`Texts::FLOOR`].
+#[derive(Clone, Debug, Default)]
+pub struct Texts {
+    known: HashSet<Str>,
+    prune_at: usize,
+}
+
+impl Texts {
+    /// Below this, nothing is dropped.
+    pub const FLOOR: usize = 256;
+
+    /// Puts an equal text that others have, too, in the place of this one.
+    pub fn share(&mut self, text: &mut Str) {
+        match self.known.get(text) {
+            Some(same) => *text = same.clone(),
+            None => self.insert(text.clone()),
+        }
+    }
+
+    fn insert(&mut self, text: Str) {
+        if self.known.len() >= self.prune_at.max(Self::FLOOR) {
+            self.known.retain(|it| Arc::strong_count(it) > 1);
+            self.prune_at = 2 * self.known.len();
+        }
+        self.known.insert(text);
+    }
+}
 
 /// The primary key of a workload. Opaque, but for `//Pod/` inside it (see [`WorkloadUid::is_pod`]).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -151,6 +182,22 @@ serde_as_text!(NamespacedHostname, PolicyKey, NetworkAddress);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn equal_texts_are_kept_once_while_someone_has_them() {
+        let mut texts = Texts::default();
+        let [mut one, mut two]: [Str; 2] = ["shop".into(), "shop".into()];
+        texts.share(&mut one);
+        texts.share(&mut two);
+        assert!(Arc::ptr_eq(&one, &two));
+        for number in 0..10_000 {
+            texts.share(&mut number.to_string().into());
+        }
+        assert!(texts.known.len() <= 2 * Texts::FLOOR);
+        let mut again: Str = "shop".into();
+        texts.share(&mut again);
+        assert!(Arc::ptr_eq(&one, &again));
+    }
 
     #[test]
     fn keys_round_trip_through_text() {

@@ -8,7 +8,7 @@ use crate::{
     dump::{is_default, workload_services},
     identity::{Identity, TrustDomain},
     names::{
-        NamespacedHostname, NetworkAddress, ParseKeyError, PolicyKey, Str, WorkloadUid,
+        NamespacedHostname, NetworkAddress, ParseKeyError, PolicyKey, Str, Texts, WorkloadUid,
         serde_as_text,
     },
 };
@@ -140,6 +140,31 @@ impl PodDns {
 }
 
 impl Workload {
+    /// Keeps once what others say in the same words. Records of one cluster differ in little but their names.
+    pub fn share(&mut self, texts: &mut Texts) {
+        self.trust_domain.share(texts);
+        let Locality {
+            region,
+            zone,
+            subzone,
+        } = &mut self.locality;
+        for text in [
+            &mut self.namespace,
+            &mut self.network,
+            &mut self.service_account,
+            &mut self.node,
+            &mut self.canonical_name,
+            &mut self.canonical_revision,
+            &mut self.workload_name,
+            &mut self.cluster_id,
+            region,
+            zone,
+            subzone,
+        ] {
+            texts.share(text);
+        }
+    }
+
     /// A healthy record outside the mesh, with one share of the load and every other field at its default.
     pub fn new(uid: WorkloadUid, name: Str, namespace: Str) -> Self {
         Self {

@@ -15,7 +15,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use mesh::{
-    names::{NetworkAddress, WorkloadUid},
+    names::{NetworkAddress, Texts, WorkloadUid},
     outcome::{Need, Outcome, Reason, Refusal},
     policy::AuthorizationPolicy,
     view::{Changes, MeshView, Removal, Resource, Update},
@@ -217,7 +217,10 @@ impl MeshState {
 
     /// Takes xDS responses in; give it to [`xds::Client::new`].
     pub fn handler(&self) -> Handler {
-        Handler(self.clone())
+        Handler {
+            state: self.clone(),
+            texts: Texts::default(),
+        }
     }
 }
 
@@ -272,7 +275,10 @@ impl Drop for AuthorizationWatch {
 
 /// Reads responses of the Address, Workload and Authorization types and publishes them.
 #[derive(Clone, Debug)]
-pub struct Handler(MeshState);
+pub struct Handler {
+    state: MeshState,
+    texts: Texts,
+}
 
 impl xds::Handler for Handler {
     fn apply(&mut self, response: Response) -> Vec<Rejection> {
@@ -280,7 +286,10 @@ impl xds::Handler for Handler {
         let mut update = Update::default();
         for resource in response.resources {
             match read(response.type_url, &resource.body) {
-                Ok(read) => {
+                Ok(mut read) => {
+                    if let Resource::Workload(workload) = &mut read {
+                        workload.share(&mut self.texts);
+                    }
                     update
                         .removals
                         .extend(self.barrier_behind(&read, &resource.name));
@@ -302,12 +311,12 @@ impl xds::Handler for Handler {
         let removed = response.removed.iter();
         let removed = removed.map(|name| removal(name.as_str().into()));
         update.removals.extend(removed);
-        self.0.publish(update);
+        self.state.publish(update);
         rejected
     }
 
     fn synced(&mut self) {
-        self.0.release();
+        self.state.release();
     }
 }
 
@@ -317,7 +326,7 @@ impl Handler {
     fn barrier(&self, resource: &xds::Resource) -> Option<Resource> {
         let name: &str = &resource.name;
         let uid = WorkloadUid(name.into());
-        let next = self.0.0.next.lock();
+        let next = self.state.0.next.lock();
         let is_known = next.workload(&uid).is_some_and(|it| !is_barrier(it))
             || name.parse().is_ok_and(|key| next.service(&key).is_some());
         let aliases = resource.aliases.iter();
@@ -339,7 +348,7 @@ impl Handler {
             return None;
         }
         let uid = WorkloadUid(name.into());
-        let next = self.0.0.next.lock();
+        let next = self.state.0.next.lock();
         let stands = next.workload(&uid).is_some_and(|it| is_barrier(it));
         stands.then(|| Removal::Address(name.into()))
     }

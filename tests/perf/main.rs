@@ -4,6 +4,7 @@
 
 mod changes;
 mod figures;
+mod knowledge;
 mod modes;
 
 use anyhow::{Context, Result, bail};
@@ -62,6 +63,15 @@ fn main() -> Result<()> {
     if arguments.wants("memory") {
         for mode in modes.all() {
             modes::memory(mode, &mut table)?;
+        }
+    }
+    if arguments.wants("workloads") {
+        for mode in modes
+            .all()
+            .iter()
+            .filter(|mode| mode.name != figures::PLAIN)
+        {
+            knowledge::measure(mode.name, mode.lab, &mut table)?;
         }
     }
     println!("{}", table.markdown());

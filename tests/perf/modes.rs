@@ -114,7 +114,7 @@ impl Lab {
         tunnels(self.mesh.supervisor()?)
     }
 
-    fn resident(&self) -> Result<f64> {
+    pub(crate) fn resident(&self) -> Result<f64> {
         let sizes = self
             .tunnels()?
             .into_iter()
@@ -122,7 +122,7 @@ impl Lab {
         Ok(sizes.sum::<Result<u64>>()? as f64)
     }
 
-    fn cpu(&self) -> Result<f64> {
+    pub(crate) fn cpu(&self) -> Result<f64> {
         self.tunnels()?
             .into_iter()
             .map(|(_, process)| process.cpu())
@@ -333,7 +333,7 @@ pub(crate) fn memory(mode: Mode<'_>, table: &mut Table) -> Result<()> {
 }
 
 /// Resident memory once it no longer changes by more than a percent in two seconds, or after 30 s.
-fn settled(lab: &Lab) -> Result<f64> {
+pub(crate) fn settled(lab: &Lab) -> Result<f64> {
     let mut before = lab.resident()?;
     for _ in 0..15 {
         thread::sleep(Duration::from_secs(2));

@@ -525,6 +525,8 @@ fn move_keys<K, T>(
     }
     for key in new.difference(&old) {
         index.update(key.clone(), |items| {
+            // Nearly every key has one item, and a vector that grows by itself starts with room for four.
+            items.reserve_exact(1);
             items.push(item.clone());
             true
         });

@@ -1,6 +1,6 @@
 //! The protocol: what to ask, what to remember, what to answer. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 
 use proto::google::rpc::Status;
 
@@ -16,7 +16,7 @@ pub(super) struct Session {
 struct TypeState {
     subscription: Subscription,
     /// Name to version of what the handler took.
-    retained: BTreeMap<String, String>,
+    retained: HashMap<Box<str>, Box<str>>,
     /// Demanded names without a resource of that name.
     demanded: BTreeSet<String>,
     /// A response has been taken.
@@ -51,7 +51,7 @@ impl Session {
     pub(super) fn new(subscriptions: &[Subscription]) -> Self {
         let state = |subscription: &Subscription| TypeState {
             subscription: *subscription,
-            retained: BTreeMap::new(),
+            retained: HashMap::new(),
             demanded: BTreeSet::new(),
             answered: false,
             unconfirmed: BTreeSet::new(),
@@ -143,7 +143,7 @@ impl Session {
         let stale = |state: &mut TypeState| {
             let removed: Vec<_> = std::mem::take(&mut state.unconfirmed).into_iter().collect();
             for name in &removed {
-                state.retained.remove(name);
+                state.retained.remove(name.as_str());
             }
             Response {
                 type_url: state.subscription.type_url,
@@ -193,6 +193,11 @@ impl Names {
 }
 
 impl TypeState {
+    fn versions(&self) -> impl Iterator<Item = (String, String)> {
+        let all = self.retained.iter();
+        all.map(|(name, version)| (name.to_string(), version.to_string()))
+    }
+
     fn first_request(
         &mut self,
         node: &Node,
@@ -206,8 +211,10 @@ impl TypeState {
         };
         self.unconfirmed.clear();
         match versions {
-            Versions::Told => request.initial_resource_versions = self.retained.clone(),
-            Versions::Withheld => self.unconfirmed = self.retained.keys().cloned().collect(),
+            Versions::Told => request.initial_resource_versions = self.versions().collect(),
+            Versions::Withheld => {
+                self.unconfirmed = self.versions().map(|(name, _)| name).collect()
+            }
         }
         if self.subscription.mode == Mode::OnDemand {
             // "Subscribe to nothing": an empty list would mean everything.
@@ -219,7 +226,7 @@ impl TypeState {
                 versions.entry(name.clone()).or_default();
             }
             if versions == Versions::Withheld {
-                let names = self.retained.keys().cloned();
+                let names = self.unconfirmed.iter().cloned();
                 request.resource_names_subscribe.extend(names);
             }
         }
@@ -243,15 +250,15 @@ impl TypeState {
                 self.demanded.remove(alias);
             }
             if !bad.contains(resource.name.as_str()) {
-                let version = resource.version;
-                self.retained.insert(resource.name.clone(), version);
+                let (name, version) = (resource.name.as_str().into(), resource.version.into());
+                self.retained.insert(name, version);
             }
             taken.arrived.push(resource.name);
             taken.arrived.extend(resource.aliases);
         }
         let mut forgotten = Vec::new();
         for name in removed {
-            self.retained.remove(name);
+            self.retained.remove(name.as_str());
             self.unconfirmed.remove(name);
             if self.demanded.remove(name) {
                 forgotten.push(name.clone());
