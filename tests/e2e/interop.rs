@@ -27,8 +27,8 @@ spec:
   rules: [{ from: [{ source: { principals: [cluster.local/ns/shop/sa/client] } }] }]
 ";
 
-/// The peer's tunnel on these nodes; none where the peer is not there.
-fn peer_on(nodes: &[&str]) -> Result<Option<Options>> {
+/// Where the peer's tunnel is; none where it is not there.
+pub(crate) fn peer() -> Result<Option<PathBuf>> {
     let Some(path) = env::var_os("PEER_ZTUNNEL").map(PathBuf::from) else {
         println!("not run: PEER_ZTUNNEL is not set");
         return Ok(None);
@@ -38,6 +38,14 @@ fn peer_on(nodes: &[&str]) -> Result<Option<Options>> {
         "PEER_ZTUNNEL={} does not exist",
         path.display()
     );
+    Ok(Some(path))
+}
+
+/// The peer's tunnel on these nodes; none where the peer is not there.
+fn peer_on(nodes: &[&str]) -> Result<Option<Options>> {
+    let Some(path) = peer()? else {
+        return Ok(None);
+    };
     let ztunnel = nodes.iter().map(|node| ((*node).to_owned(), path.clone()));
     Ok(Some(Options {
         ztunnel: ztunnel.collect(),

@@ -1,7 +1,7 @@
 //! Two pods of one node: from socket to socket once a tunnel has shown the way, under the same policies.
 
 use anyhow::{Context, Result, ensure};
-use rig::{holds, process::running, yaml::idle_pod};
+use rig::{Options, holds, process::running, yaml::idle_pod};
 
 use crate::scene::{SERVICE, Scene, Shop};
 
@@ -99,5 +99,30 @@ fn what_the_network_between_forbids_is_forbidden_within_the_node() -> Result<()>
         .eventually("no new connection passes within the node", || {
             scene.refused("shop/near", SERVICE)
         });
+    Ok(())
+}
+
+#[test]
+fn a_name_asked_for_over_socks5_is_met_within_the_node_too() -> Result<()> {
+    let socks5 = "export UNSTABLE_ENABLE_SOCKS5=true";
+    let (_folder, options) = Options::prepared(socks5, &[("node2", None)])?;
+    let near = idle_pod("shop", "near", "node2");
+    let scene = Scene::start_with(Shop::InMesh, &near, &options)?;
+    scene.mesh.eventually("the neighbour is in the mesh", || {
+        scene.enrolment("shop/near", "yes")
+    });
+    let ask = [&scene.load, "socks", "127.0.0.1:15080", SERVICE];
+    scene
+        .mesh
+        .eventually("the neighbour is met within the node", || {
+            scene.mesh.json("shop/near", &ask)?;
+            met_within(&scene)
+        });
+    scene.mesh.write("policy.yaml", NOT_NEAR)?;
+    scene.mesh.eventually("the neighbour is refused", || {
+        let asked = scene.mesh.exec("shop/near", &ask)?;
+        ensure!(!asked.status.success(), "it is let in");
+        Ok(())
+    });
     Ok(())
 }

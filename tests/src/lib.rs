@@ -44,6 +44,26 @@ pub struct Options {
     pub ztunnel: Vec<(String, PathBuf)>,
 }
 
+impl Options {
+    /// Tunnels that a shell starts after it has done what `prepare` says: on each node ours, or the program at the path.
+    /// Valid as long as the folder.
+    pub fn prepared(prepare: &str, ztunnel: &[(&str, Option<PathBuf>)]) -> Result<(TempDir, Self)> {
+        let folder = open_folder()?;
+        let mut options = Self::default();
+        for (node, other) in ztunnel {
+            let line = match other {
+                None => format!("{} ztunnel", leyline().display()),
+                Some(path) => format!("{} proxy ztunnel", path.display()),
+            };
+            let program = folder.path().join(format!("ztunnel-{node}"));
+            fs::write(&program, format!("#!/bin/sh\n{prepare} && exec {line}\n"))?;
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+            options.ztunnel.push(((*node).to_owned(), program));
+        }
+        Ok((folder, options))
+    }
+}
+
 impl Mesh {
     /// A mesh with an empty folder, not started.
     pub fn new() -> Result<Self> {
@@ -264,9 +284,12 @@ impl Mesh {
 
     /// The metrics of a node's tunnel.
     pub fn metrics(&self, node: &str) -> Result<String> {
-        run(self
-            .leyline("admin")
-            .args([&format!("ztunnel-{node}"), "/metrics"]))
+        self.admin(&format!("ztunnel-{node}"), "/metrics")
+    }
+
+    /// What a part's admin port answers for a path.
+    pub fn admin(&self, part: &str, path: &str) -> Result<String> {
+        run(self.leyline("admin").args([part, path]))
     }
 
     /// Stops the mesh, and says whether that went well.

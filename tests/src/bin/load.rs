@@ -30,6 +30,8 @@ const USAGE: &str = "usage: load serve ADDR
        load live ADDR --connections N    (holds N that speak all the time, prints a line; at the end of input: how many live)
        load greet ADDR, load greeted ADDR       (a server that speaks first, and its client)
        load datagrams ADDR, load datagram ADDR  (a server that echoes over UDP, and its client)
+       load forward ADDR TO              (a server that passes each connection on)
+       load socks ADDR NAME:PORT         (asks the SOCKS5 server there for the name, and exchanges a byte with it)
        load watch ADDR                   (a line with the time whenever new connections fare otherwise than before)";
 
 /// How long a single answer may take before the run is called failed.
@@ -90,6 +92,8 @@ async fn main() -> Result<()> {
         "greeted" => greeted(address).await,
         "datagrams" => datagrams(address).await,
         "datagram" => datagram(address).await,
+        "forward" => forward(&arguments).await,
+        "socks" => socks(&arguments).await,
         "watch" => watch(address).await,
         _ => bail!("{USAGE}"),
     }
@@ -413,6 +417,40 @@ async fn live(arguments: &Arguments) -> Result<()> {
         json!({"live": all.made, "cut": all.failed, "errors": all.errors})
     );
     Ok(())
+}
+
+async fn socks(arguments: &Arguments) -> Result<()> {
+    let to = arguments.rest.first().context(USAGE)?;
+    let (name, port) = to.rsplit_once(':').context(USAGE)?;
+    let mut request = vec![5, 1, 0, 5, 1, 0, 3, u8::try_from(name.len())?];
+    request.extend(name.as_bytes());
+    request.extend(port.parse::<u16>()?.to_be_bytes());
+    let connect = TcpStream::connect(arguments.address);
+    let mut stream = timeout(ANSWER, connect).await??;
+    stream.write_all(&request).await?;
+    let mut answer = [0; 12];
+    timeout(ANSWER, stream.read_exact(&mut answer)).await??;
+    if answer[3] != 0 {
+        bail!("{to}: answered {}", answer[3]);
+    }
+    stream.write_all(b"E").await?;
+    exchange(&mut stream, b"x", &mut [0]).await?;
+    println!("{}", json!({"answered": to}));
+    Ok(())
+}
+
+async fn forward(arguments: &Arguments) -> Result<()> {
+    let to = arguments.rest.first().context(USAGE)?;
+    let listener = TcpListener::bind(arguments.address).await?;
+    loop {
+        let mut stream = accept(&listener).await;
+        let to = to.clone();
+        tokio::spawn(async move {
+            let mut onward = timeout(ANSWER, TcpStream::connect(to)).await??;
+            tokio::io::copy_bidirectional(&mut stream, &mut onward).await?;
+            Ok::<_, anyhow::Error>(())
+        });
+    }
 }
 
 const GREETING: &[u8] = b"220 hello\r\n";
