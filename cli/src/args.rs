@@ -220,6 +220,9 @@ pub(crate) struct Up {
     /// Run another program as a node's tunnel, for example --ztunnel node2=./ztunnel
     #[arg(long = "ztunnel", value_name = "NODE=PATH")]
     pub tunnels: Vec<String>,
+    /// File of the mesh's configuration (Istio's MeshConfig), watched
+    #[arg(long, value_name = "FILE")]
+    pub mesh_config: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -49,6 +49,7 @@ fn peer_on(nodes: &[&str]) -> Result<Option<Options>> {
     let ztunnel = nodes.iter().map(|node| ((*node).to_owned(), path.clone()));
     Ok(Some(Options {
         ztunnel: ztunnel.collect(),
+        ..Options::default()
     }))
 }
 

@@ -14,6 +14,7 @@ mod programs;
 mod same_node;
 mod scene;
 mod system;
+mod telemetry;
 mod traffic;
 mod waypoint;
 mod waypoint_hostile;

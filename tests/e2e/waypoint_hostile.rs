@@ -61,7 +61,14 @@ fn abuse_of_http2_is_cut_off_and_harms_nobody() -> Result<()> {
     ];
     let held = shop.mesh.spawn("shop/client", &line)?;
     let address = service_address(&shop, "v1")?;
-    for case in ["rapid-reset", "continuation-flood", "header-flood"] {
+    for case in [
+        "rapid-reset",
+        "continuation-flood",
+        "header-flood",
+        "settings-flood",
+        "ping-flood",
+        "empty-data-flood",
+    ] {
         let line = [
             shop.hostile.as_str(),
             &address,

@@ -134,6 +134,7 @@ fn with_tunnels(program: PathBuf) -> Options {
     let ztunnel = NODES.map(|node| (node.to_owned(), program.clone()));
     Options {
         ztunnel: ztunnel.to_vec(),
+        ..Options::default()
     }
 }
 

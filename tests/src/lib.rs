@@ -42,6 +42,8 @@ pub struct Mesh {
 pub struct Options {
     /// Node and path of another ztunnel to run there.
     pub ztunnel: Vec<(String, PathBuf)>,
+    /// The mesh's configuration, as YAML.
+    pub mesh_config: Option<String>,
 }
 
 impl Options {
@@ -91,6 +93,11 @@ impl Mesh {
             command
                 .arg("--ztunnel")
                 .arg(format!("{node}={}", path.display()));
+        }
+        if let Some(yaml) = &options.mesh_config {
+            let file = self.folder.path().join("mesh-config.yaml");
+            fs::write(&file, yaml)?;
+            command.arg("--mesh-config").arg(file);
         }
         self.stopped = false;
         run(&mut command).with_context(|| self.evidence()).map(drop)

@@ -340,6 +340,8 @@ pub struct Settings<'a> {
     pub runtime: &'a Runtime,
     /// The user's folder.
     pub folder: &'a Path,
+    /// The file of the mesh's configuration.
+    pub mesh_config: Option<&'a Path>,
     /// Files mounted over the machine's.
     pub files: Vec<(PathBuf, PathBuf)>,
 }
@@ -388,9 +390,13 @@ impl Settings<'_> {
                 ),
             ),
         ];
+        let mut command = this_program("controlplane");
+        if let Some(file) = self.mesh_config {
+            command.extend(["--meshConfig".to_owned(), text(file)]);
+        }
         Part {
             name: CONTROL_PLANE.to_owned(),
-            task: self.task(netns, this_program("controlplane"), &environment),
+            task: self.task(netns, command, &environment),
             netns: handle,
             ready: (admin, "/ready"),
             admin: BTreeMap::from([("admin", admin), ("metrics", admin)]),

@@ -51,6 +51,8 @@ pub(super) struct Plan {
     pub root: PathBuf,
     /// The user's folder, absolute.
     pub folder: PathBuf,
+    /// The file of the mesh's configuration, absolute.
+    pub mesh_config: Option<PathBuf>,
     /// How many nodes.
     pub nodes: u8,
     /// Programs to run as a node's tunnel instead of our own, by node.
@@ -135,11 +137,8 @@ fn inherited(fd: RawFd) -> OwnedFd {
 
 fn start(plan: &Plan, teller: &Teller) -> Result<ExitCode> {
     let mut keep = vec![plan.root.clone(), plan.folder.clone()];
-    keep.extend(
-        plan.tunnels
-            .values()
-            .filter_map(|path| Some(path.parent()?.to_owned())),
-    );
+    let files = plan.tunnels.values().chain(&plan.mesh_config);
+    keep.extend(files.filter_map(|path| Some(path.parent()?.to_owned())));
     shim::private_world(&keep)?;
     offer_this_program().context("offer leyline to pods")?;
     let code = shim::supervise(|| {
@@ -398,6 +397,7 @@ impl Mesh {
         let settings = Settings {
             runtime: &runtime,
             folder: &plan.folder,
+            mesh_config: plan.mesh_config.as_deref(),
             files,
         };
         let part = settings.control_plane(&self.control, self.control_handle.clone());

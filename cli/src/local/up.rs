@@ -42,11 +42,16 @@ pub(crate) fn run(options: &Up) -> Result<ExitCode> {
             .with_context(|| format!("open the folder {}", folder.display()))?,
         None => empty_folder(&runtime)?,
     };
+    let mesh_config = options.mesh_config.as_ref().map(|file| {
+        file.canonicalize()
+            .with_context(|| format!("open the mesh's configuration {}", file.display()))
+    });
     let (reading, writing) = nix::unistd::pipe().context("make a pipe")?;
     let plan = Plan {
         name: options.mesh.name.clone(),
         root: runtime.root().to_owned(),
         folder,
+        mesh_config: mesh_config.transpose()?,
         nodes: options.nodes,
         tunnels,
         rootless: sandbox::needs_user_namespace(),

@@ -1,6 +1,6 @@
 //! The waypoint against Envoy: a client that speaks HBONE, one proxy, an endpoint behind a tunnel, all on loopback.
 //!
-//! `perf-waypoint [--envoy PATH] [--bin PATH] [--rounds N] [--seconds N] [--only requests,rate,memory,routes,changes]`. The proxies
+//! `perf-waypoint [--envoy PATH] [--bin PATH] [--rounds N] [--seconds N] [--only ready,requests,rate,memory,routes,changes]`. The proxies
 //! run in turn, round by round, each with one worker thread; ratios are taken within a round. Prints Markdown.
 
 mod authority;
@@ -110,6 +110,10 @@ async fn part(
 ) -> Result<()> {
     let client = Client::new(authority, proxy.address)?;
     client.ready().await?;
+    if let Some(after) = proxy.ready_after.filter(|_| options.wants("ready")) {
+        let after = after.as_secs_f64() * 1000.0;
+        table.add("ready after its certificate", "ms", proxy.name, after);
+    }
     if options.wants("memory") {
         settle().await;
         table.add("memory, idle", "MiB", proxy.name, mebibytes(&proxy)?);
@@ -228,9 +232,9 @@ async fn changes(client: &Client, proxy: &Proxy, count: usize, table: &mut Table
     Ok(())
 }
 
-/// What it frees after start or change is handed back meanwhile.
+/// What it frees after start or change is handed back meanwhile: the allocator takes ten seconds.
 async fn settle() {
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(Duration::from_secs(12)).await;
 }
 
 #[allow(clippy::cast_precision_loss, reason = "a figure for people")]

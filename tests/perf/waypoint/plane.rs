@@ -4,7 +4,8 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Instant,
 };
 
 use anyhow::Result;
@@ -56,6 +57,7 @@ struct Inner {
     authority: Arc<Authority>,
     resources: Mutex<BTreeMap<&'static str, Vec<Resource>>>,
     news: broadcast::Sender<DeltaDiscoveryResponse>,
+    certified: OnceLock<Instant>,
 }
 
 impl Plane {
@@ -65,6 +67,7 @@ impl Plane {
             authority,
             resources: Mutex::default(),
             news: broadcast::Sender::new(1024),
+            certified: OnceLock::new(),
         }));
         plane.keep(ADDRESS_TYPE_URL, mesh());
         plane.keep(WAYPOINT_TYPE_URL, vec![own(&served())]);
@@ -81,6 +84,11 @@ impl Plane {
             }
         });
         Ok((plane, address))
+    }
+
+    /// When the first certificate was given out.
+    pub(crate) fn certified(&self) -> Option<Instant> {
+        self.0.certified.get().copied()
     }
 
     async fn answer(
@@ -187,6 +195,7 @@ impl IstioCertificateService for Plane {
         let request = request.into_inner();
         let chain = self.0.authority.answer(&account("waypoint"), &request.csr);
         let cert_chain = chain.map_err(|error| Status::internal(error.to_string()))?;
+        self.0.certified.get_or_init(Instant::now);
         Ok(Response::new(IstioCertificateResponse { cert_chain }))
     }
 }

@@ -6,9 +6,10 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use mesh::{
     l7::{
         name::ObjectRef,
@@ -23,6 +24,11 @@ use mesh::{
 use rig::process::Process;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::sleep,
+};
 
 use crate::{
     authority::{Authority, account},
@@ -35,6 +41,8 @@ pub(crate) struct Proxy {
     pub(crate) name: &'static str,
     pub(crate) address: SocketAddr,
     pub(crate) process: Process,
+    /// From its certificate to its readiness.
+    pub(crate) ready_after: Option<Duration>,
     routes: Table,
     child: Child,
     _folder: Option<TempDir>,
@@ -67,11 +75,31 @@ fn start(command: &mut Command) -> Result<Child> {
         .with_context(|| format!("start {command:?}"))
 }
 
+/// When a waypoint says that it is ready, asked every millisecond.
+async fn until_ready(address: SocketAddr) -> Result<Instant> {
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(10) {
+        if let Ok(mut stream) = TcpStream::connect(address).await {
+            let request =
+                b"GET /healthz/ready HTTP/1.1\r\nhost: ready\r\nconnection: close\r\n\r\n";
+            stream.write_all(request).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            if answer.starts_with("HTTP/1.1 200") {
+                return Ok(Instant::now());
+            }
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+    bail!("the waypoint is not ready")
+}
+
 impl Proxy {
     /// Ours, told by a control plane of a few lines.
     pub(crate) async fn ours(program: &Path, authority: &Arc<Authority>) -> Result<Self> {
         let (plane, control) = Plane::start(Arc::clone(authority)).await?;
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+        let readiness = SocketAddr::from(([127, 0, 0, 1], free_port()?));
         let mut command = Command::new(program);
         command.env_clear().envs([
             ("POD_NAME", "waypoint-1"),
@@ -84,14 +112,17 @@ impl Proxy {
             ("CA_ADDRESS", control.as_str()),
             ("LEYLINE_ADMIN_ADDRESS", "127.0.0.1:0"),
             ("LEYLINE_STATS_ADDRESS", "127.0.0.1:0"),
-            ("LEYLINE_READINESS_ADDRESS", "127.0.0.1:0"),
+            ("LEYLINE_READINESS_ADDRESS", readiness.to_string().as_str()),
             ("LEYLINE_HBONE_ADDRESS", address.to_string().as_str()),
         ]);
         let child = start(&mut command)?;
+        let ready = until_ready(readiness).await?;
+        let certified = plane.certified().context("it was given a certificate")?;
         Ok(Self {
             name: "leyline",
             address,
             process: Process(child.id().try_into()?),
+            ready_after: Some(ready.duration_since(certified)),
             routes: Table::Told(plane),
             child,
             _folder: None,
@@ -124,6 +155,7 @@ impl Proxy {
             name: "envoy",
             address,
             process: Process(child.id().try_into()?),
+            ready_after: None,
             routes: Table::File(routes),
             child,
             _folder: Some(folder),

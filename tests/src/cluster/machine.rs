@@ -28,6 +28,21 @@ pub fn programs() -> Result<PathBuf> {
     Ok(folder.canonicalize()?)
 }
 
+/// A program that `tests/cluster/build` makes, made now unless it is there as its module says.
+pub fn made(program: &str) -> Result<PathBuf> {
+    let mut build = Command::new(repository().join("tests/cluster/build"));
+    let target = target()?;
+    build.arg(program).env("CARGO_TARGET_DIR", &target);
+    let output = build.stdin(Stdio::null()).output();
+    let output = output.context("run tests/cluster/build")?;
+    ensure!(
+        output.status.success(),
+        "tests/cluster/build {program}: {}",
+        stderr(&output)
+    );
+    Ok(target.join("cluster/bin").join(program))
+}
+
 const PROGRAMS: &[&str] = &[
     "etcd",
     "kube-apiserver",
