@@ -25,6 +25,7 @@ pub mod outcome;
 pub mod policy;
 pub mod select;
 pub mod service;
+pub mod shared;
 pub mod view;
 pub mod wire;
 pub mod workload;

@@ -1,42 +1,16 @@
 //! Names and keys: small, shared, comparable. Nothing here knows what a name refers to.
 
-use std::{collections::HashSet, fmt, net::IpAddr, str::FromStr, sync::Arc};
+use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
+
+use crate::shared::Shared;
 
 /// A shared, immutable string. Cloning costs a reference count.
 pub type Str = Arc<str>;
 
-/// Texts that many records have in common, each kept once: namespaces, service accounts, nodes, clusters.
-///
-/// Those that no record has any more are dropped whenever the set has doubled, so that it holds at most twice as many as
-/// are in use, and [`Texts::FLOOR`].
-#[derive(Clone, Debug, Default)]
-pub struct Texts {
-    known: HashSet<Str>,
-    prune_at: usize,
-}
-
-impl Texts {
-    /// Below this, nothing is dropped.
-    pub const FLOOR: usize = 256;
-
-    /// Puts an equal text that others have, too, in the place of this one.
-    pub fn share(&mut self, text: &mut Str) {
-        match self.known.get(text) {
-            Some(same) => *text = same.clone(),
-            None => self.insert(text.clone()),
-        }
-    }
-
-    fn insert(&mut self, text: Str) {
-        if self.known.len() >= self.prune_at.max(Self::FLOOR) {
-            self.known.retain(|it| Arc::strong_count(it) > 1);
-            self.prune_at = 2 * self.known.len();
-        }
-        self.known.insert(text);
-    }
-}
+/// Texts that many records have in common: namespaces, service accounts, nodes, clusters.
+pub type Texts = Shared<str, 256>;
 
 /// The primary key of a workload. Opaque, but for `//Pod/` inside it (see [`WorkloadUid::is_pod`]).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -193,7 +167,7 @@ mod tests {
         for number in 0..10_000 {
             texts.share(&mut number.to_string().into());
         }
-        assert!(texts.known.len() <= 2 * Texts::FLOOR);
+        assert!(texts.count() <= 2 * Texts::FLOOR);
         let mut again: Str = "shop".into();
         texts.share(&mut again);
         assert!(Arc::ptr_eq(&one, &again));

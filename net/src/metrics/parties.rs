@@ -1,49 +1,27 @@
 //! The ends of open connections, told once however many connections share them: an idle connection pays a pointer for
 //! each of its ends, and not the labels of both.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
-use mesh::flow::{FlowRecord, PartyLabels};
+use mesh::{
+    flow::{FlowRecord, PartyLabels},
+    shared::Shared,
+};
 use parking_lot::Mutex;
 
-/// Labels in use. Those that no connection has any more are dropped whenever the set has doubled, so that it holds at
-/// most twice as many as are in use, and [`Parties::FLOOR`].
-#[derive(Clone, Default)]
-pub struct Parties(Arc<Mutex<Known>>);
+type Labels = Shared<PartyLabels, 64>;
 
-#[derive(Default)]
-struct Known {
-    labels: HashSet<Arc<PartyLabels>>,
-    prune_at: usize,
-}
+/// Labels in use.
+#[derive(Clone, Default)]
+pub struct Parties(Arc<Mutex<Labels>>);
 
 impl Parties {
-    /// Below this, nothing is dropped.
-    const FLOOR: usize = 64;
-
     /// The record, its ends' labels replaced by equal ones that others have, too.
     pub fn shared(&self, mut record: FlowRecord) -> FlowRecord {
         let mut known = self.0.lock();
         known.share(&mut record.source.labels);
         known.share(&mut record.destination.labels);
         record
-    }
-}
-
-impl Known {
-    fn share(&mut self, labels: &mut Arc<PartyLabels>) {
-        match self.labels.get(labels) {
-            Some(same) => *labels = same.clone(),
-            None => self.insert(labels.clone()),
-        }
-    }
-
-    fn insert(&mut self, labels: Arc<PartyLabels>) {
-        if self.labels.len() >= self.prune_at.max(Parties::FLOOR) {
-            self.labels.retain(|it| Arc::strong_count(it) > 1);
-            self.prune_at = 2 * self.labels.len();
-        }
-        self.labels.insert(labels);
     }
 }
 
@@ -79,7 +57,7 @@ mod tests {
         for number in 0..10_000 {
             parties.shared(record(&number.to_string()));
         }
-        assert!(parties.0.lock().labels.len() <= 2 * Parties::FLOOR);
+        assert!(parties.0.lock().count() <= 2 * Labels::FLOOR);
         let again = parties.shared(record("kept"));
         assert!(Arc::ptr_eq(&kept.source.labels, &again.source.labels));
     }
