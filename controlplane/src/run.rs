@@ -249,11 +249,7 @@ impl ControlPlane {
             self.serving.clone(),
         )?);
         let services = parts.services(&self, &drain);
-        let options = accept::Options {
-            name: "xds",
-            limit: Some(MAX_CONNECTIONS),
-            lanes: None,
-        };
+        let options = accept::Options::named("xds").limited_to(MAX_CONNECTIONS);
         let connections = drain.clone();
         let listener = tokio::spawn(accept::serve(
             self.xds,

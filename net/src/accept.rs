@@ -42,6 +42,14 @@ impl Options {
         }
     }
 
+    /// At most `limit` connections open at a time.
+    pub fn limited_to(self, limit: usize) -> Self {
+        Self {
+            limit: Some(limit),
+            ..self
+        }
+    }
+
     /// Connections are spread over `lanes`.
     pub fn spread(self, lanes: &Lanes) -> Self {
         Self {

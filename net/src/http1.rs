@@ -21,11 +21,7 @@ const CONNECTIONS: usize = 256;
 /// Serves `router` until the drain is forced: these endpoints stay open while traffic drains, to be asked about it, and
 /// do not hold the drain open themselves.
 pub(crate) async fn serve(listener: TcpListener, router: Router, drain: drain::Watch) {
-    let options = accept::Options {
-        name: "http",
-        limit: Some(CONNECTIONS),
-        lanes: None,
-    };
+    let options = accept::Options::named("http").limited_to(CONNECTIONS);
     // The loop itself never sees the drain: it is dropped when the drain is forced.
     let (_stay_open, never) = drain::channel();
     let serving = accept::serve(listener, options, never, move |stream, _peer| {

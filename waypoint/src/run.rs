@@ -439,11 +439,8 @@ struct Accepting {
 
 impl Accepting {
     async fn serve(self, listener: TcpListener, drain: drain::Watch) {
-        let options = accept::Options {
-            name: "hbone",
-            limit: Some(max_connections(&self.waypoint.config).min(1 << 20)),
-            lanes: None,
-        };
+        let options = accept::Options::named("hbone")
+            .limited_to(max_connections(&self.waypoint.config).min(1 << 20));
         let handler = move |tcp, peer| {
             let (waypoint, revocations) = (self.waypoint.clone(), self.revocations.clone());
             inbound::serve(waypoint, revocations, tcp, peer, self.traffic.watch())

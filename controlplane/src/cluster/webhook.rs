@@ -82,11 +82,7 @@ impl Webhook {
         drain: drain::Watch,
     ) -> Result<(), rustls::Error> {
         let acceptor = TlsAcceptor::from(Arc::new(tls(certificate)?));
-        let options = accept::Options {
-            name: "webhook",
-            limit: Some(MAX_CONNECTIONS),
-            lanes: None,
-        };
+        let options = accept::Options::named("webhook").limited_to(MAX_CONNECTIONS);
         let connections = drain.clone();
         accept::serve(listener, options, drain, move |stream, peer| {
             let (webhook, acceptor) = (self.clone(), acceptor.clone());

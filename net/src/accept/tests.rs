@@ -100,11 +100,7 @@ async fn beyond_the_limit_connections_wait_for_their_turn() {
             let _ = stream.read(&mut byte).await;
         }
     };
-    let options = Options {
-        name: "test",
-        limit: Some(1),
-        lanes: None,
-    };
+    let options = Options::named("test").limited_to(1);
     tokio::spawn(serve(listener, options, watch, handler));
     let first = TcpStream::connect(address).await.expect("listening");
     let _second = TcpStream::connect(address).await.expect("backlog");

@@ -149,11 +149,7 @@ impl<N: Names> Server<N> {
         port: Port,
         drain: drain::Watch,
     ) {
-        let options = accept::Options {
-            name: "dns",
-            limit: Some(CONNECTIONS),
-            lanes: None,
-        };
+        let options = accept::Options::named("dns").limited_to(CONNECTIONS);
         accept::serve_on(listener, port, options, drain, move |stream, _| {
             let server = self.clone();
             async move {
