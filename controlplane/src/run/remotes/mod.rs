@@ -27,7 +27,7 @@ use crate::{
     source::cluster::{
         self, Event, Feed, Troubles,
         client::ClientError,
-        informer::{Informer, Step, Target},
+        informer::{self, Informer, Step, Target},
     },
     world::{Selectors, Settings, World},
 };
@@ -451,13 +451,7 @@ async fn watch_secrets(
             Step::Failed(failure) => troubles.note("secrets", &failure),
         }
         if !is_listing {
-            found.send_if_modified(|known| {
-                let changed = known.as_deref() != Some(&secrets);
-                if changed {
-                    *known = Some(Arc::new(secrets.clone()));
-                }
-                changed
-            });
+            informer::tell(&found, &secrets);
         }
     }
 }

@@ -5,7 +5,7 @@
 //! from a backup (whose versions are lower again) leaves it deaf without a word; and one object that cannot be read fails
 //! its whole list. Here a version that falls leads to a new list, and objects are handed on as text.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::{Buf as _, BytesMut};
 use http::{HeaderValue, Request, StatusCode, header};
@@ -17,6 +17,7 @@ use kube::{
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::sync::watch;
 
 /// Objects per page of a list: what is held in memory at once.
 const PAGE: u32 = 500;
@@ -30,6 +31,17 @@ const MAX_LINE: usize = 16 << 20;
 /// Waits between attempts double from the first to the last.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// Tells what is known by now, if it is not what was told before.
+pub(crate) fn tell<T: Clone + PartialEq>(found: &watch::Sender<Option<Arc<T>>>, now: &T) {
+    found.send_if_modified(|known| {
+        let changed = known.as_deref() != Some(now);
+        if changed {
+            *known = Some(Arc::new(now.clone()));
+        }
+        changed
+    });
+}
 
 /// What is watched.
 #[derive(Clone, Debug)]

@@ -563,13 +563,7 @@ async fn watch_crds(
             Step::Failed(failure) => troubles.note(&informer.target().plural, &failure),
         }
         if !is_listing {
-            found.send_if_modified(|known| {
-                let changed = known.as_deref() != Some(&names);
-                if changed {
-                    *known = Some(Arc::new(names.clone()));
-                }
-                changed
-            });
+            informer::tell(&found, &names);
         }
     }
 }
