@@ -79,17 +79,14 @@ impl std::io::Write for Written {
     }
 }
 
-#[tokio::test]
-async fn every_request_is_a_line_of_the_access_log() {
-    let written = Written::default();
-    let options = net::log::Options::default();
-    let (_subscriber, logs) = net::log::subscriber(&options, written.clone()).unwrap();
+/// A waypoint before a server that echoes, with its access log in this format.
+async fn logging(logs: &net::log::Handle, format: LogFormat) -> (Rig, Backend) {
     let echo = Backend::echo(Version::HTTP_11, "one").await;
     let rig = Rig::logging(Some(logs.clone())).await;
     rig.serve(SERVICE, AppProtocol::Http, &[&echo]);
     let file = LogProvider::File {
         path: "/dev/stdout".into(),
-        format: LogFormat::DefaultText,
+        format,
     };
     rig.tell([Resource::Config(WaypointConfig {
         log_providers: [("file".into(), file)].into(),
@@ -97,6 +94,15 @@ async fn every_request_is_a_line_of_the_access_log() {
         tracing: Vec::new(),
         ..config()
     })]);
+    (rig, echo)
+}
+
+#[tokio::test]
+async fn every_request_is_a_line_of_the_access_log() {
+    let written = Written::default();
+    let options = net::log::Options::default();
+    let (_subscriber, logs) = net::log::subscriber(&options, written.clone()).unwrap();
+    let (rig, _echo) = logging(&logs, LogFormat::DefaultText).await;
     let mut client = rig.client(Version::HTTP_2).await;
     let request = client
         .request("POST", "/a?b=1")
@@ -123,19 +129,11 @@ async fn the_access_log_tells_when_the_body_had_come() {
     let written = Written::default();
     let options = net::log::Options::default();
     let (_subscriber, logs) = net::log::subscriber(&options, written.clone()).unwrap();
-    let echo = Backend::echo(Version::HTTP_11, "one").await;
-    let rig = Rig::logging(Some(logs.clone())).await;
-    rig.serve(SERVICE, AppProtocol::Http, &[&echo]);
-    let file = LogProvider::File {
-        path: "/dev/stdout".into(),
-        format: LogFormat::Text("%REQUEST_DURATION% of %DURATION%".into()),
-    };
-    rig.tell([Resource::Config(WaypointConfig {
-        log_providers: [("file".into(), file)].into(),
-        access_logs: vec!["file".into()],
-        tracing: Vec::new(),
-        ..config()
-    })]);
+    let (rig, _echo) = logging(
+        &logs,
+        LogFormat::Text("%REQUEST_DURATION% of %DURATION%".into()),
+    )
+    .await;
     let mut client = rig.client(Version::HTTP_11).await;
     for body in ["", "hello"] {
         let request = client.request("POST", "/").body(full(body)).unwrap();
