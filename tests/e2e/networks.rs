@@ -10,7 +10,7 @@ use std::{fs, path::PathBuf};
 use anyhow::Result;
 use rig::{
     Options, holds,
-    yaml::{pod, service},
+    yaml::{pod, service, service_of},
 };
 
 use crate::{
@@ -44,15 +44,11 @@ workloads:
 
 /// A service that leads to a pod's HBONE port.
 fn hbone(name: &str, of: &str) -> String {
-    format!(
-        "---
-apiVersion: v1
-kind: Service
-metadata: {{ name: {name}, namespace: shop }}
-spec:
-  selector: {{ app: {of} }}
-  ports: [{{ name: hbone, port: 15008, targetPort: 15008 }}]
-"
+    service_of(
+        "shop",
+        name,
+        of,
+        "name: hbone, port: 15008, targetPort: 15008",
     )
 }
 

@@ -1,21 +1,15 @@
 //! Any program of the machine can be a pod.
 
 use anyhow::{Context, Result};
-use rig::{holds, yaml::pod};
+use rig::{
+    holds,
+    yaml::{pod, service_of},
+};
 
 use crate::scene::{Scene, Shop};
 
 fn service(name: &str, port: u16) -> String {
-    format!(
-        "---
-apiVersion: v1
-kind: Service
-metadata: {{ name: {name}, namespace: shop }}
-spec:
-  selector: {{ app: {name} }}
-  ports: [{{ name: tcp, port: {port} }}]
-"
-    )
+    service_of("shop", name, name, &format!("name: tcp, port: {port}"))
 }
 
 #[test]

@@ -29,6 +29,20 @@ spec:
     )
 }
 
+/// A service over the pods called `app`, with one port.
+pub fn service_of(namespace: &str, name: &str, app: &str, port: &str) -> String {
+    format!(
+        "---
+apiVersion: v1
+kind: Service
+metadata: {{ name: {name}, namespace: {namespace} }}
+spec:
+  selector: {{ app: {app} }}
+  ports: [{{ {port} }}]
+"
+    )
+}
+
 /// A service on port 9000 over the pods of its name, which listen on 9001.
 pub fn service(namespace: &str, name: &str) -> String {
     format!(

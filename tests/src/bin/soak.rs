@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use rig::{
     Mesh, Options, process, until,
-    yaml::{idle_pod, pod},
+    yaml::{idle_pod, pod, service_of},
 };
 
 const USAGE: &str = "usage: soak [--minutes N] [--connections N] [--kill]
@@ -319,16 +319,8 @@ spec:
 }
 
 fn service(name: &str, app: &str) -> String {
-    format!(
-        "---
-apiVersion: v1
-kind: Service
-metadata: {{ name: {name}, namespace: shop }}
-spec:
-  selector: {{ app: {app} }}
-  ports: [{{ name: http, port: 80, targetPort: 8080, appProtocol: http }}]
-"
-    )
+    let port = "name: http, port: 80, targetPort: 8080, appProtocol: http";
+    service_of("shop", name, app, port)
 }
 
 /// Services that come and go, each with a route; other weights for the one that stays; and a policy of another name.
