@@ -1,6 +1,6 @@
 //! YAML to typed values, through the JSON data model: the mesh config file and the local state file.
 
-use saphyr::{LoadableYamlNode, Scalar, Yaml};
+use saphyr::{LoadableYamlNode, Scalar, Tag, Yaml};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -57,10 +57,20 @@ fn convert(node: &Yaml<'_>, depth: usize) -> Result<Value, YamlError> {
             .map(|(key, value)| Ok((convert_key(key)?, convert(value, depth + 1)?)))
             .collect::<Result<serde_json::Map<_, _>, _>>()
             .map(Value::Object),
+        Yaml::Tagged(tag, inner) if is_variant(tag) => {
+            let value = convert(inner, depth + 1)?;
+            Ok(serde_json::Map::from_iter([(tag.suffix.clone(), value)]).into())
+        }
         Yaml::Tagged(_, inner) => convert(inner, depth + 1),
         Yaml::Representation(text, _, _) => Ok(Value::String(text.to_string())),
         Yaml::Alias(_) | Yaml::BadValue => Err(YamlError::Unsupported("unresolved alias or value")),
     }
+}
+
+/// Whether a tag is one of the reader's own, as in `!Exact a`: upstream writes and reads the variants of a value so, where
+/// JSON has `{"Exact": "a"}`.
+fn is_variant(tag: &Tag) -> bool {
+    !tag.is_yaml_core_schema() && !tag.suffix.is_empty()
 }
 
 fn convert_scalar(scalar: &Scalar<'_>) -> Value {
@@ -91,6 +101,13 @@ mod tests {
         let expected = serde_json::json!({"a": [1, "two", true, null], "80": {"b": 1.5}});
         assert_eq!(value, expected);
         assert_eq!(parse::<Value>("").unwrap(), Value::Null);
+    }
+
+    #[test]
+    fn a_tag_names_the_variant_of_its_value() {
+        let value: Value = parse("[!Exact a, !Presence [], !!str 1, !Exact 1]").unwrap();
+        let expected = serde_json::json!([{"Exact": "a"}, {"Presence": []}, "1", {"Exact": 1}]);
+        assert_eq!(value, expected);
     }
 
     #[test]
