@@ -1,5 +1,6 @@
 //! The mesh end to end: real processes in network namespaces, driven by the `leyline` command and a folder of YAML.
 
+mod branches;
 mod enrolment;
 mod folder;
 mod hostile;

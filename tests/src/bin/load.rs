@@ -1,7 +1,7 @@
 //! Load for the performance figures and the rigs: servers, and clients that each print a line of JSON.
 //!
 //! The first byte of a connection says what the server does with it: `E` echoes, `S` counts what it gets and answers the
-//! count (8 bytes, big-endian) once the client has closed its half.
+//! count (8 bytes, big-endian) once the client has closed its half. A PROXY header before it is told on standard output.
 
 use std::{
     env, io,
@@ -32,6 +32,7 @@ const USAGE: &str = "usage: load serve ADDR
        load datagrams ADDR, load datagram ADDR  (a server that echoes over UDP, and its client)
        load forward ADDR TO              (a server that passes each connection on)
        load socks ADDR NAME:PORT         (asks the SOCKS5 server there for the name, and exchanges a byte with it)
+       load fate ADDR [ADDR...]          (what becomes of a connection to each: `echoed`, `answered`, `refused`, `reset`, `closed`, `silent`)
        load watch ADDR                   (a line with the time whenever new connections fare otherwise than before)";
 
 /// How long a single answer may take before the run is called failed.
@@ -94,6 +95,7 @@ async fn main() -> Result<()> {
         "datagram" => datagram(address).await,
         "forward" => forward(&arguments).await,
         "socks" => socks(&arguments).await,
+        "fate" => fates(&arguments).await,
         "watch" => watch(address).await,
         _ => bail!("{USAGE}"),
     }
@@ -133,10 +135,42 @@ async fn accept(listener: &TcpListener) -> TcpStream {
 async fn answer(mut stream: TcpStream) -> Result<()> {
     stream.set_nodelay(true)?;
     match stream.read_u8().await? {
+        PROXY => {
+            tell_proxied(&mut stream).await?;
+            Box::pin(answer(stream)).await
+        }
         b'E' => echo(stream).await,
         b'S' => sink(stream).await,
         other => bail!("unknown mode {other}"),
     }
+}
+
+/// How a PROXY header of version 2 begins.
+const PROXY: u8 = b'\r';
+
+/// Reads the rest of a PROXY header: eleven bytes of its signature, version, family, and what follows by length.
+async fn tell_proxied(stream: &mut TcpStream) -> Result<()> {
+    let mut head = [0; 15];
+    stream.read_exact(&mut head).await?;
+    let length = u16::from_be_bytes([head[13], head[14]]);
+    let mut rest = vec![0; length.into()];
+    stream.read_exact(&mut rest).await?;
+    let (source, destination) = match (head[12], &rest[..]) {
+        (0x11, [a, b, c, d, e, f, g, h, i, j, k, l, ..]) => {
+            let address = |ip: [u8; 4], port: [u8; 2]| {
+                SocketAddr::new(ip.into(), u16::from_be_bytes(port)).to_string()
+            };
+            let source = address([*a, *b, *c, *d], [*i, *j]);
+            (source, address([*e, *f, *g, *h], [*k, *l]))
+        }
+        (family, _) => bail!("family {family:#x}"),
+    };
+    let more = String::from_utf8_lossy(&rest[12..]).into_owned();
+    println!(
+        "{}",
+        json!({"proxied": destination, "for": source, "more": more})
+    );
+    Ok(())
 }
 
 async fn echo(mut stream: TcpStream) -> Result<()> {
@@ -522,6 +556,32 @@ async fn hold(arguments: &Arguments) -> Result<()> {
     println!("{}", json!({"held": held.len()}));
     tokio::io::stdin().read_to_end(&mut Vec::new()).await?;
     Ok(())
+}
+
+async fn fates(arguments: &Arguments) -> Result<()> {
+    let first = arguments.address.to_string();
+    for to in std::iter::once(&first).chain(&arguments.rest) {
+        println!("{}", json!({"to": to, "fate": fate(to).await}));
+    }
+    Ok(())
+}
+
+async fn fate(to: &str) -> &'static str {
+    let asked = async {
+        let mut stream = TcpStream::connect(to).await?;
+        stream.write_all(b"Ex").await?;
+        stream.read_u8().await
+    };
+    match timeout(ANSWER, asked).await {
+        Ok(Ok(b'x')) => "echoed",
+        Ok(Ok(_)) => "answered",
+        Ok(Err(error)) => match error.kind() {
+            io::ErrorKind::ConnectionRefused => "refused",
+            io::ErrorKind::UnexpectedEof => "closed",
+            _ => "reset",
+        },
+        Err(_) => "silent",
+    }
 }
 
 /// How a new connection fares: `answered`, `refused` (nobody listens: what a closed port answers outside the mesh), or
