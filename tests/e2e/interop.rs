@@ -133,13 +133,12 @@ fn refuses_the_intruder(scene: &Scene) -> Result<()> {
 /// A policy reaches connections that are open: whom it denies is cut, and who may stays is not. Where the peer serves, one
 /// that selects workloads does not: it looks at open connections when the policy arrives, before the workload names it.
 fn policy_reaches_open_connections(scene: &Scene) -> Result<()> {
-    let allowed = scene.hold("shop/client", "200")?;
-    let denied = scene.hold("shop/intruder", "200")?;
+    let allowed = scene.hold("shop/client")?;
+    let denied = scene.hold("shop/intruder")?;
     scene.access_open(INTRUDER)?;
     refuses_the_intruder(scene)?;
-    let cut = denied.finish();
-    ensure!(cut.is_err(), "the denied connection lived on: {cut:?}");
-    allowed.finish()?;
+    denied.cut(scene);
+    allowed.let_go()?;
     scene.mesh.remove("policy.yaml")?;
     scene.mesh.eventually("the intruder is let in again", || {
         scene.ping("shop/intruder", SERVICE)

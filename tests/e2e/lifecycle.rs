@@ -10,7 +10,7 @@ use crate::scene::{DENY_INTRUDER, SERVICE, Scene, Shop};
 #[test]
 fn a_control_plane_that_dies_is_not_missed_and_catches_up() -> Result<()> {
     let scene = Scene::start(Shop::InMesh, DENY_INTRUDER)?;
-    let held = scene.hold("shop/client", "100")?;
+    let held = scene.hold("shop/client")?;
     scene.mesh.stop("controlplane")?;
     scene.ping("shop/client", SERVICE)?;
     scene.refused("shop/intruder", SERVICE)?;
@@ -22,14 +22,14 @@ fn a_control_plane_that_dies_is_not_missed_and_catches_up() -> Result<()> {
         .eventually("the change made meanwhile arrives", || {
             scene.ping("shop/intruder", SERVICE)
         });
-    held.finish()?;
+    held.let_go()?;
     Ok(())
 }
 
 #[test]
 fn an_agent_that_dies_disturbs_nothing_and_goes_on() -> Result<()> {
     let scene = Scene::start(Shop::InMesh, "")?;
-    let held = scene.hold("shop/client", "100")?;
+    let held = scene.hold("shop/client")?;
     let new = [
         "connect",
         SERVICE,
@@ -46,7 +46,7 @@ fn an_agent_that_dies_disturbs_nothing_and_goes_on() -> Result<()> {
     for agent in ["cni-agent-node1", "cni-agent-node2"] {
         scene.mesh.kill(agent)?;
     }
-    held.finish()?;
+    held.let_go()?;
     let new: serde_json::Value = serde_json::from_str(&new.finish()?)?;
     ensure!(new["failed"] == 0, "{new}");
     scene

@@ -64,10 +64,9 @@ fn neighbours_meet_within_the_node_and_others_in_tunnels() -> Result<()> {
 #[test]
 fn a_policy_refuses_and_cuts_a_neighbour_by_name() -> Result<()> {
     let scene = scene()?;
-    let held = scene.hold("shop/near", "400")?;
+    let held = scene.hold("shop/near")?;
     scene.mesh.write("policy.yaml", NOT_NEAR)?;
-    let cut = held.finish();
-    ensure!(cut.is_err(), "the neighbour's connection lived on: {cut:?}");
+    held.cut(&scene);
     scene.mesh.eventually("the neighbour is refused", || {
         scene.refused("shop/near", SERVICE)
     });

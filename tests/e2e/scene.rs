@@ -32,6 +32,28 @@ pub(crate) struct Scene {
     pub(crate) hostile: String,
 }
 
+/// A connection that is held.
+pub(crate) struct Held(Running);
+
+impl Held {
+    /// Waits until it has been cut.
+    #[track_caller]
+    pub(crate) fn cut(mut self, scene: &Scene) {
+        let cut = || {
+            ensure!(!self.0.is_running()?, "the connection lives on");
+            Ok(())
+        };
+        scene.mesh.eventually("the connection is cut", cut);
+    }
+
+    /// Ends it; an error if it has been cut before.
+    pub(crate) fn let_go(self) -> Result<()> {
+        let told: Value = serde_json::from_str(&self.0.finish()?)?;
+        ensure!(told["cut"] == 0, "{told}");
+        Ok(())
+    }
+}
+
 /// Whether the namespace `shop` starts in the mesh.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shop {
@@ -92,11 +114,12 @@ impl Scene {
             .json(pod, &[&self.load, "ping", address, "--count", "3"])
     }
 
-    /// One connection to the server that exchanges bytes 20 times a second, `count` times; an error when it is cut.
-    pub(crate) fn hold(&self, pod: &str, count: &str) -> Result<Running> {
-        let line = ["ping", SERVICE, "--rate", "20", "--count", count];
-        self.mesh
-            .spawn(pod, &[&[self.load.as_str()], &line[..]].concat())
+    /// One connection to the server, open, that exchanges bytes ten times a second until it is [let go](Held::let_go).
+    pub(crate) fn hold(&self, pod: &str) -> Result<Held> {
+        let line = [&self.load, "live", SERVICE, "--connections", "1"];
+        let mut running = self.mesh.spawn(pod, &line)?;
+        running.json()?;
+        Ok(Held(running))
     }
 
     /// An error if the pod reaches the address.

@@ -4,7 +4,8 @@
 //! count (8 bytes, big-endian) once the client has closed its half. A PROXY header before it is told on standard output.
 
 use std::{
-    env, io,
+    env,
+    io::{self, Read},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
@@ -339,12 +340,13 @@ impl End {
     fn after(length: Duration) -> Self {
         let end = Self(Arc::default());
         let flag = end.0.clone();
-        tokio::spawn(async move {
+        // A thread of its own, which nobody waits for when all else has ended.
+        std::thread::spawn(move || {
             if length.is_zero() {
                 // Whatever happens to the input, it has ended.
-                let _ = tokio::io::stdin().read_to_end(&mut Vec::new()).await;
+                let _ = io::stdin().lock().read_to_end(&mut Vec::new());
             } else {
-                tokio::time::sleep(length).await;
+                std::thread::sleep(length);
             }
             flag.store(true, Ordering::Relaxed);
         });
