@@ -17,5 +17,6 @@ mod scene;
 mod system;
 mod telemetry;
 mod traffic;
+mod upgrade;
 mod waypoint;
 mod waypoint_hostile;
