@@ -3,6 +3,9 @@
 //! Key and certificate are one file, `ca.pem`, made whole or not at all: there is no state with half of it, whatever
 //! fails, and two control planes that start at once agree on one root. `root-cert.pem` beside it, for clients, is
 //! written from it at every start.
+//!
+//! Certificates behind the first are trusted besides: a root is replaced by hand with three starts, first with the next one
+//! behind it, then with the key and certificate of the next one before it, at last without it.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -20,7 +23,7 @@ use super::{
     pem, root,
 };
 
-/// Key and certificate.
+/// Key, certificate, and what else is trusted.
 pub const CA_FILE: &str = "ca.pem";
 /// The root, for clients.
 pub const ROOT_FILE: &str = "root-cert.pem";
@@ -60,8 +63,8 @@ pub enum DiskError {
         /// Its permission bits.
         mode: u32,
     },
-    /// The file is not one key and one certificate.
-    #[error("{} does not hold one private key and one certificate", .0.display())]
+    /// The file is not a key and its certificate.
+    #[error("{} does not hold a private key and its certificate", .0.display())]
     Content(PathBuf),
     /// Generating.
     #[error("make a root")]
@@ -114,13 +117,11 @@ fn load(path: &Path) -> Result<Authority, DiskError> {
     let text = fs::read_to_string(path).map_err(read)?;
     let content = || DiskError::Content(path.to_owned());
     let key = KeyPair::from_pem(&text).map_err(|_| content())?;
-    let mut certificates = pem::certificates(text.as_bytes()).map_err(|_| content())?;
-    let (Some(certificate), true) = (certificates.pop(), certificates.is_empty()) else {
-        return Err(content());
-    };
+    let roots = pem::certificates(text.as_bytes()).map_err(|_| content())?;
+    let certificate = roots.first().cloned().ok_or_else(content)?;
     Authority::new(Material {
         key,
-        roots: vec![certificate.clone()],
+        roots,
         chain: Vec::new(),
         certificate,
     })

@@ -167,6 +167,28 @@ fn two_control_planes_that_start_at_once_agree_on_one_root() {
 }
 
 #[test]
+fn a_root_is_replaced_in_three_starts_and_what_both_sign_is_believed_meanwhile() {
+    let (dir, next) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (old, new) = (own_root(dir.path()), own_root(next.path()));
+    let file = |dir: &Path| fs::read_to_string(dir.join(CA_FILE)).unwrap();
+    let (old_file, new_file) = (file(dir.path()), file(next.path()));
+    for (content, signer) in [
+        (format!("{old_file}{}", new.roots_pem()), &old),
+        (format!("{new_file}{}", old.roots_pem()), &new),
+    ] {
+        fs::write(dir.path().join(CA_FILE), content).unwrap();
+        let both = own_root(dir.path());
+        verify(signer, &issue(&both));
+        verify(&both, &issue(&old));
+        verify(&both, &issue(&new));
+        let roots = fs::read_to_string(dir.path().join(ROOT_FILE)).unwrap();
+        assert_eq!(roots, both.roots_pem());
+    }
+    fs::write(dir.path().join(CA_FILE), new_file).unwrap();
+    assert_eq!(own_root(dir.path()).roots_pem(), new.roots_pem());
+}
+
+#[test]
 fn a_lost_root_file_for_clients_is_written_again() {
     let dir = tempfile::tempdir().unwrap();
     let first = own_root(dir.path());
