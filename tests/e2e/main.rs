@@ -12,6 +12,7 @@ mod networks;
 mod on_demand;
 mod policy;
 mod programs;
+mod rotation;
 mod same_node;
 mod scene;
 mod system;
