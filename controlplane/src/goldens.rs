@@ -306,7 +306,7 @@ fn render_workload(found: &wire::Workload) -> Map<String, Value> {
         shown.insert("capacity".into(), json!(capacity));
     }
     let checked = mesh::workload::Workload::try_from(found.clone());
-    if let Some(dns) = checked.ok().and_then(|it| it.dns) {
+    if let Some(dns) = checked.ok().and_then(|it| it.dns.clone()) {
         shown.insert("dns".into(), json!(dns));
     }
     shown

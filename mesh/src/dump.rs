@@ -13,7 +13,7 @@ use crate::{
     policy::{Action, AuthorizationPolicy, PolicyScope, Rule, StringMatch},
     service::{CidrVip, IpFamilies, LoadBalancing, Service, Visibility, WeightedWaypoint},
     view::{Endpoint, MeshView, Resource, Update},
-    workload::{GatewayAddress, Health, PortMap, Workload},
+    workload::{GatewayAddress, Health, PortMap, PortsOfServices, Workload},
 };
 
 mod findings;
@@ -315,9 +315,14 @@ impl From<StringMatchShape> for StringMatch {
 }
 
 /// A port map whose keys may be read as text or number: JSON has only text, YAML both.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Ports(PortMap);
+
+impl Serialize for Ports {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(&self.0)
+    }
+}
 
 impl<'de> Deserialize<'de> for Ports {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -362,10 +367,10 @@ impl de::Visitor<'_> for PortVisitor {
 
 /// `Workload.services`: written as keys, read as keys or as keys with ports.
 pub(crate) mod workload_services {
-    use super::{BTreeMap, Deserializer, NamespacedHostname, PortMap, Ports, Serializer, de, fmt};
+    use super::{Deserializer, PortMap, Ports, PortsOfServices, Serializer, de, fmt};
 
     pub(crate) fn serialize<S: Serializer>(
-        services: &BTreeMap<NamespacedHostname, PortMap>,
+        services: &PortsOfServices,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(services.keys())
@@ -373,14 +378,14 @@ pub(crate) mod workload_services {
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
-    ) -> Result<BTreeMap<NamespacedHostname, PortMap>, D::Error> {
+    ) -> Result<PortsOfServices, D::Error> {
         deserializer.deserialize_any(Visitor)
     }
 
     struct Visitor;
 
     impl<'de> de::Visitor<'de> for Visitor {
-        type Value = BTreeMap<NamespacedHostname, PortMap>;
+        type Value = PortsOfServices;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("a list of namespace/hostname, or a map from it to ports")

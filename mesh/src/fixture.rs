@@ -14,12 +14,13 @@ use crate::{
 pub(crate) fn pod(key: &str, addresses: &[&str]) -> Workload {
     let (namespace, name) = key.split_once('/').unwrap();
     let uid = WorkloadUid(format!("Kubernetes//Pod/{key}").into());
-    Workload {
-        addresses: addresses.iter().map(|it| it.parse().unwrap()).collect(),
-        tunnel_protocol: TunnelProtocol::Hbone,
-        service_account: name.into(),
-        node: "n1".into(),
-        ..Workload::new(uid, name.into(), namespace.into())
+    {
+        let mut it = Workload::new(uid, name.into(), namespace.into());
+        it.addresses = addresses.iter().map(|it| it.parse().unwrap()).collect();
+        it.tunnel_protocol = TunnelProtocol::Hbone;
+        it.service_account = name.into();
+        it.node = "n1".into();
+        it
     }
 }
 

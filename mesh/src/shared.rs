@@ -40,6 +40,11 @@ impl<T: ?Sized + Eq + Hash, const FLOOR: usize> Shared<T, FLOOR> {
         }
     }
 
+    /// Whether an equal value is kept.
+    pub fn has(&self, value: &T) -> bool {
+        self.known.contains(value)
+    }
+
     /// How many are kept.
     pub fn count(&self) -> usize {
         self.known.len()

@@ -1,108 +1,121 @@
 //! Workloads: running instances, with their addresses and identity.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr, sync::Arc};
+use std::{
+    fmt,
+    net::IpAddr,
+    ops::{Deref, DerefMut},
+    str::FromStr,
+    sync::Arc,
+};
 
+use litemap::LiteMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    dump::{is_default, workload_services},
     identity::{Identity, TrustDomain},
     names::{
         NamespacedHostname, NetworkAddress, ParseKeyError, PolicyKey, Str, Texts, WorkloadUid,
         serde_as_text,
     },
+    shared::Shared,
 };
+
+mod document;
 
 /// One running instance (Istio workload.proto `Workload`), checked and normalised.
 ///
-/// Its JSON is `config_dump`'s. There `services` is a list of keys, since a dump tells an endpoint's ports with the
-/// service; a local file gives a map with the ports. Both are read.
+/// What it has in common with others is its [`Template`], whose fields read as its own; a tunnel knows records by the hundred
+/// thousand. To write one of them copies a template that others share.
+///
+/// Its JSON is `config_dump`'s (see the `document` module).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(from = "document::Document", into = "document::Document")]
 pub struct Workload {
     /// Primary key.
     pub uid: WorkloadUid,
     /// Name of the pod or entry; how a node tunnel binds its pods to their records.
     pub name: Str,
+    /// Addresses in the order of the wire; never IPv4-mapped; empty for workloads known by host name or behind a gateway.
+    pub addresses: Vec<IpAddr>,
+    /// Node it runs on; empty when unknown.
+    pub node: Str,
+    /// Where it runs.
+    pub locality: Arc<Locality>,
+    /// Whether it should be sent traffic.
+    pub status: Health,
+    /// What it has in common with others.
+    pub template: Arc<Template>,
+}
+
+/// What the workloads of one controller, as a rule, have in common.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Template {
     /// Namespace, which the identity names too.
     pub namespace: Str,
-    /// Addresses in the order of the wire; never IPv4-mapped; empty for workloads known by host name or behind a gateway.
-    #[serde(rename = "workloadIps", default)]
-    pub addresses: Vec<IpAddr>,
     /// A name to resolve when there are no addresses.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<Str>,
     /// The network the addresses belong to; empty for the default one.
-    #[serde(default, skip_serializing_if = "is_default")]
     pub network: Str,
     /// How to reach it.
-    #[serde(rename = "protocol", default)]
     pub tunnel_protocol: TunnelProtocol,
     /// Trust domain of the identity.
-    #[serde(default)]
     pub trust_domain: TrustDomain,
     /// Service account of the identity; `default` where the wire has none.
-    #[serde(default = "default_service_account")]
     pub service_account: Str,
     /// Waypoint for traffic addressed to the workload's own address.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waypoint: Option<GatewayAddress>,
     /// How other networks reach it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_gateway: Option<GatewayAddress>,
-    /// Node it runs on; empty when unknown.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub node: Str,
     /// Telemetry: canonical service.
-    #[serde(default, skip_serializing_if = "is_default")]
     pub canonical_name: Str,
     /// Telemetry: canonical revision.
-    #[serde(default, skip_serializing_if = "is_default")]
     pub canonical_revision: Str,
     /// Telemetry: what owns it.
-    #[serde(default, skip_serializing_if = "is_default")]
     pub workload_type: WorkloadType,
     /// Telemetry: name of the owner.
-    #[serde(default, skip_serializing_if = "is_default")]
     pub workload_name: Str,
     /// Terminates HBONE itself.
-    #[serde(default, skip_serializing_if = "is_default")]
     pub native_tunnel: bool,
     /// How its application wants tunnelled connections handed over.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub application_tunnel: Option<ApplicationTunnel>,
     /// The services it is an endpoint of, with its ports for each.
-    #[serde(
-        default,
-        with = "workload_services",
-        skip_serializing_if = "BTreeMap::is_empty"
-    )]
-    pub services: BTreeMap<NamespacedHostname, PortMap>,
+    pub services: PortsOfServices,
     /// Selector-scoped policies that apply to it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub authorization_policies: Vec<PolicyKey>,
-    /// Whether it should be sent traffic.
-    #[serde(default)]
-    pub status: Health,
     /// Cluster it runs in.
-    #[serde(default = "default_cluster_id")]
     pub cluster_id: Str,
-    /// Where it runs.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub locality: Locality,
     /// Whether its address is its own or its node's.
-    #[serde(default)]
     pub network_mode: NetworkMode,
     /// Load balancing weight; 0: never chosen.
-    #[serde(default = "default_capacity")]
     pub capacity: u32,
     /// How its resolver is set up, where not as Kubernetes does by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<Arc<PodDns>>,
 }
 
+impl Deref for Workload {
+    type Target = Template;
+
+    fn deref(&self) -> &Template {
+        &self.template
+    }
+}
+
+impl DerefMut for Workload {
+    fn deref_mut(&mut self) -> &mut Template {
+        Arc::make_mut(&mut self.template)
+    }
+}
+
+/// What records have in common, each kept once.
+#[derive(Clone, Debug, Default)]
+pub struct Commons {
+    texts: Texts,
+    localities: Shared<Locality, 64>,
+    templates: Shared<Template, 256>,
+}
+
 /// How a pod's resolver is set up: Kubernetes' `dnsPolicy` and `dnsConfig`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodDns {
     /// Whether the cluster's own name servers and search domains come first.
@@ -140,60 +153,31 @@ impl PodDns {
 }
 
 impl Workload {
-    /// Keeps once what others say in the same words. Records of one cluster differ in little but their names.
-    pub fn share(&mut self, texts: &mut Texts) {
-        self.trust_domain.share(texts);
-        let Locality {
-            region,
-            zone,
-            subzone,
-        } = &mut self.locality;
-        for text in [
-            &mut self.namespace,
-            &mut self.network,
-            &mut self.service_account,
-            &mut self.node,
-            &mut self.canonical_name,
-            &mut self.canonical_revision,
-            &mut self.workload_name,
-            &mut self.cluster_id,
-            region,
-            zone,
-            subzone,
-        ] {
-            texts.share(text);
+    /// Keeps once what other records have too.
+    pub fn share(&mut self, commons: &mut Commons) {
+        commons.texts.share(&mut self.node);
+        commons.localities.share(&mut self.locality);
+        if !commons.templates.has(&self.template) {
+            self.deref_mut().share(&mut commons.texts);
         }
+        commons.templates.share(&mut self.template);
     }
 
     /// A healthy record outside the mesh, with one share of the load and every other field at its default.
     pub fn new(uid: WorkloadUid, name: Str, namespace: Str) -> Self {
+        Self::of_template(uid, name, Template::new(namespace))
+    }
+
+    /// A healthy record of unknown place.
+    pub fn of_template(uid: WorkloadUid, name: Str, template: Template) -> Self {
         Self {
             uid,
             name,
-            namespace,
             addresses: Vec::new(),
-            hostname: None,
-            network: Str::default(),
-            tunnel_protocol: TunnelProtocol::None,
-            trust_domain: TrustDomain::default(),
-            service_account: default_service_account(),
-            waypoint: None,
-            network_gateway: None,
             node: Str::default(),
-            canonical_name: Str::default(),
-            canonical_revision: Str::default(),
-            workload_type: WorkloadType::default(),
-            workload_name: Str::default(),
-            native_tunnel: false,
-            application_tunnel: None,
-            services: BTreeMap::new(),
-            authorization_policies: Vec::new(),
+            locality: Arc::default(),
             status: Health::default(),
-            cluster_id: default_cluster_id(),
-            locality: Locality::default(),
-            network_mode: NetworkMode::default(),
-            capacity: default_capacity(),
-            dns: None,
+            template: Arc::new(template),
         }
     }
 
@@ -205,6 +189,50 @@ impl Workload {
             network: self.network.clone(),
             address: *address,
         })
+    }
+}
+
+impl Template {
+    /// Outside the mesh, with one share of the load and every other field at its default.
+    pub fn new(namespace: Str) -> Self {
+        Self {
+            namespace,
+            hostname: None,
+            network: Str::default(),
+            tunnel_protocol: TunnelProtocol::None,
+            trust_domain: TrustDomain::default(),
+            service_account: default_service_account(),
+            waypoint: None,
+            network_gateway: None,
+            canonical_name: Str::default(),
+            canonical_revision: Str::default(),
+            workload_type: WorkloadType::default(),
+            workload_name: Str::default(),
+            native_tunnel: false,
+            application_tunnel: None,
+            services: PortsOfServices::new(),
+            authorization_policies: Vec::new(),
+            cluster_id: default_cluster_id(),
+            network_mode: NetworkMode::default(),
+            capacity: default_capacity(),
+            dns: None,
+        }
+    }
+
+    /// As [`Texts::share`].
+    fn share(&mut self, texts: &mut Texts) {
+        self.trust_domain.share(texts);
+        for text in [
+            &mut self.namespace,
+            &mut self.network,
+            &mut self.service_account,
+            &mut self.canonical_name,
+            &mut self.canonical_revision,
+            &mut self.workload_name,
+            &mut self.cluster_id,
+        ] {
+            texts.share(text);
+        }
     }
 
     /// The identity that its certificate must show.
@@ -223,7 +251,10 @@ pub const DEFAULT_SERVICE_ACCOUNT: &str = "default";
 pub const DEFAULT_CLUSTER: &str = "Kubernetes";
 
 /// Service port to target port. A target of 0 stands for "named, see the endpoint" in a service's own map.
-pub type PortMap = BTreeMap<u16, u16>;
+pub type PortMap = LiteMap<u16, u16>;
+
+/// What services a workload is an endpoint of, with its ports for each.
+pub type PortsOfServices = LiteMap<NamespacedHostname, PortMap>;
 
 /// Istio workload.proto `TunnelProtocol`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -290,7 +321,7 @@ pub struct Locality {
 }
 
 /// Istio workload.proto `ApplicationTunnel`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ApplicationTunnel {
     /// What precedes the application's bytes.
     pub protocol: ApplicationProtocol,
@@ -299,7 +330,7 @@ pub struct ApplicationTunnel {
 }
 
 /// Istio workload.proto `ApplicationTunnel.Protocol`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum ApplicationProtocol {
     /// Nothing.

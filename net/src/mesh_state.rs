@@ -15,11 +15,11 @@ use std::{
 
 use arc_swap::ArcSwap;
 use mesh::{
-    names::{NetworkAddress, Texts, WorkloadUid},
+    names::{NetworkAddress, Str, WorkloadUid},
     outcome::{Need, Outcome, Reason, Refusal},
     policy::AuthorizationPolicy,
     view::{Changes, MeshView, Removal, Resource, Update},
-    workload::{TunnelProtocol, Workload},
+    workload::{Commons, TunnelProtocol, Workload},
 };
 use parking_lot::Mutex;
 use prost::Message;
@@ -219,7 +219,7 @@ impl MeshState {
     pub fn handler(&self) -> Handler {
         Handler {
             state: self.clone(),
-            texts: Texts::default(),
+            commons: Commons::default(),
         }
     }
 }
@@ -277,7 +277,7 @@ impl Drop for AuthorizationWatch {
 #[derive(Clone, Debug)]
 pub struct Handler {
     state: MeshState,
-    texts: Texts,
+    commons: Commons,
 }
 
 impl xds::Handler for Handler {
@@ -288,7 +288,7 @@ impl xds::Handler for Handler {
             match read(response.type_url, &resource.body) {
                 Ok(mut read) => {
                     if let Resource::Workload(workload) = &mut read {
-                        workload.share(&mut self.texts);
+                        self.share(workload, &resource.name);
                     }
                     update
                         .removals
@@ -298,7 +298,7 @@ impl xds::Handler for Handler {
                 Err(reason) => {
                     update.upserts.extend(self.barrier(&resource));
                     rejected.push(Rejection {
-                        name: resource.name,
+                        name: resource.name.to_string(),
                         reason,
                     });
                 }
@@ -321,6 +321,14 @@ impl xds::Handler for Handler {
 }
 
 impl Handler {
+    /// Has a record keep once what others keep too, the xDS client's name for it among that.
+    fn share(&mut self, workload: &mut Workload, name: &Str) {
+        if workload.uid.0 == *name {
+            workload.uid.0 = name.clone();
+        }
+        workload.share(&mut self.commons);
+    }
+
     /// What stands in for a destination that is new and cannot be read: whatever is unknown counts as outside the mesh,
     /// and is sent to in plaintext, so its addresses, which the resource's aliases tell, are refused instead.
     fn barrier(&self, resource: &xds::Resource) -> Option<Resource> {

@@ -21,6 +21,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use mesh::names::Str;
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
     metrics::{counter::Counter, family::Family},
@@ -223,8 +224,8 @@ fn value(json: &serde_json::Value) -> Value {
 /// One resource as it came: of the followed type, its body not read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {
-    /// Its name.
-    pub name: String,
+    /// Its name. The client keeps it as long as the resource is there, so a handler that does, too, had better keep this one.
+    pub name: Str,
     /// Other names that it answers.
     pub aliases: Vec<String>,
     /// The server's version; may be empty.

@@ -201,7 +201,7 @@ impl Handler {
             match read(&resource) {
                 Ok(read) => update.upserts.push(read),
                 Err(reason) => rejected.push(Rejection {
-                    name: resource.name,
+                    name: resource.name.to_string(),
                     reason,
                 }),
             }
@@ -219,7 +219,7 @@ fn read(resource: &xds::Resource) -> Result<view::Resource, String> {
         .map_err(|error| format!("not readable: {error}"))?;
     let read = view::Resource::try_from(message).map_err(|error| error.to_string())?;
     // Removals come by name: one that is not the resource's own would leave it behind.
-    match read.name() == resource.name {
+    match *read.name() == *resource.name {
         true => Ok(read),
         false => Err(format!("is named {:?}", read.name())),
     }
@@ -234,16 +234,17 @@ fn own_record(node: &Node, mesh: &MeshView) -> Arc<Workload> {
         node.cluster_id, node.namespace, node.pod_name
     );
     let uid = WorkloadUid(uid.into());
-    Arc::new(Workload {
-        service_account: node.service_account.clone(),
-        trust_domain: node.trust_domain.clone(),
-        network: node.network.clone(),
-        cluster_id: node.cluster_id.clone(),
-        node: node.name.clone(),
-        addresses: node.instance_ip.parse().into_iter().collect(),
-        tunnel_protocol: TunnelProtocol::Hbone,
-        canonical_name: node.gateway.clone(),
-        workload_name: node.gateway.clone(),
-        ..Workload::new(uid, node.pod_name.clone(), node.namespace.clone())
+    Arc::new({
+        let mut it = Workload::new(uid, node.pod_name.clone(), node.namespace.clone());
+        it.service_account = node.service_account.clone();
+        it.trust_domain = node.trust_domain.clone();
+        it.network = node.network.clone();
+        it.cluster_id = node.cluster_id.clone();
+        it.node = node.name.clone();
+        it.addresses = node.instance_ip.parse().into_iter().collect();
+        it.tunnel_protocol = TunnelProtocol::Hbone;
+        it.canonical_name = node.gateway.clone();
+        it.workload_name = node.gateway.clone();
+        it
     })
 }

@@ -9,10 +9,7 @@ use mesh::l7::{
     served::AppProtocol,
     view::Resource,
 };
-use mesh::{
-    policy::{Action, AuthorizationPolicy, PolicyScope},
-    workload::Workload,
-};
+use mesh::policy::{Action, AuthorizationPolicy, PolicyScope};
 use net::hbone::{ConnectError, ConnectRequest, ResetCode};
 use parking_lot::Mutex;
 use rustls_pki_types::{CertificateDer, pem::PemObject};
@@ -310,9 +307,10 @@ async fn a_policy_that_selects_the_waypoints_own_pod_closes_its_door() {
             faults: Vec::new(),
         }
         .into(),
-        Workload {
-            authorization_policies: vec!["shop/none".parse().unwrap()],
-            ..own
+        {
+            let mut it = own;
+            it.authorization_policies = vec!["shop/none".parse().unwrap()];
+            it
         }
         .into(),
     ]);

@@ -242,9 +242,10 @@ fn policies_apply_by_scope() {
 }
 
 fn naming(key: &str) -> Workload {
-    Workload {
-        authorization_policies: vec![key.parse().unwrap()],
-        ..pod("a/web", &["10.0.0.2"])
+    {
+        let mut it = pod("a/web", &["10.0.0.2"]);
+        it.authorization_policies = vec![key.parse().unwrap()];
+        it
     }
 }
 

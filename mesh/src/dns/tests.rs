@@ -281,9 +281,10 @@ fn a_dedicated_proxys_search_list_replaces_kubernetes_own() {
 fn with_dns(cluster_first: bool, searches: &[&str]) -> Workload {
     let searches: Vec<_> = searches.iter().map(|it| (*it).to_owned()).collect();
     let dns = crate::workload::PodDns::new(cluster_first, &searches, &[]);
-    Workload {
-        dns: dns.map(Into::into),
-        ..pod("ns1/client", &["10.2.0.9"])
+    {
+        let mut it = pod("ns1/client", &["10.2.0.9"]);
+        it.dns = dns.map(Into::into);
+        it
     }
 }
 
@@ -409,9 +410,10 @@ fn what_is_known_is_not_asked_for() {
 #[test]
 fn one_question_asks_for_few_services_whatever_the_search_domains() {
     let searches: Vec<_> = (0..40).map(|i| format!("corp{i}.example")).collect();
-    let client = Workload {
-        dns: PodDns::new(true, &searches, &[]).map(Into::into),
-        ..pod("ns1/client", &["10.2.0.9"])
+    let client = {
+        let mut it = pod("ns1/client", &["10.2.0.9"]);
+        it.dns = PodDns::new(true, &searches, &[]).map(Into::into);
+        it
     };
     let name = "a.b.corp0.example";
     let wanted = wanted(&mesh(), &Settings::default(), &client, name);

@@ -35,19 +35,21 @@ const WEB: &str = "a/web.a.svc.cluster.local";
 
 /// A client and a service of two pods, on two nodes.
 fn shop() -> Vec<Resource> {
-    let web = |name: &str, ip: &str, node: &str| Workload {
-        node: node.into(),
-        service_account: "web".into(),
-        ..pod(name, &[ip]).serving(WEB, &[(80, 8080)])
+    let web = |name: &str, ip: &str, node: &str| {
+        let mut it = pod(name, &[ip]).serving(WEB, &[(80, 8080)]);
+        it.node = node.into();
+        it.service_account = "web".into();
+        it
     };
     vec![
         pod("a/client", &["10.0.0.1"]).into(),
         service(WEB, &["10.1.0.1"], &[(80, 0)]).into(),
         web("a/web-1", "10.0.0.2", "n1").into(),
         web("a/web-2", "10.0.1.2", "n2").into(),
-        Workload {
-            tunnel_protocol: TunnelProtocol::None,
-            ..pod("b/outsider", &["10.0.0.9"])
+        {
+            let mut it = pod("b/outsider", &["10.0.0.9"]);
+            it.tunnel_protocol = TunnelProtocol::None;
+            it
         }
         .into(),
     ]
@@ -269,9 +271,10 @@ fn the_destinations_own_tunnel_decides_where_it_is_known() {
 
 #[test]
 fn routes_without_an_end_refuse_with_their_object() {
-    let missing = Workload {
-        waypoint: Some(gateway("a/gone.a.svc.cluster.local", 15008)),
-        ..pod("a/behind", &["10.0.0.5"])
+    let missing = {
+        let mut it = pod("a/behind", &["10.0.0.5"]);
+        it.waypoint = Some(gateway("a/gone.a.svc.cluster.local", 15008));
+        it
     };
     let empty = service("a/empty.a.svc.cluster.local", &["10.1.0.2"], &[(80, 8080)]);
     let resources = with(shop(), [missing.into(), empty.into()]);
@@ -295,9 +298,10 @@ fn behind_a_waypoint_policy_sees_the_waypoints_identity() {
         }
     }
     let name = "a/waypoint.a.svc.cluster.local";
-    let waypoint = Workload {
-        native_tunnel: true,
-        ..pod("a/waypoint", &["10.0.0.7"]).serving(name, &[(15008, 15008)])
+    let waypoint = {
+        let mut it = pod("a/waypoint", &["10.0.0.7"]).serving(name, &[(15008, 15008)]);
+        it.native_tunnel = true;
+        it
     };
     let waypoint_service = service(name, &["10.1.0.7"], &[(15008, 15008)]);
     let resources = with(resources, [waypoint.into(), waypoint_service.into()]);

@@ -5,24 +5,26 @@ use crate::{
 };
 
 fn client() -> Workload {
-    Workload {
-        workload_name: "client".into(),
-        workload_type: WorkloadType::Deployment,
-        canonical_name: "client".into(),
-        canonical_revision: "v2".into(),
-        locality: Locality {
+    {
+        let mut it = pod("a/client-1", &["10.1.0.5"]);
+        it.workload_name = "client".into();
+        it.workload_type = WorkloadType::Deployment;
+        it.canonical_name = "client".into();
+        it.canonical_revision = "v2".into();
+        it.locality = Arc::new(Locality {
             region: "r".into(),
             ..Locality::default()
-        },
-        ..pod("a/client-1", &["10.1.0.5"])
+        });
+        it
     }
 }
 
 fn web() -> Workload {
-    Workload {
-        workload_name: "web".into(),
-        canonical_name: "web".into(),
-        ..pod("b/web-1", &["10.1.1.9"])
+    {
+        let mut it = pod("b/web-1", &["10.1.1.9"]);
+        it.workload_name = "web".into();
+        it.canonical_name = "web".into();
+        it
     }
 }
 

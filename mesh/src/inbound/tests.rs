@@ -115,9 +115,10 @@ fn the_tunnels_own_ports_are_refused() {
 }
 
 fn tunnelled(protocol: ApplicationProtocol, port: Option<u16>) -> Workload {
-    Workload {
-        application_tunnel: Some(ApplicationTunnel { protocol, port }),
-        ..web()
+    {
+        let mut it = web();
+        it.application_tunnel = Some(ApplicationTunnel { protocol, port });
+        it
     }
 }
 
@@ -157,9 +158,10 @@ fn a_waypoint_is_asked_for_what_it_stands_before() {
             waypoint: Some(gateway(reference, 15008)),
             ..service(WEB, &["10.1.0.1"], &[(80, 8080)])
         };
-        let before_pod = Workload {
-            waypoint: Some(gateway(reference, 15008)),
-            ..web()
+        let before_pod = {
+            let mut it = web();
+            it.waypoint = Some(gateway(reference, 15008));
+            it
         };
         let view = view([
             before_service.into(),

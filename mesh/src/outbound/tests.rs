@@ -158,9 +158,10 @@ fn what_nothing_is_known_of_is_passed_through() {
         "8.8.8.8:53",
         "UnknownPassthrough Tcp 8.8.8.8:53 -",
     );
-    let host = Workload {
-        network_mode: NetworkMode::HostNetwork,
-        ..pod("a/host", &["127.0.0.9"])
+    let host = {
+        let mut it = pod("a/host", &["127.0.0.9"]);
+        it.network_mode = NetworkMode::HostNetwork;
+        it
     };
     goes(
         &mesh([host.into()]),
@@ -184,9 +185,9 @@ fn a_service_that_is_not_visible_is_as_if_absent() {
 
 #[test]
 fn a_plain_workload_is_reached_in_plaintext() {
-    let plain = |it| Workload {
-        tunnel_protocol: TunnelProtocol::None,
-        ..it
+    let plain = |mut it: Workload| {
+        it.tunnel_protocol = TunnelProtocol::None;
+        it
     };
     let view = mesh([plain(pod("a/web-1", &["127.0.0.2"]).serving(WEB, &[(80, 8080)])).into()]);
     goes(&view, "127.0.0.3:80", "Direct Tcp 127.0.0.2:8080 -");
@@ -196,9 +197,9 @@ fn a_plain_workload_is_reached_in_plaintext() {
 
 #[test]
 fn an_unsupported_protocol_is_refused_and_never_plaintext() {
-    let legacy = |it| Workload {
-        tunnel_protocol: TunnelProtocol::Unsupported,
-        ..it
+    let legacy = |mut it: Workload| {
+        it.tunnel_protocol = TunnelProtocol::Unsupported;
+        it
     };
     let view = mesh([legacy(pod("a/web-1", &["127.0.0.2"]).serving(WEB, &[(80, 8080)])).into()]);
     refused_because(&view, "127.0.0.2:80", Reason::ProtocolUnsupported);
@@ -334,12 +335,13 @@ fn a_waypoint_by_name_is_one_of_its_services_endpoints() {
 
 #[test]
 fn a_waypoint_with_an_application_tunnel_needs_no_port_in_its_service() {
-    let tunnelled = Workload {
-        application_tunnel: Some(ApplicationTunnel {
+    let tunnelled = {
+        let mut it = waypoint_pod().serving(WAYPOINT, &[]);
+        it.application_tunnel = Some(ApplicationTunnel {
             protocol: ApplicationProtocol::Proxy,
             port: None,
-        }),
-        ..waypoint_pod().serving(WAYPOINT, &[])
+        });
+        it
     };
     let named = with_waypoint(gateway(WAYPOINT, 15008));
     let waypoint = service(WAYPOINT, &["127.0.0.11"], &[(80, 80)]);
@@ -409,9 +411,10 @@ fn weighted_waypoints_share_by_weight_and_fall_back_to_the_one() {
 
 #[test]
 fn a_workloads_waypoint_serves_its_address_and_is_not_sent_to_itself() {
-    let target = Workload {
-        waypoint: Some(gateway("/127.0.0.10", 15008)),
-        ..pod("a/web-1", &["127.0.0.2"]).serving(WEB, &[(80, 8080)])
+    let target = {
+        let mut it = pod("a/web-1", &["127.0.0.2"]).serving(WEB, &[(80, 8080)]);
+        it.waypoint = Some(gateway("/127.0.0.10", 15008));
+        it
     };
     let view = mesh([target.into(), waypoint_pod().into()]);
     let hop = goes(
@@ -448,9 +451,10 @@ fn a_workloads_waypoint_serves_its_address_and_is_not_sent_to_itself() {
 
 #[test]
 fn a_workload_whose_waypoint_is_missing_is_refused() {
-    let target = Workload {
-        waypoint: Some(gateway(WAYPOINT, 15008)),
-        ..pod("a/web-1", &["127.0.0.2"])
+    let target = {
+        let mut it = pod("a/web-1", &["127.0.0.2"]);
+        it.waypoint = Some(gateway(WAYPOINT, 15008));
+        it
     };
     refused_because(
         &mesh([target.into()]),
@@ -462,11 +466,12 @@ fn a_workload_whose_waypoint_is_missing_is_refused() {
 const GLOBAL: &str = "a/example.com";
 
 fn remote(gateway: Option<GatewayAddress>) -> [Resource; 2] {
-    let remote = Workload {
-        network: "remote".into(),
-        network_gateway: gateway,
-        uid: crate::names::WorkloadUid("remote/SplitHorizonWorkload/x".into()),
-        ..pod("a/split", &[]).serving(GLOBAL, &[])
+    let remote = {
+        let mut it = pod("a/split", &[]).serving(GLOBAL, &[]);
+        it.network = "remote".into();
+        it.network_gateway = gateway;
+        it.uid = crate::names::WorkloadUid("remote/SplitHorizonWorkload/x".into());
+        it
     };
     let global = Service {
         subject_alt_names: vec![identity("a", "global")],
@@ -478,9 +483,10 @@ fn remote(gateway: Option<GatewayAddress>) -> [Resource; 2] {
 #[test]
 fn another_network_is_reached_through_its_gateway_by_double_hbone() {
     let mut view = mesh(remote(Some(gateway("remote/10.22.1.1", 15009))));
-    let edge = Workload {
-        network: "remote".into(),
-        ..pod("istio/gateway", &["10.22.1.1"])
+    let edge = {
+        let mut it = pod("istio/gateway", &["10.22.1.1"]);
+        it.network = "remote".into();
+        it
     };
     apply(&mut view, [edge.into()]);
     let hop = goes(
@@ -526,9 +532,10 @@ fn another_network_without_a_gateway_is_refused() {
         "127.0.0.20:80",
         Reason::GatewayMissing,
     );
-    let addressed = Workload {
-        network: "remote".into(),
-        ..pod("a/far", &["10.1.1.1"]).serving(GLOBAL, &[])
+    let addressed = {
+        let mut it = pod("a/far", &["10.1.1.1"]).serving(GLOBAL, &[]);
+        it.network = "remote".into();
+        it
     };
     let view = mesh([
         addressed.into(),
@@ -539,14 +546,16 @@ fn another_network_without_a_gateway_is_refused() {
 
 #[test]
 fn a_waypoint_of_another_network_is_reached_through_its_gateway() {
-    let waypoint = Workload {
-        network: "remote".into(),
-        network_gateway: Some(gateway("remote/10.22.1.1", 15009)),
-        ..pod("a/far-waypoint", &[]).serving(WAYPOINT, &[])
+    let waypoint = {
+        let mut it = pod("a/far-waypoint", &[]).serving(WAYPOINT, &[]);
+        it.network = "remote".into();
+        it.network_gateway = Some(gateway("remote/10.22.1.1", 15009));
+        it
     };
-    let edge = Workload {
-        network: "remote".into(),
-        ..pod("istio/gateway", &["10.22.1.1"])
+    let edge = {
+        let mut it = pod("istio/gateway", &["10.22.1.1"]);
+        it.network = "remote".into();
+        it
     };
     let named = Service {
         subject_alt_names: vec![identity("a", "waypoint")],
@@ -581,9 +590,10 @@ fn a_failover_by_network_goes_away_only_when_nothing_is_near() {
             },
             ..service(GLOBAL, &["127.0.0.20"], &[(80, 8080)])
         };
-        let edge = Workload {
-            network: "remote".into(),
-            ..pod("istio/gateway", &["10.22.1.1"])
+        let edge = {
+            let mut it = pod("istio/gateway", &["10.22.1.1"]);
+            it.network = "remote".into();
+            it
         };
         apply(view, [global.into(), edge.into()]);
     };
@@ -605,9 +615,10 @@ fn a_failover_by_network_goes_away_only_when_nothing_is_near() {
 
 #[test]
 fn a_workload_known_by_name_is_resolved_and_then_named_by_address() {
-    let named = Workload {
-        hostname: Some("db.example.com".into()),
-        ..pod("a/db", &[]).serving(WEB, &[(80, 5432)])
+    let named = {
+        let mut it = pod("a/db", &[]).serving(WEB, &[(80, 5432)]);
+        it.hostname = Some("db.example.com".into());
+        it
     };
     let mut view = mesh([named.into()]);
     view.apply(crate::view::Update {

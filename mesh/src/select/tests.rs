@@ -11,23 +11,24 @@ const WEB: &str = "a/web.a.svc.cluster.local";
 fn at(name: &str, place: &str) -> Workload {
     let parts: Vec<_> = place.split('/').collect();
     let part = |at: usize| parts.get(at).copied().unwrap_or_default().into();
-    Workload {
-        locality: Locality {
+    {
+        let mut it = pod(&format!("a/{name}"), &["10.0.0.1"]).serving(WEB, &[]);
+        it.locality = Arc::new(Locality {
             region: part(0),
             zone: part(1),
             subzone: part(2),
-        },
-        node: part(3),
-        network: part(4),
-        cluster_id: part(5),
-        ..pod(&format!("a/{name}"), &["10.0.0.1"]).serving(WEB, &[])
+        });
+        it.node = part(3);
+        it.network = part(4);
+        it.cluster_id = part(5);
+        it
     }
 }
 
 fn endpoints(workloads: impl IntoIterator<Item = Workload>) -> Endpoints {
     let mut endpoints = Endpoints::default();
     for workload in workloads {
-        endpoints.insert(WEB.parse().unwrap(), Arc::new(workload));
+        endpoints.insert(&WEB.parse().unwrap(), Arc::new(workload));
     }
     endpoints
 }
@@ -147,9 +148,10 @@ fn a_network_that_matches_outweighs_every_other_preference() {
 
 #[test]
 fn capacity_is_a_share_and_none_is_never_chosen() {
-    let weighted = |name: &str, capacity| Workload {
-        capacity,
-        ..at(name, "")
+    let weighted = |name: &str, capacity| {
+        let mut it = at(name, "");
+        it.capacity = capacity;
+        it
     };
     let web = balanced(LoadBalancingMode::Standard, &[]);
     let all = endpoints([
@@ -216,8 +218,8 @@ fn endpoints_come_and_go_without_a_trace() {
         })
         .collect();
     for workload in &workloads {
-        all.insert(WEB.parse().unwrap(), Arc::clone(workload));
-        all.insert(WEB.parse().unwrap(), Arc::clone(workload));
+        all.insert(&WEB.parse().unwrap(), Arc::clone(workload));
+        all.insert(&WEB.parse().unwrap(), Arc::clone(workload));
     }
     assert_eq!((all.len(), all.iter().count()), (500, 500));
     for workload in &workloads {

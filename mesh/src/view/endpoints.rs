@@ -1,7 +1,9 @@
 //! The endpoints of one service, kept so that a choice and a change are not O(endpoints): grouped by health and
 //! place, ordered by node within a group, in chunks that know their weight.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
+
+use litemap::LiteMap;
 
 use crate::{
     names::{NamespacedHostname, Str, WorkloadUid},
@@ -13,14 +15,14 @@ use crate::{
 pub struct Endpoint {
     /// The workload.
     pub workload: Arc<Workload>,
-    service: NamespacedHostname,
+    service: Arc<NamespacedHostname>,
 }
 
 impl Endpoint {
     /// The ports that the workload maps for the service; may be empty.
     pub fn ports(&self) -> &PortMap {
         static NONE: PortMap = PortMap::new();
-        self.workload.services.get(&self.service).unwrap_or(&NONE)
+        self.workload.services.get(&*self.service).unwrap_or(&NONE)
     }
 
     fn order(&self) -> (&Str, &WorkloadUid) {
@@ -34,7 +36,7 @@ pub(crate) struct Place {
     pub(crate) unhealthy: bool,
     pub(crate) network: Str,
     pub(crate) cluster: Str,
-    pub(crate) locality: Locality,
+    pub(crate) locality: Arc<Locality>,
 }
 
 impl From<&Workload> for Place {
@@ -73,8 +75,10 @@ fn weight(endpoints: &[Endpoint]) -> u64 {
 /// of it needs nothing to be sent again.
 #[derive(Clone, Debug, Default)]
 pub struct Endpoints {
-    groups: BTreeMap<Place, Vec<Arc<Chunk>>>,
+    groups: LiteMap<Place, Vec<Arc<Chunk>>>,
     len: usize,
+    /// One for all of them.
+    service: Option<Arc<NamespacedHostname>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -109,10 +113,19 @@ impl Endpoints {
             .map(|(place, chunks)| (place, Group(chunks)))
     }
 
-    pub(crate) fn insert(&mut self, service: NamespacedHostname, workload: Arc<Workload>) {
+    pub(crate) fn insert(&mut self, service: &NamespacedHostname, workload: Arc<Workload>) {
+        let service = self
+            .service
+            .get_or_insert_with(|| Arc::new(service.clone()));
+        let service = Arc::clone(service);
+        if self.groups.is_empty() {
+            // Most services have one group, and a vector that grows by itself starts with room for four.
+            self.groups = LiteMap::with_capacity(1);
+        }
         let chunks = self.groups.entry(Place::from(&*workload)).or_default();
         let endpoint = Endpoint { workload, service };
         if chunks.is_empty() {
+            chunks.reserve_exact(1);
             chunks.push(Arc::default());
         }
         let at = home(chunks, endpoint.order());

@@ -21,21 +21,21 @@ use crate::{
 };
 
 mod endpoints;
+mod records;
 pub(crate) mod shard;
 #[cfg(test)]
 mod tests;
 
 pub use endpoints::{Endpoint, Endpoints};
 pub(crate) use endpoints::{Place, Run};
+use records::Records;
 use shard::Sharded;
 
 /// An immutable snapshot of the mesh. `Default` knows nothing.
 #[derive(Clone, Debug, Default)]
 pub struct MeshView {
     version: u64,
-    workloads: Sharded<WorkloadUid, Arc<Workload>>,
-    by_address: Sharded<NetworkAddress, Vec<WorkloadUid>>,
-    by_binding: Sharded<LocalWorkload, Vec<WorkloadUid>>,
+    workloads: Records,
     services: Sharded<NamespacedHostname, Arc<Service>>,
     by_vip: Sharded<NetworkAddress, Vec<NamespacedHostname>>,
     by_cidr: Sharded<CidrVip, Vec<NamespacedHostname>>,
@@ -148,9 +148,7 @@ impl MeshView {
     /// The workload at this address. Where several share it: a pod first, then one that speaks HBONE, then the
     /// first by uid (node-tunnel 4.6). Never one in host-network mode.
     pub fn workload_at(&self, address: &NetworkAddress) -> Option<&Arc<Workload>> {
-        let uids = self.by_address.get(address)?;
-        let workloads = uids.iter().filter_map(|uid| self.workloads.get(uid));
-        workloads.min_by_key(|it| {
+        self.workloads.at(address).min_by_key(|it| {
             let hbone = it.tunnel_protocol == TunnelProtocol::Hbone;
             (!it.uid.is_pod(), !hbone, &it.uid)
         })
@@ -158,10 +156,9 @@ impl MeshView {
 
     /// The record that a pod of this node is bound to, never by address. An empty `node` takes every record for local.
     pub fn local_workload(&self, pod: &LocalWorkload, node: &str) -> Option<&Arc<Workload>> {
-        let uids = self.by_binding.get(pod)?;
-        let records = uids.iter().filter_map(|uid| self.workloads.get(uid));
+        let records = self.workloads.bound(pod);
         let here = records.filter(|it| node.is_empty() || &*it.node == node);
-        here.min_by_key(|it| !it.uid.is_pod())
+        here.min_by_key(|it| (!it.uid.is_pod(), &it.uid))
     }
 
     /// The service of this key, seen by everyone or not.
@@ -272,7 +269,7 @@ impl MeshView {
 
     /// Every workload, in no order that means anything.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.workloads.iter().map(|(_, workload)| workload)
+        self.workloads.iter()
     }
 
     /// Every service, in no order that means anything.
@@ -348,37 +345,20 @@ impl MeshView {
         if old.as_ref() == Some(&new) {
             return None;
         }
-        self.workloads.insert(uid.clone(), Arc::clone(&new));
+        self.workloads.insert(Arc::clone(&new));
         self.move_workload(old.as_ref(), Some(&new));
         Some(uid)
     }
 
-    /// Brings the indexes from one version of a workload to the next.
+    /// Brings the endpoints from one version of a workload to the next.
     fn move_workload(&mut self, old: Option<&Arc<Workload>>, new: Option<&Arc<Workload>>) {
-        let Some(uid) = old.or(new).map(|it| &it.uid) else {
-            return;
-        };
-        let addresses = |it: &Arc<Workload>| it.own_addresses().collect();
-        move_keys(
-            &mut self.by_address,
-            uid,
-            old.map(addresses),
-            new.map(addresses),
-        );
-        let binding = |it: &Arc<Workload>| BTreeSet::from([binding(it)]);
-        move_keys(
-            &mut self.by_binding,
-            uid,
-            old.map(binding),
-            new.map(binding),
-        );
         if let Some(old) = old {
             self.withdraw(old, new);
         }
         if let Some(new) = new {
             for key in new.services.keys() {
                 let workload = Arc::clone(new);
-                self.change_endpoints(key, |it| it.insert(key.clone(), workload));
+                self.change_endpoints(key, |it| it.insert(key, workload));
             }
         }
     }
@@ -483,14 +463,6 @@ impl MeshView {
             keys.extend(own.then(|| key.clone()));
             !keys.is_empty()
         });
-    }
-}
-
-fn binding(workload: &Workload) -> LocalWorkload {
-    LocalWorkload {
-        name: workload.name.clone(),
-        namespace: workload.namespace.clone(),
-        service_account: workload.service_account.clone(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! A map whose copies share what they do not change: 32 branches of 32 shards, so that one write to a shared copy
+//! Tables whose copies share what they do not change: 32 branches of 32 shards, so that one write to a shared copy
 //! of 100,000 entries copies two short lists of pointers and about a hundred entries.
 
 use std::{
@@ -9,18 +9,25 @@ use std::{
     sync::Arc,
 };
 
+use hashbrown::HashTable;
+
 /// Fixed keys: equal content gives an equal order. Keys come from the control plane, not from peers.
 type Hasher = BuildHasherDefault<DefaultHasher>;
-type Shard<K, V> = HashMap<K, V, Hasher>;
-type Branch<K, V> = [Arc<Shard<K, V>>; WIDTH];
+type Branch<S> = [Arc<S>; WIDTH];
 
 const WIDTH: usize = 32;
 
-pub(crate) struct Sharded<K, V> {
-    root: Arc<[Arc<Branch<K, V>>; WIDTH]>,
+/// What [`Shards`] and [`Table`] find things by.
+pub(crate) fn hash_of<Q: Hash + ?Sized>(key: &Q) -> u64 {
+    Hasher::default().hash_one(key)
 }
 
-impl<K, V> Clone for Sharded<K, V> {
+/// Shards by hash.
+struct Shards<S> {
+    root: Arc<[Arc<Branch<S>>; WIDTH]>,
+}
+
+impl<S> Clone for Shards<S> {
     fn clone(&self) -> Self {
         Self {
             root: Arc::clone(&self.root),
@@ -28,9 +35,9 @@ impl<K, V> Clone for Sharded<K, V> {
     }
 }
 
-impl<K, V> Default for Sharded<K, V> {
+impl<S: Default> Default for Shards<S> {
     fn default() -> Self {
-        let shard = Arc::new(Shard::default());
+        let shard = Arc::new(S::default());
         let branch = Arc::new(std::array::from_fn(|_| Arc::clone(&shard)));
         Self {
             root: Arc::new(std::array::from_fn(|_| Arc::clone(&branch))),
@@ -38,20 +45,112 @@ impl<K, V> Default for Sharded<K, V> {
     }
 }
 
-impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for Sharded<K, V> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl<S> Shards<S> {
+    fn of(&self, hash: u64) -> &S {
+        let (branch, shard) = place(hash);
+        &self.root[branch][shard]
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &S> {
         let shards = self.root.iter().flat_map(|branch| branch.iter());
-        f.debug_map()
-            .entries(shards.flat_map(|it| it.iter()))
-            .finish()
+        shards.map(|shard| &**shard)
     }
 }
 
-/// Where a key lives. The top bits of the hash: the map inside uses the low ones.
-fn place<Q: Hash + ?Sized>(key: &Q) -> (usize, usize) {
-    let hash = Hasher::default().hash_one(key);
+impl<S: Clone> Shards<S> {
+    fn of_mut(&mut self, hash: u64) -> &mut S {
+        let (branch, shard) = place(hash);
+        let branch = Arc::make_mut(&mut Arc::make_mut(&mut self.root)[branch]);
+        Arc::make_mut(&mut branch[shard])
+    }
+}
+
+/// Where a hash lives. The top bits: the table inside uses the low ones.
+fn place(hash: u64) -> (usize, usize) {
     let at = usize::from(u16::try_from(hash >> 54).unwrap_or_default());
     (at / WIDTH, at % WIDTH)
+}
+
+/// A map.
+pub(crate) struct Sharded<K, V> {
+    shards: Shards<HashMap<K, V, Hasher>>,
+}
+
+impl<K, V> Clone for Sharded<K, V> {
+    fn clone(&self) -> Self {
+        Self {
+            shards: self.shards.clone(),
+        }
+    }
+}
+
+impl<K, V> Default for Sharded<K, V> {
+    fn default() -> Self {
+        Self {
+            shards: Shards::default(),
+        }
+    }
+}
+
+impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for Sharded<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.shards.iter().flatten()).finish()
+    }
+}
+
+/// Values by a hash of something that is in them or that they lead to, which is not kept beside them: whoever finds a value
+/// looks whether it is the one that was meant.
+#[derive(Clone)]
+pub(crate) struct Table<V> {
+    shards: Shards<HashTable<(u64, V)>>,
+}
+
+impl<V> Default for Table<V> {
+    fn default() -> Self {
+        Self {
+            shards: Shards::default(),
+        }
+    }
+}
+
+impl<V: fmt::Debug> fmt::Debug for Table<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+impl<V> Table<V> {
+    /// What was inserted under this hash.
+    pub(crate) fn find(&self, hash: u64) -> impl Iterator<Item = &V> {
+        let all = self.shards.of(hash).iter_hash(hash);
+        all.filter(move |it| it.0 == hash).map(|(_, value)| value)
+    }
+
+    /// In no order that means anything.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &V> {
+        self.shards.iter().flatten().map(|(_, value)| value)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.shards.iter().map(HashTable::len).sum()
+    }
+}
+
+impl<V: Clone> Table<V> {
+    /// Beside whatever is under this hash already.
+    pub(crate) fn insert(&mut self, hash: u64, value: V) {
+        let shard = self.shards.of_mut(hash);
+        shard.insert_unique(hash, (hash, value), |it| it.0);
+    }
+
+    /// One value under this hash that `is_it`, if there is one.
+    pub(crate) fn remove(&mut self, hash: u64, is_it: impl Fn(&V) -> bool) -> Option<V> {
+        // Looked up first: a miss must not copy a shard.
+        self.find(hash).find(|it| is_it(it))?;
+        let shard = self.shards.of_mut(hash);
+        let found = shard.find_entry(hash, |it| it.0 == hash && is_it(&it.1));
+        found.ok().map(|entry| entry.remove().0.1)
+    }
 }
 
 impl<K: Hash + Eq, V> Sharded<K, V> {
@@ -59,18 +158,15 @@ impl<K: Hash + Eq, V> Sharded<K, V> {
     where
         K: Borrow<Q>,
     {
-        let (branch, shard) = place(key);
-        self.root[branch][shard].get(key)
+        self.shards.of(hash_of(key)).get(key)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
-        let shards = self.root.iter().flat_map(|branch| branch.iter());
-        shards.flat_map(|shard| shard.iter())
+        self.shards.iter().flatten()
     }
 
     pub(crate) fn len(&self) -> usize {
-        let shards = self.root.iter().flat_map(|branch| branch.iter());
-        shards.map(|shard| shard.len()).sum()
+        self.shards.iter().map(HashMap::len).sum()
     }
 }
 
@@ -108,10 +204,8 @@ impl<K: Hash + Eq + Clone, V: Clone> Sharded<K, V> {
         }
     }
 
-    fn shard<Q: Hash + ?Sized>(&mut self, key: &Q) -> &mut Shard<K, V> {
-        let (branch, shard) = place(key);
-        let branch = Arc::make_mut(&mut Arc::make_mut(&mut self.root)[branch]);
-        Arc::make_mut(&mut branch[shard])
+    fn shard<Q: Hash + ?Sized>(&mut self, key: &Q) -> &mut HashMap<K, V, Hasher> {
+        self.shards.of_mut(hash_of(key))
     }
 }
 
@@ -137,5 +231,21 @@ mod tests {
         assert_eq!((map.get(&5), copy.get(&5)), (None, Some(&5)));
         assert_eq!(map.remove(&4), Some(5));
         assert_eq!(map.remove(&5), None);
+    }
+
+    #[test]
+    fn a_table_tells_values_of_one_hash_apart_by_themselves() {
+        let mut table = Table::default();
+        for value in 0..1_000 {
+            table.insert(value % 3, value);
+        }
+        let copy = table.clone();
+        assert_eq!(table.find(1).count(), 333);
+        assert_eq!(table.remove(1, |it| *it == 4), Some(4));
+        assert_eq!(table.remove(1, |it| *it == 4), None);
+        assert_eq!(table.remove(1, |it| *it == 5), None);
+        assert!(table.find(1).all(|it| it % 3 == 1 && *it != 4));
+        assert_eq!((table.len(), copy.len()), (999, 1_000));
+        assert!(copy.find(1).any(|it| *it == 4));
     }
 }

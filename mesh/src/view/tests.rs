@@ -3,7 +3,7 @@ use crate::{
     fixture::{apply, gateway, pod, service, view},
     policy::{Action, Rule},
     service::Visibility,
-    workload::{Health, NetworkMode},
+    workload::{Health, NetworkMode, PortsOfServices},
 };
 
 const WEB: &str = "a/web.a.svc.cluster.local";
@@ -47,7 +47,11 @@ fn names(endpoints: &Endpoints) -> Vec<String> {
 fn a_workload_is_found_by_uid_address_and_binding_until_it_is_removed() {
     let web = pod("a/web", &["10.0.0.1", "fd00::1"]);
     let mut view = view([web.clone().into()]);
-    let binding = binding(&web);
+    let binding = LocalWorkload {
+        name: web.name.clone(),
+        namespace: web.namespace.clone(),
+        service_account: web.service_account.clone(),
+    };
     let found = |view: &MeshView| {
         let ways = [
             view.workload(&web.uid),
@@ -79,10 +83,12 @@ fn a_workload_that_moves_leaves_its_old_address() {
 
 #[test]
 fn of_workloads_with_one_address_a_pod_wins_then_one_that_speaks_hbone() {
-    let entry = |name: &str, tunnel_protocol| Workload {
-        uid: WorkloadUid(format!("Kubernetes/networking.istio.io/WorkloadEntry/a/{name}").into()),
-        tunnel_protocol,
-        ..pod(&format!("a/{name}"), &["10.0.0.1"])
+    let entry = |name: &str, tunnel_protocol| {
+        let mut it = pod(&format!("a/{name}"), &["10.0.0.1"]);
+        it.uid =
+            WorkloadUid(format!("Kubernetes/networking.istio.io/WorkloadEntry/a/{name}").into());
+        it.tunnel_protocol = tunnel_protocol;
+        it
     };
     let found = |view: &MeshView| {
         view.workload_at(&at("10.0.0.1"))
@@ -92,9 +98,10 @@ fn of_workloads_with_one_address_a_pod_wins_then_one_that_speaks_hbone() {
     assert_eq!(found(&view).as_deref(), Some("a-plain"));
     apply(&mut view, [entry("z-hbone", TunnelProtocol::Hbone).into()]);
     assert_eq!(found(&view).as_deref(), Some("z-hbone"));
-    let plain_pod = Workload {
-        tunnel_protocol: TunnelProtocol::None,
-        ..pod("a/pod", &["10.0.0.1"])
+    let plain_pod = {
+        let mut it = pod("a/pod", &["10.0.0.1"]);
+        it.tunnel_protocol = TunnelProtocol::None;
+        it
     };
     apply(&mut view, [plain_pod.clone().into()]);
     assert_eq!(found(&view).as_deref(), Some("pod"));
@@ -104,9 +111,10 @@ fn of_workloads_with_one_address_a_pod_wins_then_one_that_speaks_hbone() {
 
 #[test]
 fn a_workload_on_its_nodes_address_is_never_found_by_it() {
-    let host = Workload {
-        network_mode: NetworkMode::HostNetwork,
-        ..pod("a/web", &["10.0.0.1"])
+    let host = {
+        let mut it = pod("a/web", &["10.0.0.1"]);
+        it.network_mode = NetworkMode::HostNetwork;
+        it
     };
     let mut view = view([host.into()]);
     assert!(view.workload_at(&at("10.0.0.1")).is_none());
@@ -142,9 +150,10 @@ fn endpoints_follow_their_workload() {
     };
     apply(&mut view, [sick.into()]);
     assert_eq!(endpoints(&view), ["one", "two"], "unhealthy ones are kept");
-    let left = Workload {
-        services: BTreeMap::new(),
-        ..web("two")
+    let left = {
+        let mut it = web("two");
+        it.services = PortsOfServices::new();
+        it
     };
     apply(&mut view, [left.into()]);
     assert_eq!(endpoints(&view), ["one"]);
@@ -323,8 +332,7 @@ fn policies_apply_by_scope_once_each_and_a_named_one_may_be_unknown() {
 fn footprint(view: &MeshView) -> Vec<usize> {
     vec![
         view.workloads.len(),
-        view.by_address.len(),
-        view.by_binding.len(),
+        view.workloads.indexed(),
         view.services.len(),
         view.by_vip.len(),
         view.by_cidr.len(),
@@ -334,7 +342,6 @@ fn footprint(view: &MeshView) -> Vec<usize> {
         view.policies.len(),
         view.by_namespace.len(),
         view.global.len(),
-        view.by_address.iter().map(|(_, uids)| uids.len()).sum(),
         view.by_vip.iter().map(|(_, keys)| keys.len()).sum(),
         view.by_cidr.iter().map(|(_, keys)| keys.len()).sum(),
         view.endpoints.iter().map(|(_, it)| it.len()).sum(),

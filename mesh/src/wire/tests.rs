@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use proto::{security, workload as wire};
 
 use super::*;
@@ -17,38 +19,40 @@ use crate::{
 };
 
 fn full_workload() -> Workload {
-    Workload {
-        hostname: Some("db.example.com".into()),
-        network: "net-1".into(),
-        trust_domain: "other.example".parse().unwrap(),
-        waypoint: Some(gateway("a/waypoint", 15008)),
-        network_gateway: Some(gateway("net-2/10.0.0.9", 15009)),
-        canonical_name: "web".into(),
-        canonical_revision: "v1".into(),
-        workload_type: WorkloadType::CronJob,
-        workload_name: "web-v1".into(),
-        native_tunnel: true,
-        application_tunnel: Some(ApplicationTunnel {
+    {
+        let mut it =
+            pod("a/web", &["10.0.0.1", "fd00::1"]).serving("a/web.a.svc", &[(80, 8080), (81, 0)]);
+        it.hostname = Some("db.example.com".into());
+        it.network = "net-1".into();
+        it.trust_domain = "other.example".parse().unwrap();
+        it.waypoint = Some(gateway("a/waypoint", 15008));
+        it.network_gateway = Some(gateway("net-2/10.0.0.9", 15009));
+        it.canonical_name = "web".into();
+        it.canonical_revision = "v1".into();
+        it.workload_type = WorkloadType::CronJob;
+        it.workload_name = "web-v1".into();
+        it.native_tunnel = true;
+        it.application_tunnel = Some(ApplicationTunnel {
             protocol: ApplicationProtocol::Proxy,
             port: Some(15088),
-        }),
-        authorization_policies: vec!["a/p".parse().unwrap(), "b/q".parse().unwrap()],
-        status: Health::Unhealthy,
-        cluster_id: "c1".into(),
-        locality: Locality {
+        });
+        it.authorization_policies = vec!["a/p".parse().unwrap(), "b/q".parse().unwrap()];
+        it.status = Health::Unhealthy;
+        it.cluster_id = "c1".into();
+        it.locality = Arc::new(Locality {
             region: "r".into(),
             zone: "z".into(),
             subzone: "s".into(),
-        },
-        network_mode: NetworkMode::HostNetwork,
-        capacity: 0,
-        dns: crate::workload::PodDns::new(
+        });
+        it.network_mode = NetworkMode::HostNetwork;
+        it.capacity = 0;
+        it.dns = crate::workload::PodDns::new(
             true,
             &["corp.example".to_owned()],
             &["fd00::53".to_owned()],
         )
-        .map(Into::into),
-        ..pod("a/web", &["10.0.0.1", "fd00::1"]).serving("a/web.a.svc", &[(80, 8080), (81, 0)])
+        .map(Into::into);
+        it
     }
 }
 
@@ -187,10 +191,11 @@ fn drawn_records_survive_the_wire() {
         workload.waypoint =
             [None, Some(gateway("a/w", 1)), Some(gateway("n/::1", 2))][pick(3)].clone();
         workload.hostname = [None, Some("h".into())][pick(2)].clone();
-        workload.locality = [Locality::default(), workload.locality][pick(2)].clone();
+        workload.locality = [Arc::default(), workload.locality][pick(2)].clone();
         workload.capacity = u32::try_from(pick(3)).unwrap();
         workload.addresses.truncate(pick(3));
-        workload.trust_domain = [TrustDomain::default(), workload.trust_domain][pick(2)].clone();
+        workload.trust_domain =
+            [TrustDomain::default(), workload.trust_domain.clone()][pick(2)].clone();
         assert_eq!(
             Workload::try_from(wire::Workload::from(&workload)),
             Ok(workload)

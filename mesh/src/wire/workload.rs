@@ -11,7 +11,8 @@ use crate::{
     names::{NamespacedHostname, Str, WorkloadUid},
     workload::{
         ApplicationProtocol, ApplicationTunnel, DEFAULT_CLUSTER, DEFAULT_SERVICE_ACCOUNT, Health,
-        Locality, NetworkMode, PodDns, PortMap, TunnelProtocol, Workload, WorkloadType,
+        Locality, NetworkMode, PodDns, PortMap, PortsOfServices, Template, TunnelProtocol,
+        Workload, WorkloadType,
     },
 };
 
@@ -24,33 +25,37 @@ impl TryFrom<wire::Workload> for Workload {
     fn try_from(wire: wire::Workload) -> Result<Self, InvalidResource> {
         let (tunnel_protocol, network_mode) = (protocol(&wire), network_mode(&wire));
         let (workload_type, status) = (workload_type(&wire), status(&wire));
-        Ok(Self {
-            uid: uid(&wire)?,
-            addresses: addresses(&wire)?,
+        let (uid, addresses) = (uid(&wire)?, addresses(&wire)?);
+        let template = Template {
             dns: pod_dns(&wire.extensions),
             hostname: present(&wire.hostname),
-            network: wire.network.into(),
             tunnel_protocol,
             trust_domain: trust_domain(&wire.trust_domain)?,
             service_account: or(&wire.service_account, DEFAULT_SERVICE_ACCOUNT),
             waypoint: gateway("waypoint", wire.waypoint.as_ref())?,
             network_gateway: gateway("network_gateway", wire.network_gateway.as_ref())?,
-            node: wire.node.into(),
-            canonical_name: wire.canonical_name.into(),
-            canonical_revision: wire.canonical_revision.into(),
             workload_type,
-            workload_name: wire.workload_name.into(),
             native_tunnel: wire.native_tunnel,
             application_tunnel: application_tunnel(wire.application_tunnel.as_ref())?,
             services: services(&wire.services)?,
             authorization_policies: policy_keys(&wire.authorization_policies)?,
-            status,
             cluster_id: or(&wire.cluster_id, DEFAULT_CLUSTER),
-            locality: wire.locality.map(Locality::from).unwrap_or_default(),
             network_mode,
             capacity: wire.capacity.unwrap_or(1),
-            name: wire.name.into(),
+            network: wire.network.into(),
+            canonical_name: wire.canonical_name.into(),
+            canonical_revision: wire.canonical_revision.into(),
+            workload_name: wire.workload_name.into(),
             namespace: wire.namespace.into(),
+        };
+        Ok(Self {
+            uid,
+            addresses,
+            status,
+            node: wire.node.into(),
+            locality: Arc::new(wire.locality.map(Locality::from).unwrap_or_default()),
+            name: wire.name.into(),
+            template: Arc::new(template),
         })
     }
 }
@@ -161,28 +166,28 @@ pub fn pod_dns_extension(dns: &PodDns) -> wire::Extension {
     }
 }
 
-fn services(
-    wire: &BTreeMap<String, wire::PortList>,
-) -> Result<BTreeMap<NamespacedHostname, PortMap>, InvalidResource> {
-    let services = wire.iter().map(|(key, ports)| {
+fn services(wire: &BTreeMap<String, wire::PortList>) -> Result<PortsOfServices, InvalidResource> {
+    let mut services = PortsOfServices::with_capacity(wire.len());
+    for (key, ports) in wire {
         let field = || format!("services[{key:?}]");
         let name = key.parse();
         let name: NamespacedHostname = name
             .map_err(|error: crate::names::ParseKeyError| InvalidResource::new(field(), error))?;
         let ports = port_map(&ports.ports).map_err(|it| it.within(&field()))?;
-        Ok((name, ports))
-    });
-    services.collect()
+        services.insert(name, ports);
+    }
+    Ok(services)
 }
 
 /// Where a service port occurs twice, the last one counts.
 pub(super) fn port_map(wire: &[wire::Port]) -> Result<PortMap, InvalidResource> {
-    let ports = wire.iter().enumerate().map(|(at, it)| {
+    let mut ports = PortMap::with_capacity(wire.len());
+    for (at, it) in wire.iter().enumerate() {
         let wrong = |problem| InvalidResource::new(format!("ports[{at}]"), problem);
         let service_port = port(it.service_port).map_err(wrong)?;
-        Ok((service_port, port(it.target_port).map_err(wrong)?))
-    });
-    ports.collect()
+        ports.insert(service_port, port(it.target_port).map_err(wrong)?);
+    }
+    Ok(ports)
 }
 
 pub(super) fn port_list(ports: &PortMap) -> Vec<wire::Port> {

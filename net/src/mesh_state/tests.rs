@@ -34,7 +34,7 @@ fn policy(name: &str) -> security::Authorization {
 
 fn resource(name: &str, body: Vec<u8>) -> xds::Resource {
     xds::Resource {
-        name: name.to_owned(),
+        name: name.into(),
         aliases: Vec::new(),
         version: String::new(),
         body: body.into(),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use mesh::names::Str;
 use proto::google::rpc::Status;
 
 use super::{Handler, Mode, Node, Rejection, Resource, Response, Subscription, wire};
@@ -16,7 +17,7 @@ pub(super) struct Session {
 struct TypeState {
     subscription: Subscription,
     /// Name to version of what the handler took.
-    retained: HashMap<Box<str>, Box<str>>,
+    retained: HashMap<Str, Box<str>>,
     /// Demanded names without a resource of that name.
     demanded: BTreeSet<String>,
     /// A response has been taken.
@@ -177,7 +178,7 @@ pub(super) struct Incoming {
 }
 
 struct Names {
-    name: String,
+    name: Str,
     aliases: Vec<String>,
     version: String,
 }
@@ -241,19 +242,18 @@ impl TypeState {
         taken: &mut Taken,
     ) {
         let bad: BTreeSet<&str> = rejected.iter().map(|r| r.name.as_str()).collect();
-        let useless = !names.is_empty() && names.iter().all(|n| bad.contains(n.name.as_str()));
+        let useless = !names.is_empty() && names.iter().all(|n| bad.contains(&*n.name));
         self.answered |= bad.is_empty() || !(names.is_empty() || useless);
         for resource in names {
-            self.unconfirmed.remove(&resource.name);
-            self.demanded.remove(&resource.name);
+            self.unconfirmed.remove(&*resource.name);
+            self.demanded.remove(&*resource.name);
             for alias in &resource.aliases {
                 self.demanded.remove(alias);
             }
-            if !bad.contains(resource.name.as_str()) {
-                let (name, version) = (resource.name.as_str().into(), resource.version.into());
-                self.retained.insert(name, version);
+            taken.arrived.push(resource.name.to_string());
+            if !bad.contains(&*resource.name) {
+                self.retained.insert(resource.name, resource.version.into());
             }
-            taken.arrived.push(resource.name);
             taken.arrived.extend(resource.aliases);
         }
         let mut forgotten = Vec::new();
@@ -280,7 +280,7 @@ fn body(type_url: &'static str, resource: wire::Resource) -> Result<Resource, Re
     let reason = match resource.resource {
         Some(any) if any.type_url == type_url => {
             return Ok(Resource {
-                name: resource.name,
+                name: resource.name.into(),
                 aliases: resource.aliases,
                 version: resource.version,
                 body: any.value.into(),

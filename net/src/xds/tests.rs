@@ -110,11 +110,11 @@ impl Handler for Recorder {
             .into_iter()
             .partition(|resource| resource.name.starts_with("bad"));
         self.0.send_modify(|known| {
-            known.extend(good.into_iter().map(|r| (r.name, r.body)));
+            known.extend(good.into_iter().map(|r| (r.name.to_string(), r.body)));
             known.retain(|name, _| !response.removed.contains(name));
         });
         let reject = |resource: Resource| Rejection {
-            name: resource.name,
+            name: resource.name.to_string(),
             reason: "as arranged".to_owned(),
         };
         bad.into_iter().map(reject).collect()

@@ -205,7 +205,7 @@ pub(crate) fn service() -> Service {
     let host = "web.shop.svc.cluster.local";
     let mut service = Service::new("web".into(), "shop".into(), host.into());
     service.vips = vec![format!("/{}", VIP.0).parse().expect("an address")];
-    service.ports = [(VIP.1, BACKEND_PORT)].into();
+    service.ports = [(VIP.1, BACKEND_PORT)].into_iter().collect();
     service
 }
 
@@ -217,7 +217,7 @@ fn mesh() -> Vec<Resource> {
     workload.addresses = vec![BACKEND];
     workload.service_account = "web".into();
     workload.tunnel_protocol = TunnelProtocol::Hbone;
-    workload.services = [(service.key(), PortMap::new())].into();
+    workload.services = [(service.key(), PortMap::new())].into_iter().collect();
     let address = |it| Address { r#type: Some(it) };
     vec![
         resource(

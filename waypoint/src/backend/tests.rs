@@ -120,11 +120,11 @@ fn to(name: &str) -> route::Backend {
 fn behind(rig: &Rig, name: &str, address: IpAddr) {
     let host = format!("{name}.shop.svc.cluster.local");
     let mut service = Service::new(name.into(), "shop".into(), host.as_str().into());
-    service.ports = [(443, 8444)].into();
+    service.ports = [(443, 8444)].into_iter().collect();
     let uid = WorkloadUid(format!("Kubernetes//Pod/shop/{name}").into());
     let mut workload = Workload::new(uid, name.into(), "shop".into());
     workload.addresses = vec![address];
-    workload.services = [(service.key(), PortMap::new())].into();
+    workload.services = [(service.key(), PortMap::new())].into_iter().collect();
     rig.tell_mesh(vec![service.into(), workload.into()]);
 }
 
@@ -261,36 +261,38 @@ async fn an_endpoint_of_another_network_is_reached_by_a_tunnel_in_a_tunnel() {
     rig.serve(&[(80, AppProtocol::Tcp)]);
     let asked = Asked::default();
     let address = gateway(&rig, &asked).await;
-    let edge = Workload {
-        network: "far".into(),
-        addresses: vec![address],
-        service_account: "gateway".into(),
-        tunnel_protocol: TunnelProtocol::Hbone,
-        ..Workload::new(
+    let edge = {
+        let mut it = Workload::new(
             WorkloadUid("far//Pod/istio/gateway".into()),
             "gateway".into(),
             "istio".into(),
-        )
+        );
+        it.network = "far".into();
+        it.addresses = vec![address];
+        it.service_account = "gateway".into();
+        it.tunnel_protocol = TunnelProtocol::Hbone;
+        it
     };
     let destination = GatewayDestination::Address(format!("far/{address}").parse().unwrap());
-    let far = Workload {
-        network: "far".into(),
-        service_account: "far".into(),
-        tunnel_protocol: TunnelProtocol::Hbone,
-        network_gateway: Some(GatewayAddress {
-            destination,
-            hbone_mtls_port: HBONE_PORT,
-        }),
-        services: [(key(), PortMap::new())].into(),
-        ..Workload::new(
+    let far = {
+        let mut it = Workload::new(
             WorkloadUid("far//Pod/shop/web".into()),
             "web".into(),
             "shop".into(),
-        )
+        );
+        it.network = "far".into();
+        it.service_account = "far".into();
+        it.tunnel_protocol = TunnelProtocol::Hbone;
+        it.network_gateway = Some(GatewayAddress {
+            destination,
+            hbone_mtls_port: HBONE_PORT,
+        });
+        it.services = [(key(), PortMap::new())].into_iter().collect();
+        it
     };
     let mut service = Service::new("web".into(), "shop".into(), key().hostname);
     service.vips = vec![format!("/{VIP}").parse().unwrap()];
-    service.ports = [(80, 8080)].into();
+    service.ports = [(80, 8080)].into_iter().collect();
     service.subject_alt_names = vec![rig.ca.identity("shop", "far")];
     rig.tell_mesh(vec![edge.into(), far.into(), service.into()]);
     let stream = rig.connect(&format!("{VIP}:80")).await.unwrap().stream;

@@ -4,10 +4,7 @@ use hickory_proto::{
     op::{Message, MessageType, OpCode, Query},
     rr::{Name, RecordType},
 };
-use mesh::{
-    view::Resource,
-    workload::{PodDns, Workload},
-};
+use mesh::{view::Resource, workload::PodDns};
 
 use crate::{
     rig::{Rig, application, soon},
@@ -47,9 +44,10 @@ async fn a_service_resolves_by_its_short_name_inside_the_pod() {
 async fn a_pods_own_search_domain_is_taken_off_a_name_of_the_mesh() {
     let rig = rig_or_skip!();
     let searches = ["corp.example".to_owned()];
-    let client = Workload {
-        dns: PodDns::new(true, &searches, &[]).map(Into::into),
-        ..rig.workload_a()
+    let client = {
+        let mut it = rig.workload_a();
+        it.dns = PodDns::new(true, &searches, &[]).map(Into::into);
+        it
     };
     rig.publish([Resource::Workload(client)]);
     let name = "web.ns.svc.cluster.local.corp.example.";

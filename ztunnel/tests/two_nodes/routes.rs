@@ -127,7 +127,9 @@ async fn another_network_is_reached_through_its_gateway_in_two_tunnels() {
     .unwrap();
     // Over there, pod b serves it.
     let mut served = rig.workload_b();
-    served.services.insert(far.key(), [(80, APP_PORT)].into());
+    served
+        .services
+        .insert(far.key(), [(80, APP_PORT)].into_iter().collect());
     let here = [Resource::Service(far.clone()), Resource::Workload(remote)];
     let there = [Resource::Service(far), Resource::Workload(served)];
     for (node, resources) in [(&rig.node_a, here), (&rig.node_b, there)] {

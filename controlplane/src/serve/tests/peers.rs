@@ -38,11 +38,11 @@ impl Handler for Proxy {
             if refused.as_deref() == Some(&resource.name) {
                 let reason = "the test does not like it".to_owned();
                 rejections.push(Rejection {
-                    name: resource.name,
+                    name: resource.name.to_string(),
                     reason,
                 });
             } else {
-                has.insert(resource.name);
+                has.insert(resource.name.to_string());
             }
         }
         response.removed.iter().for_each(|name| {

@@ -43,9 +43,10 @@ fn shop() -> MeshView {
         pod("a/canary-1", &["10.0.0.3"])
             .serving(CANARY, &[(80, 8080)])
             .into(),
-        Workload {
-            native_tunnel: true,
-            ..pod("a/waypoint", &["10.0.0.7"]).serving(WAYPOINT, &[(15008, 15008)])
+        {
+            let mut it = pod("a/waypoint", &["10.0.0.7"]).serving(WAYPOINT, &[(15008, 15008)]);
+            it.native_tunnel = true;
+            it
         }
         .into(),
     ])

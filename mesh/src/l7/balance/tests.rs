@@ -1,4 +1,4 @@
-use std::cell::Cell;
+use std::{cell::Cell, sync::Arc};
 
 use super::*;
 use crate::{
@@ -12,11 +12,11 @@ fn at(name: &str, place: &str) -> Workload {
     let mut parts = place.split('/').map(Str::from);
     let mut part = || parts.next().unwrap_or_default();
     Workload {
-        locality: Place {
+        locality: Arc::new(Place {
             region: part(),
             zone: part(),
             subzone: part(),
-        },
+        }),
         ..pod(&format!("a/{name}"), &["10.0.0.1"])
     }
 }

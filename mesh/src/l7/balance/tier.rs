@@ -106,7 +106,7 @@ pub(super) fn lies_in(candidate: &Candidate<'_>, pattern: &str) -> bool {
         region,
         zone,
         subzone,
-    } = &candidate.workload.locality;
+    } = &*candidate.workload.locality;
     let mut parts = [region, zone, subzone].into_iter();
     pattern.split('/').all(|wanted| {
         let part = parts.next();

@@ -318,7 +318,7 @@ impl Rig {
         let key: NamespacedHostname = key.parse().unwrap();
         let name: Str = key.hostname.split('.').next().unwrap().into();
         let mut service = Service::new(name.clone(), key.namespace.clone(), key.hostname.clone());
-        service.ports = [(PORT, 1)].into();
+        service.ports = [(PORT, 1)].into_iter().collect();
         service.vips = vec!["/10.1.0.1".parse().unwrap()];
         let mut upserts: Vec<Resource> = vec![service.into()];
         for (at, backend) in backends.iter().enumerate() {
@@ -326,8 +326,8 @@ impl Rig {
             let uid = WorkloadUid(format!("Kubernetes//Pod/{}/{name}", key.namespace).into());
             let mut workload = Workload::new(uid, name.into(), key.namespace.clone());
             workload.addresses = vec![backend.address.ip()];
-            let ports = [(PORT, backend.address.port())].into();
-            workload.services = [(key.clone(), ports)].into();
+            let ports = [(PORT, backend.address.port())].into_iter().collect();
+            workload.services = [(key.clone(), ports)].into_iter().collect();
             upserts.push(workload.into());
         }
         self.waypoint.snapshots.apply_mesh(Update {
