@@ -11,6 +11,7 @@ pub mod authorize;
 pub mod dns;
 pub mod draw;
 pub mod dump;
+pub mod east_west;
 pub mod enrol;
 pub mod explain;
 pub mod flow;

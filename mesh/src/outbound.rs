@@ -530,7 +530,7 @@ fn has_waypoint(service: &Service) -> bool {
 }
 
 /// By weight; without weights, the one.
-fn drawn_waypoint(service: &Service, draw: Draw) -> Option<&GatewayAddress> {
+pub(crate) fn drawn_waypoint(service: &Service, draw: Draw) -> Option<&GatewayAddress> {
     let weighted = &service.weighted_waypoints;
     let weights: Vec<_> = weighted.iter().map(|it| it.weight).collect();
     match draw.weighted(&weights) {

@@ -54,13 +54,28 @@ pub fn select<'a>(
     purpose: Purpose,
     draw: Draw,
 ) -> Option<Selected<'a>> {
+    let everyone = |_: &Workload| true;
+    select_among(service, endpoints, source, port, purpose, draw, &everyone)
+}
+
+/// The same, among the endpoints that `is_candidate` holds for.
+pub(crate) fn select_among<'a>(
+    service: &Service,
+    endpoints: &'a Endpoints,
+    source: &Workload,
+    port: u16,
+    purpose: Purpose,
+    draw: Draw,
+    is_candidate: &dyn Fn(&Workload) -> bool,
+) -> Option<Selected<'a>> {
     if purpose == Purpose::Traffic && !service.ports.contains_key(&port) {
         return None;
     }
     let usable = |endpoint: &'a Endpoint| {
         let port = target_port(endpoint, service, port, purpose)?;
-        let reachable = is_usable(&endpoint.workload, service.ip_families, &source.network);
-        reachable.then_some(Selected { endpoint, port })
+        let workload = &endpoint.workload;
+        let reachable = is_usable(workload, service.ip_families, &source.network);
+        (reachable && is_candidate(workload)).then_some(Selected { endpoint, port })
     };
     let ranked = ranked(&service.load_balancing, endpoints, source);
     ranked

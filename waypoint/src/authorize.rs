@@ -8,7 +8,7 @@ use mesh::{
 };
 use net::drain;
 
-use crate::{connection::Connection, snapshot::Snapshot, waypoint::Waypoint};
+use crate::{config::Role, connection::Connection, snapshot::Snapshot, waypoint::Waypoint};
 
 /// Asks policies by the parts that they have for connections. One that asks an external authorizer refuses: there is no
 /// request to ask about.
@@ -17,6 +17,7 @@ pub(crate) fn connection(
     connection: &Connection,
     sni: Option<&str>,
 ) -> Result<(), Refusal> {
+    still_served(snapshot, connection)?;
     let facts = connection.facts(sni);
     let own = &connection.waypoint.identity.trust_domain;
     let verdict = authorize::connection(&snapshot.l7, &facts, own);
@@ -39,6 +40,18 @@ pub(crate) fn connection(
             let policy = Object::Policy(question.by.policy);
             Err(Refusal::by(Reason::PolicyDenied, policy))
         }
+    }
+}
+
+/// A gateway between networks lets nobody stay at a service that is no longer of the whole mesh.
+fn still_served(snapshot: &Snapshot, connection: &Connection) -> Result<(), Refusal> {
+    let is_gateway = connection.waypoint.config.node.role == Role::EastWest;
+    let Some(key) = connection.service.as_ref().filter(|_| is_gateway) else {
+        return Ok(());
+    };
+    match snapshot.l7.service(key) {
+        Some(served) if served.bound => Ok(()),
+        _ => Err(Refusal::by(Reason::NotServed, Object::Service(key.clone()))),
     }
 }
 

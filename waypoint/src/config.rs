@@ -54,6 +54,17 @@ pub struct Config {
     pub worker_threads: usize,
 }
 
+/// What is done with traffic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Tunnels end here, and requests are routed.
+    #[default]
+    Waypoint,
+    /// Outer tunnels of other networks end here; the inner ones are passed on as they are.
+    EastWest,
+}
+
 /// Where and as whom we run.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -78,6 +89,8 @@ pub struct Node {
     pub trust_domain: TrustDomain,
     /// Name of the Gateway (`GATEWAY_NAME`, `ISTIO_META_WORKLOAD_NAME`).
     pub gateway: Str,
+    /// What is done with traffic (`LEYLINE_ROLE`).
+    pub role: Role,
     /// Version shown in `istio_build` (`ISTIO_META_ISTIO_VERSION`).
     pub istio_version: String,
     /// Told to the control plane.
@@ -281,10 +294,12 @@ fn read_node(read: &mut Reader<'_>) -> Node {
         cluster_domain: first(&["CLUSTER_DOMAIN"], "cluster.local"),
         trust_domain: TrustDomain::default(),
         gateway: first(&["GATEWAY_NAME", "ISTIO_META_WORKLOAD_NAME"], ""),
+        role: Role::default(),
         istio_version: first(&["ISTIO_META_ISTIO_VERSION"], env!("CARGO_PKG_VERSION")).to_string(),
         metadata: BTreeMap::new(),
     };
     node.trust_domain = read.parse_or("TRUST_DOMAIN", TrustDomain::default());
+    node.role = read.parse_with("LEYLINE_ROLE", role).unwrap_or_default();
     let version = Str::from(&*node.istio_version);
     node.metadata = [
         ("ISTIO_VERSION", &version),
@@ -307,6 +322,14 @@ fn read_node(read: &mut Reader<'_>) -> Node {
         }
     }
     node
+}
+
+fn role(text: &str) -> Result<Role, String> {
+    match text {
+        "waypoint" => Ok(Role::Waypoint),
+        "east-west" => Ok(Role::EastWest),
+        _ => Err("waypoint or east-west expected".to_owned()),
+    }
 }
 
 fn read_ca(read: &mut Reader<'_>, control_plane: &str, in_kubernetes: bool) -> Option<Remote> {

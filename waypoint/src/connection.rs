@@ -30,6 +30,8 @@ pub(crate) struct Connection {
     /// Where the client went: the service's address and port, or the workload's.
     pub(crate) destination: SocketAddr,
     pub(crate) trace: Option<Traceparent>,
+    /// The sender is a waypoint, and says so.
+    pub(crate) passed_waypoint: bool,
     /// The client, for telemetry: the record of its address, else what its identity and baggage tell.
     pub(crate) source: Party,
 }

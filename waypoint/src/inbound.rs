@@ -14,7 +14,7 @@ use mesh::{
     flow::EndReason,
     headers::{self, Baggage, Traceparent},
     l7::{
-        dispatch::{DispatchFacts, Target, dispatch},
+        dispatch::{DispatchFacts, Target, dispatch, dispatch_inner},
         served::AppProtocol,
     },
     outcome::{Object, Reason, Refusal},
@@ -31,6 +31,7 @@ use net::{
 use tokio::net::TcpStream;
 
 use crate::{
+    config::Role,
     connection::{Connection, header_texts, source_of},
     detect::{self, Protocol},
     flow::Early,
@@ -264,7 +265,11 @@ impl Inbound {
             }
         };
         let connection = Arc::new(self.connection(&request, target, &snapshot, accepted));
-        let declared = declared(&connection, &snapshot);
+        let declared = match self.waypoint.config.node.role {
+            Role::Waypoint => declared(&connection, &snapshot),
+            // The inner tunnel is not ours to look into.
+            Role::EastWest => AppProtocol::Tcp,
+        };
         if declared == AppProtocol::Tcp {
             return Some(Opened::Unanswered(connection, request));
         }
@@ -305,6 +310,10 @@ impl Inbound {
             namespace: &node.namespace,
         };
         let deadline = tokio::time::Instant::now() + WAIT;
+        let dispatch = match node.role {
+            Role::Waypoint => dispatch,
+            Role::EastWest => dispatch_inner,
+        };
         let decide = |snapshot: &Arc<Snapshot>| dispatch(&snapshot.mesh, &snapshot.l7, &facts);
         self.waypoint.snapshots.decide(deadline, decide).await
     }
@@ -329,6 +338,7 @@ impl Inbound {
     ) -> Connection {
         let told = request.headers();
         let trace = header_texts(told, headers::TRACEPARENT).next();
+        let sender = header_texts(told, headers::ISTIO_SOURCE).next();
         let waypoint = &self.waypoint;
         Connection {
             accepted,
@@ -338,6 +348,7 @@ impl Inbound {
             service: target.service().map(|service| service.key()),
             destination: destination(&target, self.local.ip(), request.authority()),
             trace: trace.and_then(Traceparent::parse),
+            passed_waypoint: sender == Some("waypoint"),
             source: source_of(waypoint, snapshot, self.client, request.peer(), told),
             target,
             waypoint: Arc::clone(waypoint),

@@ -97,6 +97,19 @@ pub fn dispatch(mesh: &MeshView, l7: &View, facts: &DispatchFacts<'_>) -> Outcom
     }
 }
 
+/// The same for a gateway between networks: the inner tunnel ends behind it, so that nothing but a service's name tells
+/// where it leads (control-plane.md 11). What it does not serve, among that every service that is local to its cluster, is
+/// refused.
+pub fn dispatch_inner(mesh: &MeshView, l7: &View, facts: &DispatchFacts<'_>) -> Outcome<Target> {
+    match facts.authority {
+        Authority::Hostname(host, port) => service_named(mesh, l7, facts, host, *port),
+        Authority::Address(address) => {
+            let object = Object::Address(in_network(facts, address.ip().to_canonical()));
+            Refusal::by(Reason::NotServed, object).into()
+        }
+    }
+}
+
 fn by_hostname(
     mesh: &MeshView,
     l7: &View,
@@ -107,6 +120,17 @@ fn by_hostname(
     if facts.network.is_empty() {
         return Refusal::new(Reason::UnknownHostname).into();
     }
+    service_named(mesh, l7, facts, host, port)
+}
+
+/// A service that is served here, by its name.
+fn service_named(
+    mesh: &MeshView,
+    l7: &View,
+    facts: &DispatchFacts<'_>,
+    host: &str,
+    port: u16,
+) -> Outcome<Target> {
     let services = mesh.services_by_hostname(host);
     match preferred(l7, services, facts.namespace) {
         Some(found) => found.on(port, vip(&found.service, facts)),

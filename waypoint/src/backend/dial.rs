@@ -112,6 +112,10 @@ impl Backend {
     async fn reach(&self, upstream: &Upstream<'_>) -> Result<Connected, ConnectError> {
         match &upstream.endpoint {
             Endpoint::Address(address) => self.tcp(*address).await,
+            Endpoint::Tunnel { address, .. } => Ok(Connected {
+                hop: Hop::DoubleHbone,
+                ..self.tcp(*address).await?
+            }),
             Endpoint::Hostname { name, port } => {
                 let prefer_ipv6 = upstream.destination.is_ipv6();
                 self.tcp_by_name(name, *port, prefer_ipv6).await

@@ -31,6 +31,11 @@ pub(crate) use stream::Stream;
 pub(crate) enum Endpoint {
     /// A workload of the mesh view, and its port.
     Workload { workload: Arc<Workload>, port: u16 },
+    /// A workload's HBONE port, for a tunnel that ends there and not here.
+    Tunnel {
+        workload: Arc<Workload>,
+        address: SocketAddr,
+    },
     /// Outside, by address.
     Address(SocketAddr),
     /// Outside, by name.
@@ -65,6 +70,16 @@ pub(crate) struct Tls<'a> {
     pub(crate) host: &'a str,
     /// In the order of preference; may be empty.
     pub(crate) alpn: &'a [&'a [u8]],
+}
+
+impl Endpoint {
+    /// Its record, where it has one.
+    pub(crate) fn workload(&self) -> Option<&Arc<Workload>> {
+        match self {
+            Self::Workload { workload, .. } | Self::Tunnel { workload, .. } => Some(workload),
+            Self::Address(_) | Self::Hostname { .. } => None,
+        }
+    }
 }
 
 /// A connection to an endpoint.

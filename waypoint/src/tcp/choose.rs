@@ -4,6 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use mesh::{
     draw::Draw,
+    east_west::{self, InnerFacts},
     l7::{
         backend::{BackendPolicy, TrafficPolicy},
         dispatch::Target,
@@ -19,7 +20,7 @@ use mesh::{
 };
 
 use super::{Kind, refused};
-use crate::{backend::Endpoint, connection::Connection, snapshot::Snapshot};
+use crate::{backend::Endpoint, config::Role, connection::Connection, snapshot::Snapshot};
 
 /// Draws until one is found that has not been tried, before it is given up.
 const DRAWS: usize = 16;
@@ -58,10 +59,7 @@ impl Tried {
 impl Choice {
     /// The endpoint's record.
     pub(super) fn workload(&self) -> Option<&Arc<Workload>> {
-        match &self.endpoint {
-            Endpoint::Workload { workload, .. } => Some(workload),
-            Endpoint::Address(_) | Endpoint::Hostname { .. } => None,
-        }
+        self.endpoint.workload()
     }
 
     /// How the service's endpoints are reached, by subset and port.
@@ -84,6 +82,11 @@ pub(super) fn choose(
     tried: &Tried,
 ) -> Result<Choice, Refusal> {
     let (route, endpoint) = draw.split();
+    if let (Role::EastWest, Target::Service { service, port, .. }) =
+        (connection.waypoint.config.node.role, &connection.target)
+    {
+        return onward(connection, snapshot, (service, *port), draw, tried);
+    }
     let (service, port, subset) = match &connection.target {
         Target::Workload { workload, address } => {
             return Ok(Choice {
@@ -111,6 +114,33 @@ pub(super) fn choose(
         subset,
     };
     chosen.choose(endpoint, tried)
+}
+
+/// Where an inner tunnel ends: nothing but the service's name decides, no route and no backend's policy.
+fn onward(
+    connection: &Connection,
+    snapshot: &Snapshot,
+    (service, port): (&Arc<Service>, u16),
+    draw: Draw,
+    tried: &Tried,
+) -> Result<Choice, Refusal> {
+    let facts = InnerFacts {
+        own: &snapshot.own,
+        passed_waypoint: connection.passed_waypoint,
+    };
+    let untried = |workload: &Workload| !tried.0.contains(&workload.uid);
+    let onward = east_west::onward(&snapshot.mesh, &facts, service, port, draw, untried)?;
+    Ok(Choice {
+        endpoint: Endpoint::Tunnel {
+            workload: onward.workload,
+            address: onward.address,
+        },
+        service: Some(Arc::clone(service)),
+        destination: connection.destination,
+        backend: None,
+        port,
+        subset: None,
+    })
 }
 
 /// The backend of the route that matches, else the service itself.

@@ -118,3 +118,30 @@ fn names_are_authorities_where_networks_are_many() {
         assert_eq!(ask(authority, "net-1"), expected, "{authority}");
     }
 }
+
+#[test]
+fn a_gateway_between_networks_takes_names_of_what_it_serves_and_nothing_else() {
+    let (mesh, l7) = world();
+    for (authority, expected) in [
+        ("web.a:80", "a/web.a 80"),
+        ("web.a:82", "UnknownPort"),
+        ("back.a:80", "NotServed"),
+        ("nobody.a:80", "NotServed"),
+        ("10.1.0.1:80", "NotServed"),
+        ("10.0.0.1:9999", "NotServed"),
+        ("127.0.0.1:15000", "NotServed"),
+    ] {
+        let facts = DispatchFacts {
+            authority: &authority.parse().unwrap(),
+            local: WAYPOINT.parse().unwrap(),
+            network: &"".into(),
+            namespace: "a",
+        };
+        let told = match dispatch_inner(&mesh, &l7, &facts) {
+            Outcome::Go(target) => format!("{} {}", target.service().unwrap().key(), target.port()),
+            Outcome::Refuse(refusal) => format!("{:?}", refusal.reason),
+            Outcome::Need(need) => format!("{:?}", need.unmet().reason),
+        };
+        assert_eq!(told, expected, "{authority}");
+    }
+}

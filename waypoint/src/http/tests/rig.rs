@@ -412,6 +412,7 @@ impl Rig {
             service: Some(self.target.clone()),
             destination,
             trace: None,
+            passed_waypoint: false,
             source: Party::default(),
         })
     }

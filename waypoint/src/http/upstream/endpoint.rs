@@ -64,10 +64,7 @@ impl EndpointState {
 
     /// The workload, if it is one.
     pub(crate) fn workload(&self) -> Option<&Arc<Workload>> {
-        match &self.endpoint {
-            Endpoint::Workload { workload, .. } => Some(workload),
-            Endpoint::Address(_) | Endpoint::Hostname { .. } => None,
-        }
+        self.endpoint.workload()
     }
 
     /// Its address, where it has one.
@@ -77,7 +74,7 @@ impl EndpointState {
                 let address = workload.addresses.first();
                 address.map(|it| (*it, *port).into())
             }
-            Endpoint::Address(address) => Some(*address),
+            Endpoint::Address(address) | Endpoint::Tunnel { address, .. } => Some(*address),
             Endpoint::Hostname { .. } => None,
         }
     }
@@ -97,7 +94,7 @@ impl EndpointState {
             let mut context = digest::Context::new(&digest::SHA256);
             let port = match &self.endpoint {
                 Endpoint::Workload { port, .. } | Endpoint::Hostname { port, .. } => *port,
-                Endpoint::Address(address) => address.port(),
+                Endpoint::Address(address) | Endpoint::Tunnel { address, .. } => address.port(),
             };
             let workload = self.workload().map_or("", |it| &it.uid.0);
             let port = port.to_be_bytes();
