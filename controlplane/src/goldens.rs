@@ -33,6 +33,7 @@ fn settings(text: &str) -> Settings {
             .split_once('=')
             .unwrap_or((setting.trim(), ""))
         {
+            ("several-networks", _) => settings.has_others = true,
             ("as-istio", _) => settings.failure = FailurePolicy::AsIstio,
             ("dry-run", _) => settings.send_dry_run = true,
             ("network", network) => settings.network = network.into(),
@@ -88,16 +89,22 @@ fn outcome(text: &str) -> Value {
         let (Some(waypoint), Some(resource)) = (key.scope, resource) else {
             continue;
         };
-        let message = proto::waypoint::Resource::decode(&*resource.body).unwrap();
-        let told = Told::try_from(message).expect("waypoints take what is sent");
-        assert_eq!(told.name(), *key.name);
-        if told == Told::Config(usual.clone()) {
-            continue;
-        }
+        let shown = match resource.type_url {
+            proto::WAYPOINT_TYPE_URL => {
+                let message = proto::waypoint::Resource::decode(&*resource.body).unwrap();
+                let told = Told::try_from(message).expect("waypoints take what is sent");
+                assert_eq!(told.name(), *key.name);
+                if told == Told::Config(usual.clone()) {
+                    continue;
+                }
+                json!(lines(&told))
+            }
+            _ => render(&resource),
+        };
         let of_waypoint = waypoints
             .entry(waypoint.to_string())
             .or_insert_with(|| json!({}));
-        of_waypoint[key.name.to_string()] = json!(lines(&told));
+        of_waypoint[key.name.to_string()] = shown;
     }
     let statuses = reports.into_values().chain(files.reports());
     Value::Object(sparse_top(json!({

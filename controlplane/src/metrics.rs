@@ -46,6 +46,8 @@ pub struct Metrics {
     expired_nonce: Family<Kind, Count>,
     rejects: Family<Kind, Count>,
     inbound_updates: Family<Kind, Count>,
+    triggers: Family<Kind, Count>,
+    queue_time: Histogram,
     internal_errors: Count,
     convergence: Histogram,
     services: Gauge,
@@ -200,6 +202,8 @@ impl Metrics {
             expired_nonce: Family::default(),
             rejects: Family::default(),
             inbound_updates: Family::default(),
+            triggers: Family::default(),
+            queue_time: Histogram::new(TIMES),
             internal_errors: Count::default(),
             convergence: Histogram::new(TIMES),
             services: Gauge::default(),
@@ -255,6 +259,11 @@ impl Metrics {
             "Changes of the world",
             &self.inbound_updates,
         );
+        counts(
+            "pilot_push_triggers",
+            "Batches of changes that lead to responses",
+            &self.triggers,
+        );
         registry.register("pilot_xds", "Connected proxies", self.proxies.clone());
         registry.register(
             "pilot_services",
@@ -275,6 +284,11 @@ impl Metrics {
             "pilot_xds_config_size_bytes",
             "Size of responses",
             self.config_size.clone(),
+        );
+        registry.register(
+            "pilot_proxy_queue_time",
+            "Seconds from a change to the moment at which it is a proxy's turn",
+            self.queue_time.clone(),
         );
         registry.register(
             "pilot_proxy_convergence_time",
@@ -314,6 +328,10 @@ impl Metrics {
         self.push_time.observe(took.as_secs_f64());
     }
 
+    pub(crate) fn queued(&self, during: Duration) {
+        self.queue_time.observe(during.as_secs_f64());
+    }
+
     pub(crate) fn converged(&self, after: Duration) {
         self.convergence.observe(after.as_secs_f64());
     }
@@ -333,6 +351,9 @@ impl Metrics {
     }
 
     pub(crate) fn changed(&self, type_url: &str, changes: usize, services: usize) {
+        if changes > 0 {
+            self.triggers.get_or_create(&kind(type_url)).increment();
+        }
         self.inbound_updates
             .get_or_create(&kind(type_url))
             .add(u64::try_from(changes).unwrap_or(u64::MAX));
@@ -557,6 +578,9 @@ mod tests {
     fn names_are_those_that_dashboards_query() {
         let metrics = Metrics::new();
         metrics.pushed(ADDRESS_TYPE_URL, 300);
+        metrics.changed(ADDRESS_TYPE_URL, 3, 1);
+        metrics.changed(WAYPOINT_TYPE_URL, 0, 1);
+        metrics.queued(Duration::from_millis(2));
         metrics.csr(CsrOutcome::Issued);
         metrics.csr(CsrOutcome::TtlTooLong);
         let events = metrics.kubernetes_events();
@@ -568,7 +592,10 @@ mod tests {
             "citadel_server_csr_count 2",
             "citadel_server_success_cert_issuance_count 1",
             "citadel_server_csr_sign_err_count{error=\"ttl\"} 1",
-            "pilot_services 0",
+            "pilot_services 1",
+            "pilot_inbound_updates{type=\"wds\"} 3",
+            "pilot_push_triggers{type=\"wds\"} 1",
+            "pilot_proxy_queue_time_count 1",
             "pilot_k8s_reg_events{type=\"Pod\",event=\"update\"} 1",
             "pilot_k8s_cfg_events{type=\"AuthorizationPolicy\",event=\"add\"} 1",
             "istiod_managed_clusters{cluster_type=\"local\"} 1",

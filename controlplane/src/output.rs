@@ -49,6 +49,16 @@ pub struct ResourceKey {
     pub name: Str,
 }
 
+/// A proxy that a controller deployed for a Gateway, as it reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayProxy {
+    /// The Gateway.
+    pub gateway: Name,
+    /// Of every type it gets what is for its Gateway, and nothing of what is everyone's: a gateway between networks, which
+    /// must not know more than the services that other networks reach through it.
+    pub confined: bool,
+}
+
 /// Resources by type, scope and name, which they carry themselves: there are as many as pods, and a key beside each would cost
 /// four times the place in the table.
 #[derive(Debug, Default)]

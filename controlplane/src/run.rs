@@ -445,7 +445,8 @@ impl Config {
             root_namespace: self.root_namespace.as_str().into(),
             entry_visibility: cluster.and_then(|it| it.entry_visibility.clone()),
             service_scopes: cluster.and_then(|it| it.service_scopes.clone()),
-            has_others: cluster.is_some_and(|it| it.gateways.is_multi_network()),
+            // A folder is small: whatever is in it is taken account of.
+            has_others: cluster.is_none_or(|it| it.gateways.is_multi_network()),
             is_remote: false,
             system_namespace: cluster.map(|it| it.namespace.as_str().into()),
             trust_domain_aliases: cluster

@@ -47,7 +47,7 @@ use crate::{
     config::ServiceAccount,
     metrics::Metrics,
     object::Name,
-    output::{Changes, PodFacts, Resource, ResourceKey},
+    output::{Changes, GatewayProxy, PodFacts, Resource, ResourceKey},
     serve::{DiscoveryService, Limits, MAX_AGE, access::Access, registry::Registry, store::Store},
     tls::{self, Services},
 };
@@ -192,7 +192,10 @@ impl Plane {
         let node: ServiceAccount = "istio-system/ztunnel".parse().unwrap();
         let gateway = |account: &ServiceAccount, _: Option<&str>| {
             let is_waypoint = account.to_string() == "shop/waypoint";
-            is_waypoint.then(|| Name::new("shop", "waypoint"))
+            is_waypoint.then(|| GatewayProxy {
+                gateway: Name::new("shop", "waypoint"),
+                confined: false,
+            })
         };
         let access = Access::new(&[node], gateway);
         let (trigger, watch) = drain::channel();

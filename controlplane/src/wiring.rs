@@ -49,8 +49,8 @@ pub struct Wiring {
     pub parents: Tap<ObjectRef, Parents>,
     /// Changed pods.
     pub pods: Tap<Name, Pod>,
-    /// Changed service accounts of the pods of managed waypoints.
-    pub waypoint_accounts: Tap<Name, BTreeSet<Str>>,
+    /// Changed accounts of those who may read for a Gateway.
+    pub readers: Tap<Name, Readers>,
     /// Changed sources of keys that are to be fetched.
     pub key_sources: istio::KeySources,
     /// Changed addresses of ServiceEntries' hosts that have none of their own.
@@ -121,6 +121,8 @@ struct Facts {
     namespaces: Collection<Str, Meta>,
     network: Collection<(), Str>,
     waypoints: Collection<Name, Waypoint>,
+    /// Gateways between networks that are run here, and the network behind each.
+    east_west: Index<(), Name, Str>,
     gateways_of_network: Index<Str, Name, NetworkGateway>,
 }
 
@@ -151,7 +153,7 @@ impl Wiring {
         let joins = joins::joins(&mut graph, &inputs, &facts, &winners, &mut runs);
         let made = workloads::made(&mut graph, &inputs, &joins, &mut runs);
         let exports = remote::exports(&mut graph, &inputs, &joins, &made);
-        let merged = remote::merged(&mut graph, &inputs, &joins);
+        let merged = remote::merged(&mut graph, &inputs, &joins, &made);
         let resources = outputs::resources(&mut graph, &joins, &made, &inputs, merged.additions);
         let targets = Targets::new(&inputs, &joins, &offers);
         let attached =
@@ -160,17 +162,20 @@ impl Wiring {
         let routes = gateway_api::gateway_api(&mut graph, &inputs, &joins, &attached, &mut runs);
         let configs = waypoints::configs(&mut graph, &inputs, &facts, &routes.authorizers);
         let specified = graph.join(&[&configs, &routes.resources, &istio.resources]);
+        let inner = east_west::Inner::new(&mut graph, &inputs, &joins);
         let (of_waypoints, of_backends) = waypoints::resources(
             &mut graph,
             &inputs,
             &joins,
             &made,
-            &specified,
+            (&specified, &inner),
             &routes.overlays,
             &mut runs,
         );
         let of_rules = istio::rule_conditions(&mut graph, &inputs, &facts, &of_backends);
-        let resources = graph.join(&[&resources, &of_waypoints, &merged.resources]);
+        let everyones = graph.join(&[&resources, &merged.resources]);
+        let of_gateways = inner.resources(&mut graph, &everyones);
+        let resources = graph.join(&[&everyones, &of_waypoints, &of_gateways]);
         // Nobody asks a cluster that is only looked at for resources.
         let resources = match settings.is_remote {
             true => graph.source().clone(),
@@ -188,7 +193,7 @@ impl Wiring {
             pods: inputs.pods.tap(),
             allocated: allocated.tap(),
             key_sources: istio.key_sources.tap(),
-            waypoint_accounts: facts::readers(&mut graph, &inputs, &facts).tap(),
+            readers: facts::readers(&mut graph, &inputs, &facts).tap(),
             graph,
             settings,
             inputs,
@@ -280,6 +285,7 @@ macro_rules! take {
     };
 }
 
+mod east_west;
 mod facts;
 mod gateway_api;
 mod inputs;
@@ -291,6 +297,7 @@ mod services;
 mod waypoints;
 mod workloads;
 
+pub use facts::Readers;
 pub use gateway_api::Parents;
 use istio::Targets;
 

@@ -19,8 +19,8 @@ use crate::{
     graph::Runs,
     object::{Kind, Name, ObjectRef, Pod},
     output::{
-        Condition, ObjectStatus, ObjectVersion, ParentStatus, Pending, PendingStatuses, PodFacts,
-        Resource, ResourceKey, Resources, StatusChange, Subscription,
+        Condition, GatewayProxy, ObjectStatus, ObjectVersion, ParentStatus, Pending,
+        PendingStatuses, PodFacts, Resource, ResourceKey, Resources, StatusChange, Subscription,
     },
     source::{
         cluster::{Event, Feed},
@@ -33,7 +33,7 @@ use crate::{
         remote::{ExportKey, Exported},
         waypoint,
     },
-    wiring::{OfPods, Parents, Wiring},
+    wiring::{OfPods, Parents, Readers, Wiring},
 };
 
 mod cluster;
@@ -122,8 +122,8 @@ struct State {
     parents: HashMap<ObjectRef, Arc<Vec<ParentStatus>>>,
     file_reports: Vec<ObjectStatus>,
     pods: Pods,
-    /// Accounts of managed waypoints' pods, by Gateway.
-    waypoints: HashMap<Name, BTreeSet<Str>>,
+    /// Who may read as a waypoint or a gateway between networks, by Gateway.
+    readers: HashMap<Name, Arc<Readers>>,
     figures: Figures,
 }
 
@@ -264,19 +264,19 @@ impl World {
         self.shared.pods_changed.subscribe()
     }
 
-    /// The Gateway of whose managed waypoint's pods this account is. Where it is of several Gateways', the pod of that
+    /// The Gateway of whose managed proxy's pods this account is. Where it is of several Gateways', the pod of that
     /// name decides, else the first by name.
     pub fn gateway_of(
         &self,
         namespace: &str,
         service_account: &str,
         pod: Option<&str>,
-    ) -> Option<Name> {
+    ) -> Option<GatewayProxy> {
         let state = self.shared.state.read();
         let of_account = |gateway: &Name| {
-            let accounts = state.waypoints.get(gateway);
+            let readers = state.readers.get(gateway);
             &*gateway.namespace == namespace
-                && accounts.is_some_and(|accounts| accounts.contains(service_account))
+                && readers.is_some_and(|it| it.accounts.contains(service_account))
         };
         let of_pod = pod.and_then(|pod| {
             let pod = Name::new(namespace, pod);
@@ -285,9 +285,13 @@ impl World {
             let gateway = waypoint::managed_instance_of(&pod.meta)?;
             (is_its && of_account(&gateway)).then_some(gateway)
         });
-        of_pod.or_else(|| {
-            let all = state.waypoints.keys().filter(|gateway| of_account(gateway));
+        let gateway = of_pod.or_else(|| {
+            let all = state.readers.keys().filter(|gateway| of_account(gateway));
             all.min().cloned()
+        })?;
+        Some(GatewayProxy {
+            confined: state.readers.get(&gateway).is_none_or(|it| it.confined),
+            gateway,
         })
     }
 
@@ -467,7 +471,7 @@ struct Taken {
     parents: Changed<ObjectRef, Parents>,
     pods: Changed<Name, Pod>,
     allocated: Changed<allocate::Host, Vec<IpAddr>>,
-    accounts: Changed<Name, BTreeSet<Str>>,
+    readers: Changed<Name, Readers>,
     sources: Changed<KeySource, ()>,
     exports: Changed<ExportKey, Exported>,
 }
@@ -484,7 +488,7 @@ impl Taken {
         gone(&mut self.parents, state.parents.keys().cloned());
         gone(&mut self.pods, state.pods.by_name.keys().cloned());
         gone(&mut self.allocated, hosts);
-        gone(&mut self.accounts, state.waypoints.keys().cloned());
+        gone(&mut self.readers, state.readers.keys().cloned());
         gone(&mut self.sources, sources.iter().cloned());
     }
 }
@@ -586,7 +590,7 @@ impl Publisher {
             parents: wiring.parents.take(),
             pods: wiring.pods.take(),
             allocated: wiring.allocated.take(),
-            accounts: wiring.waypoint_accounts.take(),
+            readers: wiring.readers.take(),
             sources: wiring.key_sources.take(),
             exports: wiring.exports.take(),
         };
@@ -615,7 +619,7 @@ impl Publisher {
             parents,
             pods,
             allocated,
-            accounts,
+            readers,
             sources,
             exports,
         } = self.take(batch.is_anew);
@@ -650,10 +654,10 @@ impl Publisher {
         for (name, pod) in pods {
             state.pods.set(&name, pod);
         }
-        for (gateway, accounts) in accounts {
-            match accounts {
-                Some(accounts) => state.waypoints.insert(gateway, (*accounts).clone()),
-                None => state.waypoints.remove(&gateway),
+        for (gateway, readers) in readers {
+            match readers {
+                Some(readers) => state.readers.insert(gateway, readers),
+                None => state.readers.remove(&gateway),
             };
         }
         for (key, resource) in &resources {

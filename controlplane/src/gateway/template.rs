@@ -403,6 +403,7 @@ impl Template<'_> {
         }
         if self.role == Role::EastWest {
             env.push(value("ISTIO_META_REQUESTED_NETWORK_VIEW", self.network));
+            env.push(value("LEYLINE_ROLE", "east-west"));
         }
         Value::Array(env)
     }

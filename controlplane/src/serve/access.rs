@@ -7,7 +7,7 @@ use proto::xds_core::Node;
 use tonic::Status;
 
 use super::registry::Peer;
-use crate::{auth::Caller, config::ServiceAccount, object::Name};
+use crate::{auth::Caller, config::ServiceAccount, output::GatewayProxy};
 
 /// The rule, as data.
 #[derive(Clone)]
@@ -17,7 +17,7 @@ pub struct Access {
 }
 
 /// The Gateway whose waypoint an account is, by the account and by the name of the pod that says to be one of it.
-type GatewayOf = dyn Fn(&ServiceAccount, Option<&str>) -> Option<Name> + Send + Sync;
+type GatewayOf = dyn Fn(&ServiceAccount, Option<&str>) -> Option<GatewayProxy> + Send + Sync;
 
 impl fmt::Debug for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -32,7 +32,10 @@ impl Access {
     /// Gateways', the pod decides; it must be one of that account.
     pub fn new(
         nodes: &[ServiceAccount],
-        gateway_of: impl Fn(&ServiceAccount, Option<&str>) -> Option<Name> + Send + Sync + 'static,
+        gateway_of: impl Fn(&ServiceAccount, Option<&str>) -> Option<GatewayProxy>
+        + Send
+        + Sync
+        + 'static,
     ) -> Self {
         Self {
             nodes: nodes.into(),
@@ -49,8 +52,8 @@ impl Access {
         self.is_node(account) || (self.gateway_of)(account, None).is_some()
     }
 
-    /// The Gateway whose waypoint this caller is. A pod that the proof names counts more than one that it says.
-    pub(super) fn gateway(&self, caller: &Caller, proxy: &str) -> Option<Name> {
+    /// The Gateway whose proxy this caller is. A pod that the proof names counts more than one that it says.
+    pub(super) fn gateway(&self, caller: &Caller, proxy: &str) -> Option<GatewayProxy> {
         let proven = caller.pod.as_ref().map(|pod| pod.name.as_str());
         let said = proxy.rsplit_once('.').map(|(pod, _)| pod);
         (self.gateway_of)(&caller.account, proven.or(said))

@@ -248,9 +248,9 @@ impl Stream {
                 peer.address = self.info.address;
                 tracing::info!(proxy = peer.proxy, node = peer.node, "proxy connected");
                 let node = peer.node.as_str().into();
-                let waypoint = self.shared.access.gateway(&self.caller, &peer.proxy);
+                let gateway = self.shared.access.gateway(&self.caller, &peer.proxy);
                 let connection = self.shared.registry.connect(peer);
-                none.insert(Subscriber::new(connection, node, waypoint))
+                none.insert(Subscriber::new(connection, node, gateway))
             }
         };
         subscriber.request(request, Instant::now())
@@ -274,6 +274,7 @@ impl Stream {
         if let Some(behind) = self.behind.take()
             && !responses.is_empty()
         {
+            self.shared.metrics.queued(now.duration_since(behind));
             self.shared.metrics.converged(behind.elapsed());
         }
         Ok(())

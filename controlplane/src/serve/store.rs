@@ -335,7 +335,7 @@ impl State {
         }
         log.put(head, &resource.name, Some(resource.clone()));
         self.head = head;
-        if resource.type_url == ADDRESS_TYPE_URL {
+        if resource.type_url == ADDRESS_TYPE_URL && resource.scope.is_none() {
             if let Some(old) = old {
                 self.index.forget(&old);
                 self.services -= usize::from(is_service(&old));
@@ -354,7 +354,7 @@ impl State {
         };
         log.put(head, name, None);
         self.head = head;
-        if type_url == ADDRESS_TYPE_URL {
+        if type_url == ADDRESS_TYPE_URL && key.scope.is_none() {
             self.index.forget(&old);
             self.services -= usize::from(is_service(&old));
         }

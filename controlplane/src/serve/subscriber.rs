@@ -18,7 +18,7 @@ use super::{
     store::{Lagged, Reader, State, Store},
     view::{Sequence, View},
 };
-use crate::{object::Name, output::Resource};
+use crate::output::{GatewayProxy, Resource};
 
 /// Changes within this time of the last push are merged into the next (design: at most 10 ms).
 pub(super) const WINDOW: Duration = Duration::from_millis(10);
@@ -36,8 +36,8 @@ pub(super) struct Subscriber {
     connection: Arc<Connection>,
     /// The proxy's node: its workloads are sent unasked to readers on demand.
     node: Str,
-    /// The Gateway whose waypoint it is.
-    waypoint: Option<Name>,
+    /// Of which Gateway it is, if it is one's.
+    gateway: Option<GatewayProxy>,
     types: BTreeMap<Str, TypeState>,
     nonces: u64,
     opened: Option<Instant>,
@@ -79,11 +79,15 @@ struct Outstanding {
 }
 
 impl Subscriber {
-    pub(super) fn new(connection: Arc<Connection>, node: Str, waypoint: Option<Name>) -> Self {
+    pub(super) fn new(
+        connection: Arc<Connection>,
+        node: Str,
+        gateway: Option<GatewayProxy>,
+    ) -> Self {
         Self {
             connection,
             node,
-            waypoint,
+            gateway,
             types: BTreeMap::new(),
             nonces: 0,
             opened: None,
@@ -152,7 +156,7 @@ impl Subscriber {
         let world = store.read();
         for (type_url, state) in &mut self.types {
             let answer = state.ask.is_some();
-            let view = View::of(type_url, self.waypoint.as_ref());
+            let view = View::of(type_url, self.gateway.as_ref());
             let payloads = state.advance(store, &world, view, &self.node)?;
             let before = policies.len() + others.len() + policies_gone.len();
             for payload in payloads {

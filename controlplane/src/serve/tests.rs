@@ -19,7 +19,7 @@ use super::{
 use crate::{
     metrics::Metrics,
     object::Name,
-    output::Resource,
+    output::{GatewayProxy, Resource},
     testing::{changes, owned, pod, policy, service},
 };
 
@@ -547,7 +547,10 @@ fn route(gateway: &str, name: &str, version: &str) -> Arc<Resource> {
 }
 
 fn waypoint(bench: &Bench, gateway: &str) -> Subscriber {
-    let gateway = Some(Name::new("shop", gateway));
+    let gateway = Some(GatewayProxy {
+        gateway: Name::new("shop", gateway),
+        confined: false,
+    });
     Subscriber::new(bench.registry.connect(peer()), "".into(), gateway)
 }
 
@@ -573,6 +576,41 @@ fn a_waypoint_gets_what_is_its_gateways_and_nobody_else_does() {
         &[("Resource", &["route/b"], &["route/a"])],
     );
     assert_eq!(bench.store.count(WAYPOINT), 3);
+}
+
+/// An address that is one Gateway's alone.
+fn address_of(gateway: &str) -> Arc<Resource> {
+    let everyones = pod(2, "node-1", &[], "x");
+    Arc::new(Resource {
+        scope: Some(Arc::new(Name::new("shop", gateway))),
+        ..(*everyones).clone()
+    })
+}
+
+#[test]
+fn a_gateway_between_networks_gets_of_each_type_what_is_for_it_and_nothing_else() {
+    let everyones = pod(1, "node-1", &[], "x");
+    let its = address_of("east-west");
+    let mut bench = Bench::new(&[everyones, its.clone(), route("east-west", "route/a", "1")]);
+    bench.subscriber = Subscriber::new(
+        bench.registry.connect(peer()),
+        "node-1".into(),
+        Some(GatewayProxy {
+            gateway: Name::new("shop", "east-west"),
+            confined: true,
+        }),
+    );
+    bench.subscribe(ADDRESS, &[], &[]);
+    assert_told(&bench.exchange(), &[("Address", &[POD_2], &[])]);
+    bench.subscribe(ADDRESS, &[POD_1], &[]);
+    assert_told(&bench.exchange(), &[("Address", &[], &[POD_1])]);
+    // Its copy is nobody else's, and not found by a name that is.
+    bench.subscriber = waypoint(&bench, "mine");
+    bench.subscribe(ADDRESS, &[], &[]);
+    assert_told(&bench.exchange(), &[("Address", &[POD_1], &[])]);
+    bench.apply(&[], &[&its]);
+    let told = bench.subscriber.flush(&bench.store, bench.now).unwrap();
+    assert!(told.is_empty(), "what a gateway loses is no news to others");
 }
 
 #[test]

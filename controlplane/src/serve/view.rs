@@ -3,7 +3,10 @@
 use bytes::Bytes;
 use proto::{ADDRESS_TYPE_URL, WAYPOINT_TYPE_URL, WORKLOAD_TYPE_URL};
 
-use crate::{object::Name, output::Resource};
+use crate::{
+    object::Name,
+    output::{GatewayProxy, Resource},
+};
 
 /// A place in the log. 0 stands before everything.
 pub(super) type Sequence = u64;
@@ -12,21 +15,22 @@ pub(super) type Sequence = u64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct View<'a> {
     type_url: &'a str,
-    /// The Gateway whose waypoint reads, for types of which each waypoint has its own.
+    /// The Gateway whose proxy reads, for types of which it has its own.
     scope: Option<&'a Name>,
 }
 
 /// Whether each waypoint has its own resources of this type. They are nobody else's.
-pub(super) fn is_scoped(type_url: &str) -> bool {
+fn is_scoped(type_url: &str) -> bool {
     type_url == WAYPOINT_TYPE_URL
 }
 
 impl<'a> View<'a> {
-    /// How the type is had from the log by a reader that is the waypoint of this Gateway, or none.
-    pub(super) fn of(type_url: &'a str, reader: Option<&'a Name>) -> Self {
+    /// How the type is had from the log by a reader that is the proxy of a Gateway, or none.
+    pub(super) fn of(type_url: &'a str, reader: Option<&'a GatewayProxy>) -> Self {
+        let own = reader.filter(|it| it.confined || is_scoped(type_url));
         Self {
             type_url,
-            scope: reader.filter(|_| is_scoped(type_url)),
+            scope: own.map(|it| &it.gateway),
         }
     }
 

@@ -18,7 +18,8 @@ use crate::{
     object::{Gateway, GatewayClass, Name},
 };
 
-const NETWORK: &str = "topology.istio.io/network";
+/// The label that names the network of a Gateway, a pod or a cluster.
+pub const NETWORK: &str = "topology.istio.io/network";
 const SERVICE_ACCOUNT: &str = "gateway.istio.io/service-account";
 const TRUST_DOMAIN: &str = "gateway.istio.io/trust-domain";
 

@@ -86,7 +86,8 @@ pub fn beyond(service: &str, workloads: &[Arc<wire::Workload>]) -> Beyond {
     sum
 }
 
-fn identity(workload: &wire::Workload) -> String {
+/// Who a workload is, as a SPIFFE name.
+pub fn identity(workload: &wire::Workload) -> String {
     let domain = match workload.trust_domain.as_str() {
         "" => "cluster.local",
         other => other,

@@ -10,6 +10,7 @@ use proto::workload::{
 
 use super::{
     Settings, bytes_of, condition,
+    network::NETWORK,
     service::{Claim, UNIX},
     waypoint::Bound,
 };
@@ -93,6 +94,7 @@ pub fn of_pod(
         canonical_revision,
         workload_name,
         extensions: pod.dns.iter().map(|it| pod_dns_extension(it)).collect(),
+        network: pod_network(pod, &around),
         ..common(&pod.meta, &around)
     };
     let mut conditions = vec![pod_condition(pod, protocol, &around)];
@@ -116,6 +118,13 @@ fn common(meta: &Meta, around: &Surroundings<'_>) -> wire::Workload {
         authorization_policies: around.policies.iter().map(|key| key.to_string()).collect(),
         ..wire::Workload::default()
     }
+}
+
+/// Where there are several networks, a pod may say which one it is of, also behind this cluster's API server.
+fn pod_network(pod: &Pod, around: &Surroundings<'_>) -> String {
+    let label = pod.meta.label(NETWORK).map(|it| &**it);
+    let said = label.filter(|it| around.settings.has_others && !it.is_empty());
+    said.unwrap_or(around.network).to_owned()
 }
 
 /// What the agent says of the pod, and what the pod says of itself.

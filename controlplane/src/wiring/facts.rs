@@ -7,6 +7,7 @@ use proto::workload as wire;
 
 use super::{Facts, Inputs, OfPods};
 use crate::{
+    gateway::class::is_east_west,
     graph::{Collection, Context, Graph},
     object::{Meta, Name, Pod},
     translate::{
@@ -107,10 +108,21 @@ pub(super) fn facts(
             .into_iter()
             .collect()
     });
+    let east_west = east_west(graph, inputs, &waypoints, &network, settings);
     let classes = inputs.classes.clone();
+    let (known, fallback) = (network.clone(), settings.network.clone());
+    let of_east_west = east_west.clone();
     let (gateways, _) = graph.derive(&inputs.gateways, move |cx, name, gateway| {
         let class = cx.get(&classes, &gateway.spec.gateway_class_name.as_str().into());
-        let found = NetworkGateway::new(gateway, class.as_deref());
+        // Several networks behind one API server: one that is deployed here is the way into a network that is not this
+        // cluster's own.
+        let own = cx.get(&known, &());
+        let own = own.as_ref().map_or(&fallback, |network| &**network);
+        let beyond = cx.get(&of_east_west, name).filter(|it| **it != *own);
+        let found = match beyond {
+            Some(network) => NetworkGateway::east_west(gateway, class.as_deref(), &network),
+            None => NetworkGateway::new(gateway, class.as_deref()),
+        };
         let keyed = found.map(|gateway| (name.clone(), gateway));
         keyed.into_iter().collect()
     });
@@ -122,16 +134,50 @@ pub(super) fn facts(
         namespaces: inputs.namespaces.clone(),
         network,
         waypoints,
+        east_west: east_west.index(|_, _| vec![()]),
         gateways_of_network: gateways.index(|_, gateway| vec![gateway.network.clone()]),
     }
 }
 
-/// The accounts that may read the mesh as waypoints: those of pods that a controller of ours deployed for one.
+/// Gateways between networks that are deployed here, and the network behind each: the label's, else the cluster's own.
+fn east_west(
+    graph: &mut Graph,
+    inputs: &Inputs,
+    waypoints: &Collection<Name, Waypoint>,
+    own_network: &Collection<(), Str>,
+    settings: &Settings,
+) -> Collection<Name, Str> {
+    let (classes, waypoints) = (inputs.classes.clone(), waypoints.clone());
+    let (known, fallback) = (own_network.clone(), settings.network.clone());
+    let (gateways, _) = graph.derive(&inputs.gateways, move |cx, name, gateway| {
+        let class_name = gateway.spec.gateway_class_name.as_str();
+        let class = cx.get(&classes, &class_name.into());
+        let controller = class.as_ref().map(|it| it.spec.controller_name.as_str());
+        if !is_east_west(class_name, controller) || cx.get(&waypoints, name).is_none() {
+            return Vec::new();
+        }
+        let label = gateway.meta.label(network::NETWORK).cloned();
+        let own = || cx.get(&known, &()).map(|network| (*network).clone());
+        let network = label.or_else(own).unwrap_or_else(|| fallback.clone());
+        vec![(name.clone(), network)]
+    });
+    gateways
+}
+
+/// Who may read for a Gateway.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Readers {
+    /// Accounts of the pods that a controller of ours deployed for it.
+    pub accounts: BTreeSet<Str>,
+    /// They get what is for the Gateway alone.
+    pub confined: bool,
+}
+
 pub(super) fn readers(
     graph: &mut Graph,
     inputs: &Inputs,
     facts: &Facts,
-) -> Collection<Name, BTreeSet<Str>> {
+) -> Collection<Name, Readers> {
     let of = |_: &Name, pod: &Pod| {
         waypoint::managed_instance_of(&pod.meta)
             .into_iter()
@@ -140,12 +186,19 @@ pub(super) fn readers(
     let instances = inputs.pods.index(of);
     let instances = graph.group(&instances);
     let waypoints = facts.waypoints.clone();
+    let east_west = facts.east_west.collection().clone();
     let (readers, _) = graph.derive(&instances, move |cx, gateway, pods| {
         let living = pods.iter().filter(|pod| !pod.ended);
         let accounts: BTreeSet<Str> = living.map(|pod| pod.service_account.clone()).collect();
         let is_waypoint = cx.get(&waypoints, gateway).is_some();
-        let made = (is_waypoint && !accounts.is_empty()).then_some((gateway.clone(), accounts));
-        made.into_iter().collect()
+        let readers = Readers {
+            confined: cx.get(&east_west, gateway).is_some(),
+            accounts,
+        };
+        let made = is_waypoint && !readers.accounts.is_empty();
+        made.then_some((gateway.clone(), readers))
+            .into_iter()
+            .collect()
     });
     readers
 }

@@ -76,7 +76,7 @@ pub(super) fn gateways(graph: &mut Graph, remotes: &Remotes) -> Collection<Name,
 
 impl Facts {
     /// From where a Kubernetes Service is seen; a ServiceEntry's host is of its own cluster.
-    fn scope(&self, cx: &Context<'_>, claim: &Claim) -> Scope {
+    pub(super) fn scope(&self, cx: &Context<'_>, claim: &Claim) -> Scope {
         if claim.kind != Kind::Service {
             return Scope::Local;
         }
@@ -138,7 +138,7 @@ pub(super) fn exports(
     graph.join(&[&services, &workloads, &gateways])
 }
 
-fn decoded(resource: &Resource) -> Option<wire::Workload> {
+pub(super) fn decoded(resource: &Resource) -> Option<wire::Workload> {
     let address = wire::Address::decode(resource.body.clone()).ok()?;
     match address.r#type? {
         wire::address::Type::Workload(workload) => Some(workload),
@@ -160,6 +160,8 @@ pub(super) struct Additions {
     facts: Facts,
     others: Others,
     beyond_of: Index<Str, BeyondKey, Beyond>,
+    /// Who the endpoints are that this cluster has in other networks, by service and workload.
+    own_beyond: Index<Str, (Str, Str), String>,
 }
 
 impl Additions {
@@ -188,15 +190,51 @@ impl Additions {
         let others: Vec<Arc<wire::Service>> =
             others.into_iter().map(|(_, it)| (*it).clone()).collect();
         let beyond = cx.find(&self.beyond_of, key);
-        let identities: BTreeSet<String> = beyond
+        let mut identities: BTreeSet<String> = beyond
             .iter()
             .flat_map(|(_, it)| it.identities.iter().cloned())
             .collect();
+        let own_beyond = cx.find(&self.own_beyond, key);
+        identities.extend(own_beyond.into_iter().map(|(_, it)| String::clone(&it)));
         remote::merged(own, &others, &identities)
     }
 }
 
-pub(super) fn merged(graph: &mut Graph, inputs: &Inputs, joins: &Joins) -> Merged {
+/// The identities behind a gateway are not seen in the records of the gateway's clients: the service tells them.
+fn own_beyond(
+    graph: &mut Graph,
+    joins: &Joins,
+    made: &Collection<ObjectRef, Made>,
+) -> Index<Str, (Str, Str), String> {
+    let facts = joins.facts.clone();
+    let has_others = facts.settings.has_others;
+    let (identities, _) = graph.derive(made, move |cx, _, made| {
+        let own = facts.network(cx);
+        // An address that is found by begins with its network.
+        let is_beyond = |it: &&Arc<Resource>| {
+            let mut addresses = it.aliases.iter().filter_map(|it| it.split_once('/'));
+            addresses.any(|(network, _)| *network != *own)
+        };
+        let mut found = BTreeMap::<(Str, Str), String>::new();
+        let workloads = made.resources.iter().filter(|_| has_others);
+        for workload in workloads.filter(is_beyond).filter_map(|it| decoded(it)) {
+            let identity = remote::identity(&workload);
+            for service in workload.services.keys() {
+                let key = (service.as_str().into(), workload.uid.as_str().into());
+                found.insert(key, identity.clone());
+            }
+        }
+        found.into_iter().collect()
+    });
+    identities.index(|(service, _), _| vec![service.clone()])
+}
+
+pub(super) fn merged(
+    graph: &mut Graph,
+    inputs: &Inputs,
+    joins: &Joins,
+    made: &Collection<ObjectRef, Made>,
+) -> Merged {
     let others = Others::new(graph, &inputs.remotes);
     let admitted = admitted(graph, joins, &others);
     let (near, far) = workloads(graph, joins, &others, &admitted);
@@ -223,6 +261,7 @@ pub(super) fn merged(graph: &mut Graph, inputs: &Inputs, joins: &Joins) -> Merge
         facts: joins.facts.clone(),
         others: others.clone(),
         beyond_of: beyond.index(|(_, service), _| vec![service.clone()]),
+        own_beyond: own_beyond(graph, joins, made),
     };
     let services = strangers(graph, joins, &others, &additions);
     Merged {

@@ -13,7 +13,7 @@ use mesh::{
     names::{Str, WorkloadUid},
 };
 
-use super::{Facts, Inputs, Joins, Made, gateway_api::Authorizers, istio::Rules};
+use super::{Facts, Inputs, Joins, Made, east_west::Inner, gateway_api::Authorizers, istio::Rules};
 use crate::{
     graph::{Collection, Context, Graph, Runs},
     object::{Kind, Labels, Name, ObjectRef, Pod, ServiceEntry, WorkloadEntry},
@@ -47,12 +47,12 @@ pub(super) fn resources(
     inputs: &Inputs,
     joins: &Joins,
     made: &Collection<ObjectRef, Made>,
-    specified: &PerWaypoint,
+    (specified, inner): (&PerWaypoint, &Inner),
     overlays: &Collection<Str, Overlay>,
     runs: &mut BTreeMap<&'static str, Runs>,
 ) -> (Collection<ResourceKey, Resource>, PerWaypoint) {
     let facts = &joins.facts;
-    let services = services(graph, joins, specified);
+    let services = services(graph, joins, specified, inner);
     let rules = Rules::new(inputs, facts);
     let backends = backends(graph, joins, rules, &services, overlays);
     let workloads = workloads(graph, made);
@@ -86,8 +86,14 @@ pub(super) fn configs(
     configs
 }
 
-/// Services that are bound to a waypoint, and those that its other resources lead to.
-fn services(graph: &mut Graph, joins: &Joins, specified: &PerWaypoint) -> PerWaypoint {
+/// Services that are bound to a waypoint, those that its other resources lead to, and those that a gateway between networks
+/// takes other networks to.
+fn services(
+    graph: &mut Graph,
+    joins: &Joins,
+    specified: &PerWaypoint,
+    inner: &Inner,
+) -> PerWaypoint {
     let (bound, _) = graph.derive(&joins.winners, |_, service, claim| {
         let need = |gateway: &Name| ((gateway.clone(), service.clone(), Need::Bound), true);
         claim.served_by.iter().map(need).collect()
@@ -103,7 +109,10 @@ fn services(graph: &mut Graph, joins: &Joins, specified: &PerWaypoint) -> PerWay
         };
         services.map(|service| (key(service), false)).collect()
     });
-    let needs = graph.join(&[&bound, &named]);
+    let (reached, _) = graph.derive(inner.reached(), |_, (gateway, service), _| {
+        vec![((gateway.clone(), service.clone(), Need::Bound), true)]
+    });
+    let needs = graph.join(&[&bound, &named, &reached]);
     let by_service =
         needs.index(|(gateway, service, _), _| vec![(gateway.clone(), service.clone())]);
     let needed = graph.group(&by_service);
@@ -126,10 +135,15 @@ fn backends(
     overlays: &Collection<Str, Overlay>,
 ) -> PerWaypoint {
     let (overlays, winners) = (overlays.clone(), joins.winners.clone());
+    let east_west = joins.facts.east_west.collection().clone();
     let (backends, _) = graph.derive(services, move |cx, (gateway, _), told| {
         let Told::Service(service) = &***told else {
             return Vec::new();
         };
+        // What ends in an inner tunnel is reached as its other end says.
+        if cx.get(&east_west, gateway).is_some() {
+            return Vec::new();
+        }
         let key = service.service.to_string().into();
         let overlay = cx.get(&overlays, &key);
         let claim = cx.get(&winners, &key);

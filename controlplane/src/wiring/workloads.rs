@@ -103,6 +103,9 @@ fn pods(graph: &mut Graph, inputs: &Inputs, joins: &Joins) -> (Collection<Object
         let node = cx.get(&nodes, &pod.node);
         let tunnel = gateway.and_then(|gateway| gateway.binding);
         let mut outcome = workload::of_pod(pod, node.as_deref(), tunnel, around);
+        if let Some(workload) = &mut outcome.workload {
+            facts.through_gateway(cx, workload);
+        }
         let conditions = match facts.of_pods {
             OfPods::Speak => Conditions::new(std::mem::take(&mut outcome.conditions)),
             OfPods::KeepSilent => silence.clone(),

@@ -1,0 +1,209 @@
+//! What gateways between networks are told: the services of the whole mesh, their workloads in the gateway's network, the
+//! waypoints in front of them, and the policies over the gateway's own pods. Nothing more.
+
+use std::sync::Arc;
+
+use mesh::names::Str;
+use proto::{
+    ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL,
+    workload::{self as wire, gateway_address::Destination},
+};
+
+use super::{Facts, Inputs, Joins, remote::decoded};
+use crate::{
+    graph::{Collection, Context, Graph, Index},
+    object::Name,
+    output::{Resource, ResourceKey},
+    translate::{remote::exported_workload, scope::Scope, waypoint, workload_resource},
+};
+
+/// What is on the inner side of gateways between networks.
+pub(super) struct Inner {
+    facts: Facts,
+    /// Services that gateways know: global ones (`true`), and those of the waypoints in front of them.
+    known: Collection<Str, Vec<Arc<bool>>>,
+    /// The global services, per gateway.
+    reached: Collection<(Name, Str), ()>,
+    /// Workloads that are a gateway themselves, by uid.
+    instances: Collection<Str, Name>,
+}
+
+impl Inner {
+    /// Empty where there are no other clusters or networks.
+    pub(super) fn new(graph: &mut Graph, inputs: &Inputs, joins: &Joins) -> Self {
+        let facts = joins.facts.clone();
+        let known = match facts.settings.has_others && !facts.settings.is_remote {
+            true => known(graph, joins),
+            false => graph.source().clone(),
+        };
+        let gateways = facts.east_west.clone();
+        let (reached, _) = graph.derive(&known, move |cx, service, why| {
+            let is_global = why.iter().any(|global| **global);
+            let all = cx.find(&gateways, &()).into_iter();
+            let to = |(gateway, _)| ((gateway, service.clone()), ());
+            all.filter(|_| is_global).map(to).collect()
+        });
+        let (of_gateways, cluster) = (
+            facts.east_west.collection().clone(),
+            facts.settings.cluster_id.clone(),
+        );
+        let (instances, _) = graph.derive(&inputs.pods, move |cx, name, pod| {
+            let gateway = waypoint::instance_of(&pod.meta);
+            let gateway = gateway.filter(|it| cx.get(&of_gateways, it).is_some());
+            let uid = format!("{cluster}//Pod/{}/{}", name.namespace, name.name);
+            gateway.map(|it| (uid.into(), it)).into_iter().collect()
+        });
+        Self {
+            facts,
+            known,
+            reached,
+            instances,
+        }
+    }
+
+    /// The services that a gateway takes other networks to.
+    pub(super) fn reached(&self) -> &Collection<(Name, Str), ()> {
+        &self.reached
+    }
+
+    /// What gateways get of all that there is.
+    pub(super) fn resources(
+        &self,
+        graph: &mut Graph,
+        everyones: &Collection<ResourceKey, Resource>,
+    ) -> Collection<ResourceKey, Resource> {
+        let telling = Telling {
+            known: self.known.clone(),
+            instances: self.instances.clone(),
+            policies: self.policies(graph, everyones),
+        };
+        let gateways = self.facts.east_west.clone();
+        let (told, _) = graph.derive(everyones, move |cx, key, resource| {
+            let gateways = cx.find(&gateways, &());
+            let told = |(gateway, network): (Name, Arc<Str>)| {
+                let told = telling.told(cx, key, resource, (&gateway, &network))?;
+                let told = Resource {
+                    scope: Some(Arc::new(gateway)),
+                    ..told
+                };
+                Some((told.key(), told))
+            };
+            gateways.into_iter().filter_map(told).collect()
+        });
+        told
+    }
+
+    /// The policies that gateways' own pods name, and which gateway's.
+    fn policies(
+        &self,
+        graph: &mut Graph,
+        everyones: &Collection<ResourceKey, Resource>,
+    ) -> Index<Str, (Str, Name), ()> {
+        let everyones = everyones.clone();
+        let (named, _) = graph.derive(&self.instances, move |cx, uid, gateway| {
+            let key = ResourceKey {
+                type_url: ADDRESS_TYPE_URL,
+                scope: None,
+                name: uid.clone(),
+            };
+            let workload = cx.get(&everyones, &key).and_then(|it| decoded(&it));
+            let policies = workload.map_or_else(Vec::new, |it| it.authorization_policies);
+            let named = |policy: String| ((Str::from(policy), Name::clone(gateway)), ());
+            policies.into_iter().map(named).collect()
+        });
+        named.index(|(policy, _), ()| vec![policy.clone()])
+    }
+}
+
+/// Global services, and those of the waypoints in front of them.
+fn known(graph: &mut Graph, joins: &Joins) -> Collection<Str, Vec<Arc<bool>>> {
+    let facts = joins.facts.clone();
+    let (needed, _) = graph.derive(&joins.winners, move |cx, key, claim| {
+        if facts.scope(cx, claim) != Scope::Global {
+            return Vec::new();
+        }
+        let service = &claim.service;
+        let weighted = service.weighted_waypoints.iter();
+        let weighted = weighted.filter_map(|it| it.destination.as_ref());
+        let waypoints = service.waypoint.iter().chain(weighted).filter_map(host);
+        let of_waypoint = |host| ((host, key.clone()), false);
+        let mut needed: Vec<_> = waypoints.map(of_waypoint).collect();
+        needed.push(((key.clone(), key.clone()), true));
+        needed.sort();
+        needed.dedup();
+        needed
+    });
+    graph.group(&needed.index(|(service, _), _| vec![service.clone()]))
+}
+
+/// The service behind a waypoint's reference. Those that are deployed here are named; one that is given by address is not told
+/// of, and what is in front of it refused.
+fn host(waypoint: &wire::GatewayAddress) -> Option<Str> {
+    match waypoint.destination.as_ref()? {
+        Destination::Hostname(host) => Some(format!("{}/{}", host.namespace, host.hostname).into()),
+        Destination::Address(_) => None,
+    }
+}
+
+struct Telling {
+    known: Collection<Str, Vec<Arc<bool>>>,
+    instances: Collection<Str, Name>,
+    policies: Index<Str, (Str, Name), ()>,
+}
+
+impl Telling {
+    /// What a gateway is told of a resource that is everyone's; `None`: nothing.
+    fn told(
+        &self,
+        cx: &Context<'_>,
+        key: &ResourceKey,
+        resource: &Resource,
+        (gateway, network): (&Name, &Str),
+    ) -> Option<Resource> {
+        match key.type_url {
+            ADDRESS_TYPE_URL if self.is_known(cx, &key.name) => Some(resource.clone()),
+            ADDRESS_TYPE_URL => self.workload(cx, resource, gateway, network),
+            AUTHORIZATION_TYPE_URL => {
+                let named = cx.find(&self.policies, &key.name);
+                let is_its = named.iter().any(|((_, by), _)| by == gateway);
+                is_its.then(|| resource.clone())
+            }
+            _ => None,
+        }
+    }
+
+    fn is_known(&self, cx: &Context<'_>, service: &Str) -> bool {
+        cx.get(&self.known, service).is_some()
+    }
+
+    fn workload(
+        &self,
+        cx: &Context<'_>,
+        resource: &Resource,
+        gateway: &Name,
+        network: &Str,
+    ) -> Option<Resource> {
+        let instance = cx.get(&self.instances, &resource.name);
+        let is_its_own = instance.is_some_and(|it| *it == *gateway);
+        let reached = || resource.services.iter().any(|it| self.is_known(cx, it));
+        if !is_its_own && !reached() {
+            return None;
+        }
+        let workload = decoded(resource)?;
+        let policies = workload.authorization_policies.clone();
+        let own = wire::Workload {
+            services: Default::default(),
+            ..workload.clone()
+        };
+        let is_here = *workload.network == **network;
+        let told = exported_workload(workload, |it| self.is_known(cx, &it.into()));
+        match (is_its_own, told) {
+            (true, told) => Some(workload_resource(&wire::Workload {
+                authorization_policies: policies,
+                ..told.unwrap_or(own)
+            })),
+            (false, Some(told)) if is_here => Some(workload_resource(&told)),
+            (false, _) => None,
+        }
+    }
+}
