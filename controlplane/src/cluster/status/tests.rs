@@ -343,6 +343,26 @@ async fn objects_of_other_revisions_and_objects_that_are_gone_are_left_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn writers_of_two_revisions_write_once_if_they_agree_and_once_a_look_if_not() {
+    for (newer, most) in [("the same", 1), ("otherwise", 2 * 7)] {
+        let api = FakeApi::new();
+        put(&api, "api/v1", "services", "Service", "web");
+        let web = ("services", "shop", "web");
+        let says = |message| {
+            let told = condition("istio.io/WaypointBound", Truth::True, message);
+            vec![change(Kind::Service, "web", 1, vec![told])]
+        };
+        let _default = lead(&api, says("the same"));
+        api.until(web, has("istio.io/WaypointBound", "the same"))
+            .await;
+        let _canary = lead(&api, says(newer));
+        tokio::time::sleep(LOOK_AGAIN * 6).await;
+        let written = patches(&api).len();
+        assert!((1..=most).contains(&written), "{newer}: {written}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn addresses_are_written_and_stale_ones_taken_away() {
     let api = FakeApi::new();
     put(
