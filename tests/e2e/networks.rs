@@ -1,96 +1,138 @@
-//! Another network, reached in two tunnels, one inside the other: through its gateway, whose tunnel ends the outer one, to
-//! the pod's tunnel, which ends the inner one. Where `PEER_ZTUNNEL` is set, upstream's tunnel also takes either end.
+//! Another network, reached in two tunnels, one inside the other: through our gateway between networks, where the outer one
+//! ends, to the pod's own tunnel, which ends the inner one. Where `PEER_ZTUNNEL` is set, upstream's tunnel also takes either
+//! end.
 //!
-//! The tunnels read what is beyond the gateway from a file: the service, and one endpoint of another network. The gateway
-//! is a pod whose application passes what comes out of the outer tunnel on, by way of a pod outside the mesh, to the
-//! server's HBONE port.
+//! The client's node and the control plane are of the default network. The server, its node's tunnel and the gateway are of
+//! `elsewhere`, behind the same control plane: the client's tunnel knows the server only by its service and the gateway.
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rig::{
-    Options, holds,
-    yaml::{pod, service, service_of},
+    Mesh, Options, holds,
+    yaml::{idle_pod, pod, service, service_of},
 };
 
 use crate::{
     interop,
-    scene::{CLIENT, SERVER, Scene, Shop},
+    scene::{CLIENT, INTRUDER, Scene},
 };
 
-/// The service over there; 9001 is the port of the gateway's application and of the server's.
-const FAR: &str = "far.shop.svc.cluster.local";
+const SERVER: &str = "spiffe://cluster.local/ns/shop/sa/far";
 
-const BEYOND: &str = "
-services:
-- name: far
-  namespace: shop
-  hostname: far.shop.svc.cluster.local
-  vips: [/240.1.2.3]
-  ports: { 9000: 9001 }
-  subjectAltNames: [spiffe://cluster.local/ns/shop/sa/server]
-workloads:
-- uid: elsewhere/SplitHorizonWorkload/far
-  name: far
-  namespace: shop
-  serviceAccount: server
-  network: elsewhere
-  protocol: HBONE
-  workloadIps: []
-  networkGateway: { destination: shop/gateway.shop.svc.cluster.local, hboneMtlsPort: 15008 }
-  services:
-    shop/far.shop.svc.cluster.local: { 9000: 9001 }
+/// The service over there, of the whole mesh, and one of the same pod that is its own network's alone.
+const FAR: &str = "far.shop.svc.cluster.local:9000";
+const FAR_HOST: &str = "far.shop.svc.cluster.local";
+const HIDDEN: &str = "hidden.shop.svc.cluster.local:9000";
+
+/// A gateway, on the server's node.
+const GATEWAY: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: { name: east-west, namespace: shop, labels: { topology.istio.io/network: elsewhere } }
+spec:
+  gatewayClassName: istio-east-west
+  listeners: [{ name: mesh, port: 15008, protocol: HBONE }]
 ";
 
-/// A service that leads to a pod's HBONE port.
-fn hbone(name: &str, of: &str) -> String {
-    service_of(
+/// Keeps one identity away from the server, and nobody from the gateway.
+const DENY: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { name: no-intruder, namespace: shop }
+spec:
+  selector: { matchLabels: { app: far } }
+  action: DENY
+  rules: [{ from: [{ source: { principals: ['*/sa/intruder'] } }] }]
+";
+
+fn objects(load: &str) -> String {
+    let server = pod(
         "shop",
-        name,
-        of,
-        "name: hbone, port: 15008, targetPort: 15008",
-    )
+        "far",
+        "node2",
+        &format!("[{load}, serve, '[::]:9001']"),
+    );
+    let global = service("shop", "far").replacen(
+        "name: far,",
+        "name: far, labels: { istio.io/global: \"true\" },",
+        1,
+    );
+    [
+        "apiVersion: v1\nkind: Namespace\nmetadata: { name: shop, labels: { istio.io/dataplane-mode: ambient } }\n",
+        &idle_pod("shop", "client", "node1"),
+        &idle_pod("shop", "intruder", "node1"),
+        &server.replacen(
+            "app: far",
+            "app: far, topology.istio.io/network: elsewhere",
+            1,
+        ),
+        &global,
+        &service_of("shop", "hidden", "far", "name: tcp, port: 9000, targetPort: 9001"),
+        "---",
+        GATEWAY,
+        "---",
+        DENY,
+    ]
+    .concat()
 }
 
 fn through_the_gateway(client: Option<PathBuf>, server: Option<PathBuf>) -> Result<()> {
-    let file = tempfile::NamedTempFile::new()?;
-    fs::write(file.path(), BEYOND)?;
-    let local = format!("export LOCAL_XDS_PATH={}", file.path().display());
-    let tunnels = [("node1", client), ("node2", server)];
-    let (_folder, options) = Options::prepared(&local, &tunnels)?;
-    let scene = Scene::start_with(Shop::InMesh, "", &options)?;
-    let forward = |to: &str| format!("[{}, forward, '[::]:9001', '{to}']", scene.load);
-    let objects = [
-        pod("shop", "gateway", "node2", &forward("relay.outside:9000")),
-        pod("outside", "relay", "node2", &forward("behind.shop:15008")),
-        service("outside", "relay"),
-        hbone("gateway", "gateway"),
-        hbone("behind", "server"),
-    ];
-    scene.mesh.write("gateway.yaml", &objects.concat())?;
-    scene.mesh.eventually("the gateway is in the mesh", || {
-        scene.enrolment("shop/gateway", "yes")
-    });
-    let far = format!("{FAR}:9000");
+    // Each node's tunnel is told the network of its pods.
+    let prepare = "case $0 in *node2) export NETWORK=elsewhere;; esac";
+    let (_folder, options) = Options::prepared(prepare, &[("node1", client), ("node2", server)])?;
+    let mut mesh = Mesh::new()?;
+    let load = mesh.install(env!("CARGO_BIN_EXE_load"))?;
+    let hostile = mesh.install(env!("CARGO_BIN_EXE_hostile"))?;
+    mesh.write("objects.yaml", &objects(&load))?;
+    mesh.up(&options)?;
+    let scene = Scene {
+        mesh,
+        load,
+        hostile,
+    };
+    for pod in ["shop/client", "shop/intruder", "shop/far"] {
+        scene.mesh.eventually(&format!("{pod} is in the mesh"), || {
+            scene.enrolment(pod, "yes")
+        });
+    }
     scene
         .mesh
         .eventually("the server answers from elsewhere", || {
-            scene.ping("shop/client", &far)
+            scene.ping("shop/client", FAR)
         });
-    // One connection at either tunnel of the far side: the outer one for the gateway, the inner one for the server. The
-    // client's own identity is in both.
-    let gateway = "spiffe://cluster.local/ns/shop/sa/gateway";
-    for end in [gateway, SERVER] {
-        let parts = ["direction=\"inbound\"", "connection complete", CLIENT, end];
-        scene.access_line("node2", &parts);
-    }
-    let outbound = ["direction=\"outbound\"", "connection complete", FAR];
-    let outbound = scene.access_line("node1", &outbound);
-    holds(&outbound, CLIENT)?;
+    // The client's own identity reaches the server, by way of the gateway, which tells of the same connection.
+    let inbound = [
+        "direction=\"inbound\"",
+        "connection complete",
+        CLIENT,
+        SERVER,
+    ];
+    scene.access_line("node2", &inbound);
+    let outbound = ["direction=\"outbound\"", "connection complete", FAR_HOST];
+    holds(&scene.access_line("node1", &outbound), CLIENT)?;
+    told_by_the_gateway(&scene)?;
     // Bytes both ways, and a half-close, all the way through.
-    let stream = ["stream", &far, "--flows", "2", "--seconds", "1"];
+    let stream = ["stream", FAR, "--flows", "2", "--seconds", "1"];
     let stream = [&[scene.load.as_str()], &stream[..]].concat();
     scene.mesh.json("shop/client", &stream)?;
+    // The server's policy judges who asked, not who passed it on.
+    scene.refused("shop/intruder", FAR)?;
+    let denied = ["direction=\"inbound\"", "shop/no-intruder", INTRUDER];
+    scene.access_line("node2", &denied);
+    // What is not of the whole mesh is not for other networks.
+    scene.refused("shop/client", HIDDEN)
+}
+
+fn told_by_the_gateway(scene: &Scene) -> Result<()> {
+    let status = scene.mesh.status()?;
+    let pods = status["pods"].as_array().context("status has pods")?;
+    let names = pods.iter().filter_map(|pod| pod["name"].as_str());
+    let mut gateways = names.filter(|name| name.starts_with("east-west"));
+    let gateway = format!("shop/{}", gateways.next().context("the gateway runs")?);
+    scene.mesh.eventually("the gateway tells of it", || {
+        holds(&scene.mesh.logs(&gateway)?, FAR_HOST)
+    });
     Ok(())
 }
 
@@ -108,7 +150,7 @@ fn the_peers_tunnel_reaches_another_network_through_our_gateway() -> Result<()> 
 }
 
 #[test]
-fn our_tunnel_reaches_another_network_through_the_peers_gateway() -> Result<()> {
+fn our_tunnel_reaches_the_peers_behind_our_gateway() -> Result<()> {
     match interop::peer()? {
         Some(peer) => through_the_gateway(None, Some(peer)),
         None => Ok(()),

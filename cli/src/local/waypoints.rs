@@ -1,4 +1,4 @@
-//! Waypoints of the embedded mesh: each Gateway of a waypoint's class gets what the control plane makes in a cluster, a
+//! Waypoints and gateways between networks of the embedded mesh: each Gateway of one of their classes gets what the control plane makes in a cluster, a
 //! deployment of this very program in its role, a service and a place for its token. Pure, but for the token's folder.
 
 use std::{
@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use controlplane::{crd::Gateway, gateway::class};
+use controlplane::{
+    crd::Gateway,
+    gateway::class::{self, Role},
+};
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Service};
 use serde_json::{Value, json};
 
@@ -25,8 +28,10 @@ use super::{
 
 /// Label of everything that belongs to a Gateway.
 const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
-/// Label of what a controller of waypoints has made, with upstream's value.
-const MANAGED: (&str, &str) = ("gateway.istio.io/managed", "istio.io-mesh-controller");
+/// Label of what a controller of Gateways has made, with upstream's values.
+const MANAGED: &str = "gateway.istio.io/managed";
+/// Label that names a Gateway's network.
+const NETWORK: &str = "topology.istio.io/network";
 /// Where a waypoint finds its token and the roots that vouch for the control plane.
 const FOLDER: &str = "/run/leyline/waypoint";
 /// Upstream's user of proxies.
@@ -35,18 +40,26 @@ const USER: u32 = 1337;
 /// Adds what the Gateways of waypoints come to. What the user wrote under the same name stays.
 pub(super) fn deploy(objects: &mut Objects) {
     for (key, gateway) in &objects.gateways {
-        let class = &gateway.spec.gateway_class_name;
-        if !class::is_waypoint(class, None) {
+        let Some(role) = role(gateway) else {
             continue;
-        }
+        };
         let made = objects.waypoints.insert(key.clone());
         debug_assert!(made, "a Gateway is seen once");
         let deployment = objects.deployments.entry(key.clone());
-        deployment.or_insert_with(|| deployment_of(key, gateway));
+        deployment.or_insert_with(|| deployment_of(key, gateway, role));
         if !objects.services.contains_key(key) {
-            objects.services.insert(key.clone(), service_of(key));
+            objects.services.insert(key.clone(), service_of(key, role));
             objects.made_services.insert(key.clone());
         }
+    }
+}
+
+fn role(gateway: &Gateway) -> Option<Role> {
+    let class = &gateway.spec.gateway_class_name;
+    match class {
+        class if class::is_waypoint(class, None) => Some(Role::Waypoint),
+        class if class::is_east_west(class, None) => Some(Role::EastWest),
+        _ => None,
     }
 }
 
@@ -61,11 +74,11 @@ fn hostname(key: &Key) -> String {
     format!("{}.{}.svc.cluster.local", key.name, key.namespace)
 }
 
-fn labels(key: &Key, gateway: &Gateway) -> BTreeMap<String, String> {
+fn labels(key: &Key, gateway: &Gateway, role: Role) -> BTreeMap<String, String> {
     let mut labels = gateway.metadata.labels.clone().unwrap_or_default();
     let ours = [
         (GATEWAY_NAME, key.name.as_str()),
-        MANAGED,
+        (MANAGED, role.managed_by()),
         ("istio.io/dataplane-mode", "none"),
         ("service.istio.io/canonical-name", &key.name),
         ("service.istio.io/canonical-revision", "latest"),
@@ -74,25 +87,31 @@ fn labels(key: &Key, gateway: &Gateway) -> BTreeMap<String, String> {
     labels
 }
 
-fn deployment_of(key: &Key, gateway: &Gateway) -> Deployment {
+fn deployment_of(key: &Key, gateway: &Gateway, role: Role) -> Deployment {
     let selector = json!({"matchLabels": {GATEWAY_NAME: key.name}});
     let deployment = json!({
         "metadata": {"namespace": key.namespace, "name": key.name},
         "spec": {"selector": selector, "template": {
-            "metadata": {"labels": labels(key, gateway)},
+            "metadata": {"labels": labels(key, gateway, role)},
             "spec": {
                 "serviceAccountName": key.name,
                 "terminationGracePeriodSeconds": 10,
-                "containers": [container(key)],
+                "containers": [container(key, gateway, role)],
             },
         }},
     });
     serde_json::from_value(deployment).unwrap_or_default()
 }
 
-fn container(key: &Key) -> Value {
+fn container(key: &Key, gateway: &Gateway, role: Role) -> Value {
     let server = format!("https://{}:{XDS_PORT}", address::CONTROL.v4);
     let root = format!("{FOLDER}/root-cert.pem");
+    let labels = gateway.metadata.labels.as_ref();
+    let network = labels.and_then(|it| it.get(NETWORK));
+    let role = match role {
+        Role::EastWest => "east-west",
+        Role::Waypoint | Role::Remote => "waypoint",
+    };
     let value = |name: &str, value: &str| json!({"name": name, "value": value});
     let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
     json!({
@@ -109,6 +128,8 @@ fn container(key: &Key) -> Value {
             field("NODE_NAME", "spec.nodeName"),
             value("GATEWAY_NAME", &key.name),
             value("CLUSTER_ID", "Kubernetes"),
+            value("NETWORK", network.map_or("", |it| it)),
+            value("LEYLINE_ROLE", role),
             value("XDS_ADDRESS", &server),
             value("CA_ADDRESS", &server),
             value("XDS_ROOT_CA", &root),
@@ -120,11 +141,11 @@ fn container(key: &Key) -> Value {
     })
 }
 
-fn service_of(key: &Key) -> Service {
+fn service_of(key: &Key, role: Role) -> Service {
     let port = |name: &str, port: u16, protocol: &str| json!({"name": name, "port": port, "protocol": "TCP", "appProtocol": protocol});
     let service = json!({
         "metadata": {"namespace": key.namespace, "name": key.name, "labels": {
-            GATEWAY_NAME: key.name, MANAGED.0: MANAGED.1,
+            GATEWAY_NAME: key.name, MANAGED: role.managed_by(),
         }},
         "spec": {
             "ipFamilyPolicy": "PreferDualStack",
@@ -216,6 +237,23 @@ mod tests {
         let ports = objects.services[&key].spec.as_ref().unwrap().ports.clone();
         let ports: Vec<_> = ports.unwrap().iter().map(|port| port.port).collect();
         assert_eq!(ports, [15021, 15008]);
+    }
+
+    #[test]
+    fn a_gateway_between_networks_is_told_its_role_and_its_network() {
+        let key = Key::new("shop", "wp");
+        let mut gateway = gateway("istio-east-west");
+        gateway.metadata.labels = Some([(NETWORK.to_owned(), "east".to_owned())].into());
+        let mut objects = Objects::default();
+        objects.gateways.insert(key.clone(), gateway);
+        deploy(&mut objects);
+        let plans = super::super::plan::pods(&objects);
+        let plan = plans.values().next().expect("one pod");
+        assert_eq!(plan.labels()[MANAGED], "istio.io-eastwest-controller");
+        let env = plan.spec().containers[0].env.clone().expect("it has some");
+        let of = |name: &str| env.iter().find(|it| it.name == name).unwrap().value.clone();
+        assert_eq!(of("LEYLINE_ROLE").as_deref(), Some("east-west"));
+        assert_eq!(of("NETWORK").as_deref(), Some("east"));
     }
 
     #[test]
