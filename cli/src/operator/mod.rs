@@ -13,6 +13,7 @@ mod helm;
 mod install;
 mod object;
 pub(crate) mod output;
+mod remote_clusters;
 mod status;
 mod stream;
 mod version;
@@ -42,6 +43,7 @@ pub(crate) enum Operator {
     Explain(explain::Explain),
     Check(check::CheckCommand),
     Analyze(analyze::Analyze),
+    RemoteClusters(remote_clusters::RemoteClusters),
 }
 
 /// Runs a command; its exit code. `before` is what stood before the command's name.
@@ -63,6 +65,7 @@ pub(crate) fn run(command: Operator, before: &Access) -> Result<ExitCode> {
             Operator::Explain(it) => explain::run(it, before).await,
             Operator::Check(it) => check::run(it, before).await,
             Operator::Analyze(it) => analyze::run(it, before).await,
+            Operator::RemoteClusters(it) => remote_clusters::run(it, before).await,
         }
     }))
 }
