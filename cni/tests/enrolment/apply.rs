@@ -217,3 +217,58 @@ async fn upstreams_nft_tables_are_taken_over() {
             .is(&rules, Stage::Redirect)
     );
 }
+
+/// What upstream's agent hands to nftables when it enrols a pod: each table is made, emptied and filled in one transaction.
+const THEIRS: &str = "
+add table inet istio-ambient-nat
+flush table inet istio-ambient-nat
+add table inet istio-ambient-mangle
+flush table inet istio-ambient-mangle
+add table inet istio-ambient-raw
+flush table inet istio-ambient-raw
+add chain inet istio-ambient-nat prerouting { type nat hook prerouting priority dstnat; }
+add chain inet istio-ambient-nat output { type nat hook output priority -100; }
+add chain inet istio-ambient-mangle prerouting { type filter hook prerouting priority mangle; }
+add chain inet istio-ambient-mangle output { type route hook output priority mangle; }
+add chain inet istio-ambient-raw prerouting { type filter hook prerouting priority raw; }
+add chain inet istio-ambient-raw output { type filter hook output priority raw; }
+add chain inet istio-ambient-nat istio-prerouting
+add chain inet istio-ambient-nat istio-output
+add chain inet istio-ambient-mangle istio-prerouting
+add chain inet istio-ambient-mangle istio-output
+add rule inet istio-ambient-nat prerouting counter jump istio-prerouting
+add rule inet istio-ambient-nat output counter jump istio-output
+add rule inet istio-ambient-mangle prerouting counter jump istio-prerouting
+add rule inet istio-ambient-mangle output counter jump istio-output
+add rule inet istio-ambient-mangle istio-prerouting meta mark & 0xfff == 0x539 counter ct mark set ct mark & 0xfffff000 | 0x111
+add rule inet istio-ambient-nat istio-prerouting ip daddr != 127.0.0.1 tcp dport != 15008 meta mark & 0xfff != 0x539 counter redirect to :15006
+add rule inet istio-ambient-mangle istio-output ct mark & 0xfff == 0x111 counter meta mark set ct mark
+add rule inet istio-ambient-nat istio-output meta l4proto tcp ip daddr != 127.0.0.1 meta mark & 0xfff != 0x539 counter redirect to :15001
+";
+
+#[tokio::test]
+async fn upstreams_agent_takes_our_pods_over_and_gives_them_back() {
+    let Some(rig) = Rig::new() else { return };
+    let (nft, rules) = (nft_tool(), PodRules::default());
+    nft.apply(&rig.pod, &rules, Stage::Redirect)
+        .await
+        .expect("ours");
+    run_with_input(&rig.pod, "nft -f -", THEIRS);
+    let listed = run(&rig.pod, "nft list ruleset").expect("list");
+    assert!(
+        !listed.contains("comment"),
+        "none of ours is left: {listed}"
+    );
+    assert_eq!(listed.matches("counter").count(), 8, "{listed}");
+    let state = nft.state(&rig.pod).await.expect("state");
+    assert!(state.foreign() && !state.is(&rules, Stage::Redirect));
+    // And back again.
+    nft.apply(&rig.pod, &rules, Stage::Redirect)
+        .await
+        .expect("take over");
+    let state = nft.state(&rig.pod).await.expect("state");
+    assert!(state.is(&rules, Stage::Redirect), "{state:?}");
+    nft.remove(&rig.pod).await.expect("remove");
+    let left = run(&rig.pod, "nft list ruleset").expect("list");
+    assert!(!left.contains("istio"), "{left}");
+}
