@@ -47,6 +47,28 @@ fn a_service_is_reached_by_vip_of_each_family_by_name_headless_and_by_pod() -> R
 }
 
 #[test]
+fn a_captured_pod_reaches_itself_and_the_api_server() -> Result<()> {
+    let (_turn, bed) = shared()?;
+    let scene = Scene::start(bed, "itself", Start::InMesh)?;
+    let server = scene.pod("server");
+    for address in [scene.at("server", 8080)?, scene.service()] {
+        bed.eventually(&format!("a pod reaches itself at {address}"), || {
+            bed.ping(&server, &address)
+        });
+    }
+    // Who speaks plain HTTP to it is told so, by whichever address the name has.
+    let url = "http://kubernetes.default.svc:443/";
+    bed.eventually("the API server answers", || {
+        let answer = bed
+            .kube()
+            .succeed(&server, &["leyline", "tool", "get", url])?;
+        ensure!(answer.starts_with("400 "), "{answer}");
+        Ok(())
+    });
+    Ok(())
+}
+
+#[test]
 fn a_server_that_speaks_first_is_heard_and_udp_passes_untouched() -> Result<()> {
     let (_turn, bed) = shared()?;
     let scene = Scene::start(bed, "first-words", Start::InMesh)?;
