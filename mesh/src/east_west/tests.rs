@@ -7,10 +7,9 @@ use crate::{
 const SERVICE: &str = "a/web.a";
 
 fn here(key: &str, address: &str) -> Workload {
-    Workload {
-        network: "west".into(),
-        ..pod(key, &[address])
-    }
+    let mut it = pod(key, &[address]);
+    it.network = "west".into();
+    it
 }
 
 /// An endpoint of `web`, beyond which is `target`.
@@ -44,15 +43,11 @@ fn the_inner_tunnel_goes_to_an_endpoints_hbone_port() {
 
 #[test]
 fn other_networks_plaintext_pods_sick_ones_and_the_gateway_itself_are_no_endpoints() {
-    let far = Workload {
-        network: "east".into(),
-        network_gateway: Some(gateway("east/192.0.2.1", 15008)),
-        ..endpoint("a/far", "10.9.0.1")
-    };
-    let plain = Workload {
-        tunnel_protocol: TunnelProtocol::None,
-        ..endpoint("a/plain", "10.0.0.2")
-    };
+    let mut far = endpoint("a/far", "10.9.0.1");
+    far.network = "east".into();
+    far.network_gateway = Some(gateway("east/192.0.2.1", 15008));
+    let mut plain = endpoint("a/plain", "10.0.0.2");
+    plain.tunnel_protocol = TunnelProtocol::None;
     let sick = Workload {
         status: Health::Unhealthy,
         ..endpoint("a/sick", "10.0.0.3")
@@ -102,10 +97,8 @@ fn a_services_waypoint_comes_first_unless_one_was_passed() {
         waypoint: Some(gateway("a/wp.a", 15008)),
         ..web()
     };
-    let proxy = Workload {
-        tunnel_protocol: TunnelProtocol::None,
-        ..here("a/wp", "10.0.0.7").serving("a/wp.a", &[])
-    };
+    let mut proxy = here("a/wp", "10.0.0.7").serving("a/wp.a", &[]);
+    proxy.tunnel_protocol = TunnelProtocol::None;
     let front = service("a/wp.a", &[], &[(15008, 15008)]);
     let pod = endpoint("a/one", "10.0.0.1");
     let mesh = view([
@@ -128,10 +121,8 @@ fn a_waypoint_of_another_network_is_none() {
         waypoint: Some(gateway("east/10.9.0.7", 15008)),
         ..web()
     };
-    let proxy = Workload {
-        network: "east".into(),
-        ..pod("a/wp", &["10.9.0.7"])
-    };
+    let mut proxy = pod("a/wp", &["10.9.0.7"]);
+    proxy.network = "east".into();
     let mesh = view([
         bound.clone().into(),
         proxy.into(),

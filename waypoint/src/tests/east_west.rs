@@ -135,10 +135,8 @@ async fn endpoints_of_other_networks_are_never_dialled() {
     rig.serve(&[(80, AppProtocol::Tcp)]);
     let seen = Seen::default();
     let pod = endpoint(&mut rig, "web-1", &seen).await;
-    let elsewhere = Workload {
-        network: "elsewhere".into(),
-        ..pod
-    };
+    let mut elsewhere = pod;
+    elsewhere.network = "elsewhere".into();
     rig.tell_mesh(vec![elsewhere.into()]);
     let status = refusal(&rig, AUTHORITY).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
@@ -152,10 +150,8 @@ async fn an_endpoint_that_is_gone_is_not_the_last_word() {
     let seen = Seen::default();
     let (nobody, listener) = crate::testing::loopback(mesh::outbound::HBONE_PORT).await;
     drop(listener);
-    let gone = Workload {
-        tunnel_protocol: mesh::workload::TunnelProtocol::Hbone,
-        ..rig.plain_endpoint("web-0", nobody)
-    };
+    let mut gone = rig.plain_endpoint("web-0", nobody);
+    gone.tunnel_protocol = mesh::workload::TunnelProtocol::Hbone;
     rig.tell_mesh(vec![gone.into()]);
     endpoint(&mut rig, "web-1", &seen).await;
     let client = rig.ca.identity("far", "buyer");
