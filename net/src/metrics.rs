@@ -3,6 +3,7 @@
 //! Each binary registers its families in one file of its own. Names and labels are Istio's (node-tunnel.md 1.7).
 
 mod certificates;
+mod compression;
 mod parties;
 mod process;
 mod tcp;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use axum::{
     Router,
     extract::State,
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::any,
 };
@@ -49,7 +50,7 @@ pub fn router(registry: Arc<Registry>) -> Router {
         .with_state(registry)
 }
 
-/// OpenMetrics text either way; only its Content-Type follows what the scraper accepts.
+/// OpenMetrics text either way; its Content-Type follows what the scraper accepts, and it is compressed for one that asks.
 async fn answer(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> Response {
     let mut body = String::new();
     if let Err(error) = text::encode(&mut body, &registry) {
@@ -62,7 +63,14 @@ async fn answer(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> Re
         true => OPENMETRICS_FULL,
         false => PLAIN,
     };
-    ([(header::CONTENT_TYPE, kind)], body).into_response()
+    let mut response = match compression::accepts_gzip(&headers) {
+        true => compression::gzipped(body).await,
+        false => body.into_response(),
+    };
+    let told = response.headers_mut();
+    told.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    told.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+    response
 }
 
 impl Labels for TcpLabels {

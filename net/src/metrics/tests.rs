@@ -129,3 +129,24 @@ async fn the_content_type_follows_what_is_accepted() {
     let response = router.oneshot(request.expect("a request")).await;
     assert_eq!(response.expect("infallible").status(), 404);
 }
+
+#[tokio::test]
+async fn a_scraper_that_asks_for_gzip_gets_the_same_text_in_it() {
+    let mut registry = Registry::default();
+    register_build(&mut registry, "ztunnel", "1");
+    let plain = encoded(&registry);
+    let request = Request::builder()
+        .uri("/metrics")
+        .header("accept-encoding", "gzip, deflate");
+    let request = request.body(Body::empty()).expect("a request");
+    let response = router(Arc::new(registry)).oneshot(request).await;
+    let response = response.expect("infallible");
+    assert_eq!(response.headers()["content-encoding"], "gzip");
+    assert_eq!(response.headers()["content-type"], PLAIN);
+    let body = response.into_body().collect().await.expect("a body");
+    let bytes = body.to_bytes();
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&bytes[..]), &mut text)
+        .expect("gzip");
+    assert_eq!(text, plain);
+}
