@@ -5,8 +5,8 @@ use std::{fmt, fs};
 use nix::sys::resource::{Resource, getrlimit};
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::{MetricType, gauge::ConstGauge},
+    encoding::{DescriptorEncoder, EncodeCounterValue, EncodeMetric},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::Registry,
 };
 use tokio::runtime::{Handle, RuntimeMetrics};
@@ -74,7 +74,60 @@ fn encode_runtimes(
         "tokio_num_alive_tasks",
         "Tasks of the runtime that have not ended",
         RuntimeMetrics::num_alive_tasks,
+    )?;
+    encode_workers(encoder, runtimes)
+}
+
+/// What each worker has done, numbered through all runtimes.
+fn encode_workers(
+    encoder: &mut DescriptorEncoder<'_>,
+    runtimes: &[Handle],
+) -> Result<(), fmt::Error> {
+    counters(
+        encoder,
+        ("tokio_worker_total_busy_duration_seconds", "Time at work"),
+        workers(runtimes, |runtime, worker| {
+            runtime.worker_total_busy_duration(worker).as_secs_f64()
+        }),
+    )?;
+    counters(
+        encoder,
+        ("tokio_worker_park_count", "Times that it went to sleep"),
+        workers(runtimes, RuntimeMetrics::worker_park_count),
+    )?;
+    counters(
+        encoder,
+        (
+            "tokio_worker_park_unpark_count",
+            "Times that it went to sleep or woke; odd: it sleeps",
+        ),
+        workers(runtimes, RuntimeMetrics::worker_park_unpark_count),
     )
+}
+
+fn workers<N>(
+    runtimes: &[Handle],
+    of: impl Fn(&RuntimeMetrics, usize) -> N,
+) -> impl Iterator<Item = N> {
+    runtimes.iter().flat_map(move |runtime| {
+        let metrics = runtime.metrics();
+        let each = (0..metrics.num_workers()).map(|worker| of(&metrics, worker));
+        each.collect::<Vec<_>>()
+    })
+}
+
+fn counters<N: EncodeCounterValue>(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help): (&str, &str),
+    values: impl Iterator<Item = N>,
+) -> Result<(), fmt::Error> {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (worker, value) in values.enumerate() {
+        let labels = [("worker", worker.to_string())];
+        let metric = family.encode_family(&labels)?;
+        ConstCounter::new(value).encode(metric)?;
+    }
+    Ok(())
 }
 
 fn gauge(

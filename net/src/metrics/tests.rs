@@ -150,3 +150,22 @@ async fn a_scraper_that_asks_for_gzip_gets_the_same_text_in_it() {
         .expect("gzip");
     assert_eq!(text, plain);
 }
+
+#[tokio::test]
+async fn every_worker_tells_what_it_has_done() {
+    let mut registry = Registry::default();
+    let here = tokio::runtime::Handle::current();
+    register_process(&mut registry, vec![here.clone(), here]);
+    let text = encoded(&registry);
+    for name in [
+        "tokio_worker_total_busy_duration_seconds_total",
+        "tokio_worker_park_count_total",
+        "tokio_worker_park_unpark_count_total",
+    ] {
+        for worker in 0..2 {
+            let start = format!("{name}{{worker=\"{worker}\"}} ");
+            let told = text.lines().any(|line| line.starts_with(&start));
+            assert!(told, "{start} in {text}");
+        }
+    }
+}
