@@ -93,6 +93,15 @@ impl fmt::Display for Identity {
     }
 }
 
+/// SPIFFE-ID 2.3.
+const MAX_LENGTH: usize = 2048;
+
+/// SPIFFE-ID 2.2: a part of the path is letters, digits, '.', '-' and '_', and none that stands for another folder.
+fn is_segment(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b".-_".contains(&b);
+    !matches!(text, "" | "." | "..") && text.bytes().all(allowed)
+}
+
 impl FromStr for Identity {
     type Err = ParseIdentityError;
 
@@ -107,8 +116,8 @@ impl FromStr for Identity {
                 pieces.next()?,
             );
             let whole = pieces.next().is_none() && ns == "ns" && sa == "sa";
-            let named = !namespace.is_empty() && !account.is_empty();
-            (whole && named).then(|| Self {
+            let named = is_segment(namespace) && is_segment(account);
+            (whole && named && text.len() <= MAX_LENGTH).then(|| Self {
                 trust_domain,
                 namespace: namespace.into(),
                 service_account: account.into(),
@@ -133,6 +142,14 @@ mod tests {
     }
 
     #[test]
+    fn an_identity_has_an_end() {
+        let of = |length: usize| format!("spiffe://td/ns/a/sa/{}", "b".repeat(length));
+        let most = MAX_LENGTH - of(0).len();
+        assert!(of(most).parse::<Identity>().is_ok());
+        assert!(of(most + 1).parse::<Identity>().is_err());
+    }
+
+    #[test]
     fn texts_of_another_form_are_no_identity() {
         for text in [
             "",
@@ -145,6 +162,11 @@ mod tests {
             "spiffe:///ns/a/sa/b",
             "spiffe://TD/ns/a/sa/b",
             "https://td/ns/a/sa/b",
+            "spiffe://td/ns/a/sa/b c",
+            "spiffe://td/ns/a/sa/b\n",
+            "spiffe://td/ns/ä/sa/b",
+            "spiffe://td/ns/%61/sa/b",
+            "spiffe://td/ns/../sa/b",
         ] {
             assert!(text.parse::<Identity>().is_err(), "{text:?}");
         }
