@@ -1,7 +1,7 @@
 //! Everything that reads bytes of others, each behind one function that takes any bytes and panics where a claim about
 //! the reader does not hold.
 //!
-//! `fuzz/libfuzzer` hands them to cargo-fuzz (a nightly compiler, outside the workspace); `tests/replay.rs` replays
+//! `fuzz/libfuzzer` hands them to libFuzzer (`fuzz/run`, outside the workspace); `tests/replay.rs` replays
 //! `corpus/TARGET` through each on every run of the tests, with some thousands of mutations that are the same each time.
 
 mod datagrams;
