@@ -9,7 +9,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -28,7 +28,8 @@ const USAGE: &str = "usage: load serve ADDR
        load stream ADDR --flows N --seconds S
        load connect ADDR --seconds S --parallel K [--rate PER_SECOND]   (--seconds 0: until standard input ends)
        load hold ADDR --connections N    (prints a line, then holds them until standard input ends)
-       load live ADDR --connections N    (holds N that speak all the time, prints a line; at the end of input: how many live)
+       load live ADDR --connections N [--beat MS] [--seconds S]    (holds N that exchange a byte every MS, 100 where not said, and
+                                         prints a line; at the end of input, or of the time: how many live)
        load greet ADDR, load greeted ADDR       (a server that speaks first, and its client)
        load datagrams ADDR, load datagram ADDR  (a server that echoes over UDP, and its client)
        load forward ADDR TO              (a server that passes each connection on)
@@ -420,22 +421,24 @@ async fn connect_one(address: SocketAddr, end: End, pace: Option<Pace>) -> Tally
     tally
 }
 
-/// How often a held connection of `live` speaks.
-const BEAT: Duration = Duration::from_millis(100);
-
 async fn live(arguments: &Arguments) -> Result<()> {
     let connections = arguments.size("--connections", 50)?;
-    let end = End::after(Duration::ZERO);
+    let beat = Duration::from_millis(arguments.number("--beat", 100)?);
+    let end = End::after(Duration::from_secs(arguments.number("--seconds", 0)?));
     let began = Instant::now();
+    let exchanged = Arc::new(AtomicU64::new(0));
     let mut tasks = JoinSet::new();
     for _ in 0..connections {
         let mut stream = dial(arguments.address, b'E').await?;
         exchange(&mut stream, b"x", &mut [0]).await?;
-        let end = end.clone();
+        let (end, exchanged) = (end.clone(), exchanged.clone());
         tasks.spawn(async move {
             while !end.has_come() {
                 exchange(&mut stream, b"x", &mut [0]).await?;
-                tokio::time::sleep(BEAT).await;
+                exchanged.fetch_add(1, Ordering::Relaxed);
+                if !beat.is_zero() {
+                    tokio::time::sleep(beat).await;
+                }
             }
             Ok::<_, anyhow::Error>(())
         });
@@ -450,7 +453,10 @@ async fn live(arguments: &Arguments) -> Result<()> {
     }
     println!(
         "{}",
-        json!({"live": all.made, "cut": all.failed, "errors": all.errors})
+        json!({
+            "live": all.made, "cut": all.failed, "errors": all.errors,
+            "exchanged": exchanged.load(Ordering::Relaxed),
+        })
     );
     Ok(())
 }

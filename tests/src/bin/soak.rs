@@ -63,6 +63,9 @@ fn main() -> Result<ExitCode> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let plan = Plan::parse(&words)?;
     let soak = Soak::start()?;
+    if !plan.kill {
+        soak.ping_pong()?;
+    }
     let samples = soak.run(&plan)?;
     let flat = plan.kill || memory_is_flat(&samples);
     let returned = soak.files_are_returned(samples.first().context("no round")?);
@@ -201,6 +204,26 @@ impl Soak {
         let refused = [&self.load, "ping", "raw.bare:9999", "--count", "1"];
         ensure!(!self.mesh.exec("bare/caller", &refused)?.status.success());
         Ok(())
+    }
+
+    /// A minute of messages of one byte, as fast as they go, over a thousand connections at once: what looks like a flood of
+    /// small frames to whoever counts them, and is none.
+    fn ping_pong(&self) -> Result<()> {
+        let words = [
+            "live",
+            "raw.bare:9000",
+            "--connections",
+            "1000",
+            "--beat",
+            "0",
+            "--seconds",
+            "60",
+        ];
+        let line = [&[self.load.as_str()], &words[..]].concat();
+        let told = self.mesh.succeed("bare/caller", &line)?;
+        let last = told.lines().last().unwrap_or_default();
+        println!("a minute of ping-pong: {last}");
+        rig::holds(last, "\"cut\":0,")
     }
 
     fn sample(&self) -> Result<Sample> {
