@@ -84,15 +84,13 @@ fn judged(gateway: &Gateway, role: Role) -> Vec<(&Listener, Option<Fault>)> {
 
 fn fault(listener: &Listener, role: Role) -> Option<Fault> {
     let mode = listener.tls.get("mode").and_then(Value::as_str);
-    // A waypoint's certificate is the mesh's own; between networks the outer TLS may be ended or passed on.
+    // The certificate is the mesh's own, of a waypoint and of what ends the outer tunnel between networks.
     let fits = match role {
         Role::Remote => return None,
         Role::Waypoint => listener.protocol == "HBONE",
         Role::EastWest => match listener.protocol.as_str() {
             "HBONE" if mode.is_some_and(|mode| mode != "Terminate") => return Some(Fault::Tls),
             "HBONE" => true,
-            "TLS" if mode == Some("Passthrough") => return None,
-            "TLS" => return Some(Fault::Tls),
             _ => false,
         },
     };
@@ -164,7 +162,7 @@ fn accepted(
         .map(|(listener, _)| listener.name.as_str())
         .collect();
     let expected = match role {
-        Role::EastWest => "one listener on port 15008: HBONE with TLS ended here, or TLS passed on",
+        Role::EastWest => "one listener on port 15008: HBONE with TLS ended here",
         Role::Waypoint | Role::Remote => "one listener on port 15008 with protocol HBONE",
     };
     match (usable, faulty.is_empty()) {

@@ -32,10 +32,16 @@ impl Inner {
     /// Empty where there are no other clusters or networks.
     pub(super) fn new(graph: &mut Graph, inputs: &Inputs, joins: &Joins) -> Self {
         let facts = joins.facts.clone();
-        let known = match facts.settings.has_others && !facts.settings.is_remote {
-            true => known(graph, joins),
-            false => graph.source().clone(),
-        };
+        // A cluster that is alone keeps no account of what gateways might be told.
+        if !facts.settings.has_others || facts.settings.is_remote {
+            return Self {
+                facts,
+                known: graph.source().clone(),
+                reached: graph.source().clone(),
+                instances: graph.source().clone(),
+            };
+        }
+        let known = known(graph, joins);
         let gateways = facts.east_west.clone();
         let (reached, _) = graph.derive(&known, move |cx, service, why| {
             let is_global = why.iter().any(|global| **global);
@@ -72,6 +78,9 @@ impl Inner {
         graph: &mut Graph,
         everyones: &Collection<ResourceKey, Resource>,
     ) -> Collection<ResourceKey, Resource> {
+        if !self.facts.settings.has_others || self.facts.settings.is_remote {
+            return graph.source().clone();
+        }
         let telling = Telling {
             known: self.known.clone(),
             instances: self.instances.clone(),

@@ -207,7 +207,11 @@ fn own_beyond(
     made: &Collection<ObjectRef, Made>,
 ) -> Index<Str, (Str, Str), String> {
     let facts = joins.facts.clone();
-    let has_others = facts.settings.has_others;
+    // A cluster that is alone keeps no account of what each pod might become.
+    if !facts.settings.has_others {
+        let nobody: Collection<(Str, Str), String> = graph.source().clone();
+        return nobody.index(|(service, _), _| vec![service.clone()]);
+    }
     let (identities, _) = graph.derive(made, move |cx, _, made| {
         let own = facts.network(cx);
         // An address that is found by begins with its network.
@@ -216,7 +220,7 @@ fn own_beyond(
             addresses.any(|(network, _)| *network != *own)
         };
         let mut found = BTreeMap::<(Str, Str), String>::new();
-        let workloads = made.resources.iter().filter(|_| has_others);
+        let workloads = made.resources.iter();
         for workload in workloads.filter(is_beyond).filter_map(|it| decoded(it)) {
             let identity = remote::identity(&workload);
             for service in workload.services.keys() {

@@ -103,7 +103,11 @@ fn pods(graph: &mut Graph, inputs: &Inputs, joins: &Joins) -> (Collection<Object
         let node = cx.get(&nodes, &pod.node);
         let tunnel = gateway.and_then(|gateway| gateway.binding);
         let mut outcome = workload::of_pod(pod, node.as_deref(), tunnel, around);
-        if let Some(workload) = &mut outcome.workload {
+        if let Some(workload) = outcome
+            .workload
+            .as_mut()
+            .filter(|_| facts.settings.has_others)
+        {
             facts.through_gateway(cx, workload);
         }
         let conditions = match facts.of_pods {
