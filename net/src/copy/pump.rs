@@ -16,6 +16,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
+use futures_util::future::Either;
 use tokio::{io::Interest, net::TcpStream, task::coop};
 
 use super::{Fault, Sink, Source, Watch};
@@ -32,16 +33,27 @@ const MAX_BUFFER: usize = 256 * 1024;
 const SMALL_PIECE: usize = 1024;
 
 /// Passes bytes on until the source ends, and then ends the sink.
-pub(super) async fn run(
-    source: Source<'_>,
-    sink: Sink<'_>,
-    counter: &AtomicU64,
-) -> Result<(), Fault> {
+///
+/// Not an `async fn`, nor are the two that most connections consist of: that would keep room for the arguments twice, for as
+/// long as the connection lives. The other two are boxed, as they are larger.
+pub(super) fn run<'a>(
+    source: Source<'a>,
+    sink: Sink<'a>,
+    counter: &'a AtomicU64,
+) -> impl Future<Output = Result<(), Fault>> + 'a {
     match (source, sink) {
-        (Source::Tcp(from), Sink::Tunnel(to)) => tcp_to_tunnel(from, to, counter).await,
-        (Source::Tunnel(from), Sink::Tcp(to)) => tunnel_to_tcp(from, to, counter).await,
-        (Source::Tcp(from), Sink::Tcp(to)) => tcp_to_tcp(from, to, counter).await,
-        (Source::Tunnel(from), Sink::Tunnel(to)) => tunnel_to_tunnel(from, to, counter).await,
+        (Source::Tcp(from), Sink::Tunnel(to)) => {
+            Either::Left(Either::Left(tcp_to_tunnel(from, to, counter)))
+        }
+        (Source::Tunnel(from), Sink::Tcp(to)) => {
+            Either::Left(Either::Right(tunnel_to_tcp(from, to, counter)))
+        }
+        (Source::Tcp(from), Sink::Tcp(to)) => {
+            Either::Right(Either::Left(Box::pin(tcp_to_tcp(from, to, counter))))
+        }
+        (Source::Tunnel(from), Sink::Tunnel(to)) => {
+            Either::Right(Either::Right(Box::pin(tunnel_to_tunnel(from, to, counter))))
+        }
     }
 }
 
@@ -148,32 +160,34 @@ fn initialised(bytes: &[MaybeUninit<u8>]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len()) }
 }
 
-async fn tcp_to_tunnel(
-    from: &TcpStream,
-    to: &mut SendHalf,
-    counter: &AtomicU64,
-) -> Result<(), Fault> {
+fn tcp_to_tunnel<'a>(
+    from: &'a TcpStream,
+    to: &'a mut SendHalf,
+    counter: &'a AtomicU64,
+) -> impl Future<Output = Result<(), Fault>> + 'a {
     let mut reader = Reader::new();
-    loop {
-        let room = match poll_fn(|cx| poll_room(&reader, from, to, cx)).await {
-            // Boxed: an idle connection must not keep room for a wait that it is not in.
-            Ok(None) => Box::pin(room_or_broken(&reader, from, to)).await,
-            Ok(Some(room)) => Ok(room),
-            Err(fault) => Err(fault),
-        };
-        match room {
-            Ok(room) => match reader.try_read(from, room) {
-                Ok(Read::Data(data)) => {
-                    count(counter, data.len());
-                    to.send(data).map_err(sink_error)?;
-                }
-                Ok(Read::End) => return to.finish().map_err(sink_error),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(Fault::Source(error)),
-            },
-            // The peer has said all and wants no more, which is no failure.
-            Err(Fault::Sink(error)) if is_no_error(&error) => return Ok(()),
-            Err(fault) => return Err(fault),
+    async move {
+        loop {
+            let room = match poll_fn(|cx| poll_room(&reader, from, to, cx)).await {
+                // Boxed: an idle connection must not keep room for a wait that it is not in.
+                Ok(None) => Box::pin(room_or_broken(&reader, from, to)).await,
+                Ok(Some(room)) => Ok(room),
+                Err(fault) => Err(fault),
+            };
+            match room {
+                Ok(room) => match reader.try_read(from, room) {
+                    Ok(Read::Data(data)) => {
+                        count(counter, data.len());
+                        to.send(data).map_err(sink_error)?;
+                    }
+                    Ok(Read::End) => return to.finish().map_err(sink_error),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(Fault::Source(error)),
+                },
+                // The peer has said all and wants no more, which is no failure.
+                Err(Fault::Sink(error)) if is_no_error(&error) => return Ok(()),
+                Err(fault) => return Err(fault),
+            }
         }
     }
 }
@@ -229,20 +243,28 @@ async fn room_or_broken(
 #[derive(Default)]
 struct Backlog {
     current: Bytes,
-    pieces: VecDeque<Bytes>,
-    /// Small pieces that came last, joined.
-    tail: BytesMut,
+    /// Boxed: only a connection that is blocked has any.
+    behind: Option<Box<Behind>>,
     ended: bool,
 }
 
-async fn tunnel_to_tcp(
-    from: &mut RecvHalf,
-    to: &TcpStream,
-    counter: &AtomicU64,
-) -> Result<(), Fault> {
+#[derive(Default)]
+struct Behind {
+    pieces: VecDeque<Bytes>,
+    /// Small pieces that came last, joined.
+    tail: BytesMut,
+}
+
+fn tunnel_to_tcp<'a>(
+    from: &'a mut RecvHalf,
+    to: &'a TcpStream,
+    counter: &'a AtomicU64,
+) -> impl Future<Output = Result<(), Fault>> + 'a {
     let mut backlog = Backlog::default();
-    poll_fn(|cx| backlog.poll_pass(from, to, counter, cx)).await?;
-    shut_down(to)
+    poll_fn(move |cx| {
+        ready!(backlog.poll_pass(from, to, counter, cx))?;
+        Poll::Ready(shut_down(to))
+    })
 }
 
 impl Backlog {
@@ -284,11 +306,9 @@ impl Backlog {
         from: &mut RecvHalf,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, StreamError>>> {
-        if let Some(piece) = self.pieces.pop_front() {
-            return Poll::Ready(Some(Ok(piece)));
-        }
-        if !self.tail.is_empty() {
-            return Poll::Ready(Some(Ok(std::mem::take(&mut self.tail).freeze())));
+        match self.behind.as_deref_mut().and_then(Behind::next) {
+            Some(piece) => return Poll::Ready(Some(Ok(piece))),
+            None => self.behind = None,
         }
         if self.ended {
             return Poll::Ready(None);
@@ -301,21 +321,31 @@ impl Backlog {
     fn collect(&mut self, from: &mut RecvHalf, cx: &mut Context<'_>) -> io::Result<()> {
         while !self.ended {
             match from.poll_uncredited(cx) {
-                Poll::Ready(Some(Ok(data))) if data.len() < SMALL_PIECE => {
-                    self.tail.extend_from_slice(&data);
-                }
-                Poll::Ready(Some(Ok(data))) => {
-                    if !self.tail.is_empty() {
-                        self.pieces.push_back(self.tail.split().freeze());
-                    }
-                    self.pieces.push_back(data);
-                }
+                Poll::Ready(Some(Ok(data))) => self.behind.get_or_insert_default().push(data),
                 Poll::Ready(Some(Err(error))) => return Err(error.into()),
                 Poll::Ready(None) => self.ended = true,
                 Poll::Pending => break,
             }
         }
         Ok(())
+    }
+}
+
+impl Behind {
+    fn push(&mut self, data: Bytes) {
+        if data.len() < SMALL_PIECE {
+            return self.tail.extend_from_slice(&data);
+        }
+        if !self.tail.is_empty() {
+            self.pieces.push_back(self.tail.split().freeze());
+        }
+        self.pieces.push_back(data);
+    }
+
+    fn next(&mut self) -> Option<Bytes> {
+        let tail = &mut self.tail;
+        let last = || (!tail.is_empty()).then(|| std::mem::take(tail).freeze());
+        self.pieces.pop_front().or_else(last)
     }
 }
 
