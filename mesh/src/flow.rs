@@ -567,7 +567,7 @@ pub struct FlowRecord {
     /// What protects them.
     pub security: Security,
     /// What refused or ended it, where an object did.
-    pub decided_by: Option<Object>,
+    pub decided_by: Option<Box<Object>>,
     /// Payload toward the destination, in bytes.
     pub received_bytes: u64,
     /// Payload toward the source, in bytes.
@@ -626,7 +626,7 @@ impl FlowRecord {
             None => failure.map(|end| Cow::Owned(end.to_string())),
         };
         let unusual = self.end.filter(|end| *end != EndReason::Complete);
-        let policies = self.decided_by.as_ref().map_or(&[][..], Object::policies);
+        let policies = self.decided_by.as_deref().map_or(&[][..], Object::policies);
         let bytes = self.end.map(|_| self.bytes_of_pod());
         AccessFields {
             source_addr: self.source_addr,

@@ -189,9 +189,19 @@ impl Traceparent {
         (parsed.trace > 0 && parsed.span > 0).then_some(parsed)
     }
 
-    /// The trace, as it stands in logs.
-    pub fn trace_id(&self) -> String {
-        format!("{:032x}", self.trace)
+    /// The trace.
+    pub fn trace_id(&self) -> TraceId {
+        TraceId(self.trace.to_be_bytes())
+    }
+}
+
+/// A trace, written as it stands in logs: 32 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TraceId([u8; 16]);
+
+impl fmt::Display for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
     }
 }
 

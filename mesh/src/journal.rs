@@ -108,7 +108,7 @@ impl Likeness {
             destination: record.destination.labels.clone(),
             service: record.service.clone(),
             end: record.end,
-            decided_by: record.decided_by.clone(),
+            decided_by: record.decided_by.as_deref().cloned(),
         }
     }
 }

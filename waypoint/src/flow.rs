@@ -207,7 +207,7 @@ impl Flow {
             series.close(reason.flag());
         }
         access::complete(&FlowRecord {
-            decided_by,
+            decided_by: decided_by.map(Box::new),
             end: Some(reason),
             error,
             ..live.snapshot()

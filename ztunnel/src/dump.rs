@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 use arc_swap::ArcSwap;
 use axum::{Json, routing::get};
 use mesh::{
-    authorize::RuleRef, dump::ConfigDump, flow::FlowRecord, outbound::Hop, outcome::LocalWorkload,
-    view::MeshView,
+    authority::Authority, authorize::RuleRef, dump::ConfigDump, flow::FlowRecord, outbound::Hop,
+    outcome::LocalWorkload, view::MeshView,
 };
 use net::{
     admin::Admin,
@@ -232,9 +232,13 @@ fn protocol(hop: Hop) -> &'static str {
 }
 
 fn inbound_dump(live: &Live) -> ConnectionDump {
+    let asked_host = match &live.record.authority {
+        Some(Authority::Hostname(name, _)) => Some(name.to_string()),
+        Some(Authority::Address(_)) | None => None,
+    };
     ConnectionDump {
         src: live.record.source_addr.to_string(),
-        original_dst: live.asked_host.as_deref().map(str::to_owned),
+        original_dst: asked_host,
         actual_dst: live.actual.to_string(),
         protocol: protocol(live.record.hop),
     }
@@ -271,7 +275,7 @@ fn connections(published: &Published) -> Vec<OpenConnection> {
             .flatten()
             .map(move |(_, live)| OpenConnection {
                 pod: uid.clone(),
-                trace_id: live.trace.clone(),
+                trace_id: live.trace.map(|it| it.to_string()),
                 allowed_by: live.allowed_by(),
                 record: live.snapshot(),
             })

@@ -14,7 +14,9 @@ use std::{
 use mesh::{
     authorize::{AuthorizationFacts, RuleRef},
     flow::{Direction, EndReason, FlowRecord, Party, PartyLabels, peer_workload},
-    names::{NetworkAddress, Str},
+    headers::TraceId,
+    identity::Identity,
+    names::NetworkAddress,
     outcome::{Object, Outcome, Refusal},
     view::MeshView,
 };
@@ -46,12 +48,10 @@ pub(crate) struct Live {
     pub(crate) record: FlowRecord,
     /// Outbound: where the application wanted to go. Inbound: where its bytes go.
     pub(crate) actual: SocketAddr,
-    /// Inbound: the host name that the CONNECT named.
-    pub(crate) asked_host: Option<Str>,
     /// Correlates both ends' logs.
-    pub(crate) trace: Option<String>,
-    /// Inbound: what policies are asked about.
-    pub(crate) facts: Option<AuthorizationFacts>,
+    pub(crate) trace: Option<TraceId>,
+    /// Inbound: what the client has proven to be.
+    pub(crate) identity: Option<Identity>,
     pub(crate) accepted: Instant,
     /// What its tunnel was proven with.
     pub(crate) rests_on: Option<RestsOn>,
@@ -75,9 +75,8 @@ impl Live {
         Self {
             record,
             actual,
-            asked_host: None,
             trace: None,
-            facts: None,
+            identity: None,
             accepted,
             rests_on: None,
             allowed_by: Mutex::new(None),
@@ -86,6 +85,14 @@ impl Live {
             counted: Counted::default(),
             series: Mutex::new(None),
         }
+    }
+
+    /// Inbound: what policies are asked about.
+    pub(crate) fn facts(&self) -> Option<AuthorizationFacts> {
+        let inbound = self.record.direction == Direction::Inbound;
+        inbound.then(|| {
+            AuthorizationFacts::new(self.identity.clone(), self.record.source_addr, self.actual)
+        })
     }
 
     fn counters(&self) -> &Counters {
@@ -292,7 +299,7 @@ impl Flow {
             series.close(reason.flag());
         }
         let record = FlowRecord {
-            decided_by,
+            decided_by: decided_by.map(Box::new),
             end: Some(reason),
             error,
             ..live.snapshot()
@@ -369,7 +376,7 @@ impl Early<'_> {
         let record = FlowRecord {
             source,
             destination,
-            decided_by,
+            decided_by: decided_by.map(Box::new),
             end: Some(reason),
             error: Some(error.to_string()),
             ..FlowRecord::new(self.direction, self.source, self.destination)

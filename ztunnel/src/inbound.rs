@@ -395,15 +395,10 @@ impl Inbound {
         let trace = trace
             .and_then(Traceparent::parse)
             .unwrap_or_else(|| Traceparent::new(rand::random(), rand::random()));
-        let asked_host = match asked.authority {
-            Authority::Hostname(name, _) => Some(name.clone()),
-            Authority::Address(_) => None,
-        };
         let record = self.pod.node.metrics.parties.shared(record);
         let mut live = Live::new(record, decided.target.destination, decided.accepted);
-        live.asked_host = asked_host;
         live.trace = Some(trace.trace_id());
-        live.facts = Some(decided.facts(self, identity));
+        live.identity = Some(identity.clone());
         live.rests_on = Some(asked.rests_on);
         live
     }

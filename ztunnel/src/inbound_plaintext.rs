@@ -127,7 +127,7 @@ impl Inbound {
             }
         };
         let facts = AuthorizationFacts::new(None, self.peer, target.destination);
-        let live = self.live(&record, &target, &view, facts.clone());
+        let live = self.live(&record, &target, &view);
         drop(view);
         let registration = self.pod.inbound.register(live);
         let authorized = authorize(&self.pod, &facts).await;
@@ -179,13 +179,7 @@ impl Inbound {
         Ok((record, target, view))
     }
 
-    fn live(
-        &self,
-        workload: &Workload,
-        target: &InboundTarget,
-        view: &MeshView,
-        facts: AuthorizationFacts,
-    ) -> Live {
+    fn live(&self, workload: &Workload, target: &InboundTarget, view: &MeshView) -> Live {
         let network = &self.pod.node.config.node.network;
         let source = peer_workload(view, network, self.peer.ip(), None);
         let own = workload.identity();
@@ -196,8 +190,6 @@ impl Inbound {
             ..FlowRecord::new(Direction::Inbound, self.peer, self.original)
         };
         let record = self.pod.node.metrics.parties.shared(record);
-        let mut live = Live::new(record, target.destination, self.accepted);
-        live.facts = Some(facts);
-        live
+        Live::new(record, target.destination, self.accepted)
     }
 }

@@ -102,7 +102,7 @@ fn plaintext_tells_no_identity() {
 fn a_denial_names_the_policies() {
     let denied = |by| FlowRecord {
         end: Some(EndReason::Refused(Reason::PolicyDenied)),
-        decided_by: Some(by),
+        decided_by: Some(Box::new(by)),
         error: Some("explicitly denied by: b/deny-all (rule 2)".into()),
         ..record()
     };

@@ -83,10 +83,10 @@ fn nothing_of_a_flood_of_one_denial_is_lost_and_it_takes_the_room_of_one() {
 fn another_reason_or_another_policy_is_another_denial() {
     let mut journal = Journal::default();
     let by = |name: &str| FlowRecord {
-        decided_by: Some(Object::Policy(PolicyKey {
+        decided_by: Some(Box::new(Object::Policy(PolicyKey {
             namespace: "ns".into(),
             name: name.into(),
-        })),
+        }))),
         ..ended("10.0.0.1:1", DENIED)
     };
     journal.tell(What::Refused, at(0), by("one"), None);

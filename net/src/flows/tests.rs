@@ -25,7 +25,7 @@ fn key(name: &str) -> PolicyKey {
 fn denied() -> FlowRecord {
     FlowRecord {
         end: Some(EndReason::Refused(Reason::PolicyDenied)),
-        decided_by: Some(Object::Policy(key("deny-all"))),
+        decided_by: Some(Box::new(Object::Policy(key("deny-all")))),
         ..open()
     }
 }
