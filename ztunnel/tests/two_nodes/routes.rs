@@ -32,7 +32,7 @@ fn plain_workload(name: &str, services: &[(&Service, u16)]) -> Workload {
     for (service, port) in services {
         workload
             .services
-            .insert(service.key(), [(80, *port)].into());
+            .insert(service.key(), [(80, *port)].into_iter().collect());
     }
     workload
 }

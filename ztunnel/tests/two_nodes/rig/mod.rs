@@ -96,7 +96,7 @@ impl Rig {
         let mut workload = workload(&self.b, "node-b");
         workload
             .services
-            .insert(web().key(), [(80, APP_PORT)].into());
+            .insert(web().key(), [(80, APP_PORT)].into_iter().collect());
         workload
     }
 
