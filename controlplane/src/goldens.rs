@@ -17,7 +17,10 @@ use crate::{
     object::{Gateway, ObjectRef},
     output::{Condition, ObjectStatus, Resource},
     source::files::{Content, FileId, Files},
-    translate::{FailurePolicy, Settings, l7::config},
+    translate::{
+        FailurePolicy, Settings,
+        l7::{config, istio::mesh::MeshSettings},
+    },
     wiring::{OfPods, Wiring},
 };
 
@@ -44,6 +47,14 @@ fn settings(text: &str) -> Settings {
                     .unwrap()
                     .remove(0);
                 settings.entry_visibility = crate::source::read::read(&rules).0;
+            }
+            ("mesh", config) => {
+                let config = crate::source::tree::parse(&config.replace(';', ","))
+                    .unwrap()
+                    .remove(0);
+                let config = crate::source::read::read(&config).0.unwrap_or_default();
+                let mesh = MeshSettings::read(&settings, &config, &mut Vec::new());
+                settings.mesh = Some(mesh.into());
             }
             (other, _) => panic!("unknown setting {other}"),
         }

@@ -13,6 +13,7 @@ pub mod ca;
 pub mod cluster;
 pub mod config;
 pub mod crd;
+pub mod credentials;
 pub mod gateway;
 pub mod graph;
 mod intern;

@@ -21,6 +21,7 @@ use crate::{
         read::{Fault, read},
         tree::Node,
     },
+    translate::l7::credential::Credential,
 };
 
 /// The kinds that are read.
@@ -128,6 +129,7 @@ pub enum Object {
     Pod(Pod),
     RequestAuthentication(RequestAuthentication),
     Service(Service),
+    Secret(Secret),
     ServiceEntry(ServiceEntry),
     TcpRoute(TcpRoute),
     TlsRoute(TlsRoute),
@@ -290,6 +292,15 @@ pub struct ConfigMap {
     pub roots: Option<Arc<str>>,
 }
 
+/// A Secret, of which only what is of use for TLS is read.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Secret {
+    /// Names and labels.
+    pub meta: Meta,
+    /// Certificates and a key.
+    pub credential: Credential,
+}
+
 /// A ServiceEntry.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ServiceEntry {
@@ -381,6 +392,7 @@ impl Kind {
             ("gateway.networking.k8s.io", "BackendTLSPolicy") => Self::BackendTlsPolicy,
             ("gateway.networking.x-k8s.io", "XBackendTrafficPolicy") => Self::BackendTrafficPolicy,
             ("", "ConfigMap") => Self::ConfigMap,
+            ("", "Secret") => Self::Secret,
             _ => return None,
         };
         let versions: &[&str] = match group {
@@ -487,7 +499,10 @@ pub fn read_object(kind: Kind, node: &Node) -> (Option<Object>, Vec<Fault>) {
         }),
         Kind::Deployment => of(node, |o: Deployment| Object::Other(kind, meta(&o.metadata))),
         Kind::Secret => of(node, |o: core::Secret| {
-            Object::Other(kind, meta(&o.metadata))
+            Object::Secret(Secret {
+                meta: meta(&o.metadata),
+                credential: Credential::of(&o),
+            })
         }),
         Kind::ServiceAccount => of(node, |o: ServiceAccount| {
             Object::Other(kind, meta(&o.metadata))
@@ -632,6 +647,7 @@ impl Object {
             Self::Namespace(meta) | Self::Node(meta) | Self::Other(_, meta) => meta,
             Self::PeerAuthentication(o) => &o.meta,
             Self::Pod(o) => &o.meta,
+            Self::Secret(o) => &o.meta,
             Self::Service(o) => &o.meta,
             Self::ServiceEntry(o) => &o.meta,
             Self::WorkloadEntry(o) => &o.meta,

@@ -49,6 +49,7 @@ use crate::{
         CaSource, Config,
         mesh::{MeshConfig, MeshConfigError},
     },
+    credentials,
     keys::{self, Fetcher, Reach},
     metrics::Metrics,
     output::{Changes, Subscription},
@@ -236,12 +237,18 @@ impl ControlPlane {
             () = world.listed() => {}
             () = &mut shutdown => return Ok(()),
         }
+        let read = (world.clone(), self.client.clone());
+        tasks.spawn(credentials::keep(read.0, read.1));
+        tasks.spawn(keys::keep(world.clone(), Arc::new(self.fetcher())));
+        tokio::select! {
+            () = credentials::answered(&world) => {}
+            () = &mut shutdown => return Ok(()),
+        }
         let mut changes = world.subscribe();
         if let Some(first) = changes.try_next() {
             take(&parts.store, &parts.metrics, &first);
         }
         tasks.spawn(self.serving.clone().renew());
-        tasks.spawn(keys::keep(world.clone(), Arc::new(self.fetcher())));
         tasks.spawn(follow(changes, parts.store.clone(), parts.metrics.clone()));
         let writers = self.writers(&parts, &drain);
         let acceptor = Arc::new(tls::Acceptor::new(

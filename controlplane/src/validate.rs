@@ -64,6 +64,7 @@ pub fn validate(object: &Object) -> Vec<Problem> {
         | Object::Node(_)
         | Object::Other(..)
         | Object::Pod(_)
+        | Object::Secret(_)
         | Object::Service(_) => {}
         Object::DestinationRule(rule) => istio::destination_rule(&rule.spec, &mut found),
         Object::RequestAuthentication(it) => istio::request_authentication(&it.spec, &mut found),

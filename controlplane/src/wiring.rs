@@ -20,6 +20,7 @@ use crate::{
     output::{Condition, Resource, ResourceKey, Truth},
     translate::{
         Settings, allocate, condition,
+        l7::credential,
         l7::gateway_api::RouteObject,
         l7::istio::request_authentication::{Fetched, KeySource},
         network::NetworkGateway,
@@ -53,6 +54,8 @@ pub struct Wiring {
     pub readers: Tap<Name, Readers>,
     /// Changed sources of keys that are to be fetched.
     pub key_sources: istio::KeySources,
+    /// Changed Secrets that are to be read.
+    pub secrets: Tap<Name, ()>,
     /// Changed addresses of ServiceEntries' hosts that have none of their own.
     pub allocated: Tap<allocate::Host, Vec<IpAddr>>,
     /// Of a cluster that others look at: what they are told, where it changed.
@@ -172,7 +175,7 @@ impl Wiring {
             &routes.overlays,
             &mut runs,
         );
-        let of_rules = istio::rule_conditions(&mut graph, &inputs, &facts, &of_backends);
+        let (of_rules, secrets) = istio::rule_conditions(&mut graph, &inputs, &facts, &of_backends);
         let everyones = graph.join(&[&resources, &merged.resources]);
         let of_gateways = inner.resources(&mut graph, &everyones);
         let resources = graph.join(&[&everyones, &of_waypoints, &of_gateways]);
@@ -193,6 +196,7 @@ impl Wiring {
             pods: inputs.pods.tap(),
             allocated: allocated.tap(),
             key_sources: istio.key_sources.tap(),
+            secrets: secrets.tap(),
             readers: facts::readers(&mut graph, &inputs, &facts).tap(),
             graph,
             settings,
@@ -210,6 +214,9 @@ impl Wiring {
         anew.revisions.clone_from(&self.revisions);
         for (source, fetched) in self.inputs.istio.keys.snapshot() {
             anew.set_keys(&source, Some((*fetched).clone()));
+        }
+        for (secret, found) in self.inputs.istio.credentials.snapshot() {
+            anew.set_credential(&secret, Some((*found).clone()));
         }
         for (key, exported) in self.inputs.remotes.snapshot() {
             anew.inputs.remotes.set(&key, Some((*exported).clone()));
@@ -259,6 +266,21 @@ impl Wiring {
     /// Sets what came of fetching keys. Takes effect with the next [`Wiring::settle`].
     pub fn set_keys(&self, source: &KeySource, fetched: Option<Fetched>) {
         self.inputs.istio.keys.set(source, fetched);
+    }
+
+    /// Sets what came of reading a Secret. Takes effect with the next [`Wiring::settle`].
+    pub fn set_credential(&self, secret: &Name, found: Option<credential::Found>) {
+        self.inputs.istio.credentials.set(secret, found);
+    }
+
+    /// Whether something came of it, once it was asked for: a source of keys.
+    pub fn has_keys(&self, source: &KeySource) -> bool {
+        self.inputs.istio.keys.peek(source).is_some()
+    }
+
+    /// As [`Wiring::has_keys`], of a Secret.
+    pub fn has_credential(&self, secret: &Name) -> bool {
+        self.inputs.istio.credentials.peek(secret).is_some()
     }
 
     /// Computes what the objects set since the last time change.

@@ -27,6 +27,7 @@ use crate::{
         files::Files,
         watch::{Change, Watcher},
     },
+    translate::l7::credential,
     translate::l7::istio::request_authentication::{Fetched, KeySource},
     translate::{
         allocate,
@@ -100,6 +101,12 @@ struct Shared {
     key_sources: watch::Sender<BTreeSet<KeySource>>,
     /// What came of fetching, until the thread takes it.
     keys: Mutex<BTreeMap<KeySource, Option<Fetched>>>,
+    /// Secrets that are to be read.
+    secrets: watch::Sender<BTreeSet<Name>>,
+    /// What came of reading them, until the thread takes it.
+    credentials: Mutex<BTreeMap<Name, Option<credential::Found>>>,
+    /// How many sources of keys and Secrets nothing has come of yet.
+    unanswered: watch::Sender<usize>,
     /// What other clusters are to be told, until they are.
     exports: Exports,
     /// Wakes the thread of a world that is fed.
@@ -322,6 +329,29 @@ impl World {
     /// Takes in what came of fetching keys; `None`: nobody fetches them any more.
     pub fn set_keys(&self, source: KeySource, fetched: Option<Fetched>) {
         self.shared.keys.lock().insert(source, fetched);
+        self.wake();
+    }
+
+    /// Secrets that are to be read for waypoints.
+    pub fn secrets(&self) -> watch::Receiver<BTreeSet<Name>> {
+        self.shared.secrets.subscribe()
+    }
+
+    /// Takes in what came of reading a Secret; `None`: nobody reads it any more.
+    pub fn set_credential(&self, secret: Name, found: Option<credential::Found>) {
+        self.shared.credentials.lock().insert(secret, found);
+        self.wake();
+    }
+
+    /// Waits until something has come of every source of keys and every Secret. Who tells proxies before would take away
+    /// from them what they were told by a control plane before this one.
+    pub async fn answered(&self) {
+        let mut unanswered = self.shared.unanswered.subscribe();
+        // The sender lives as long as this handle.
+        let _ = unanswered.wait_for(|count| *count == 0).await;
+    }
+
+    fn wake(&self) {
         if let Some(mut wake) = self.wake.as_deref() {
             // A pipe that cannot be written to has lost its thread.
             let _ = wake.write_all(&[0]);
@@ -473,12 +503,13 @@ struct Taken {
     allocated: Changed<allocate::Host, Vec<IpAddr>>,
     readers: Changed<Name, Readers>,
     sources: Changed<KeySource, ()>,
+    secrets: Changed<Name, ()>,
     exports: Changed<ExportKey, Exported>,
 }
 
 impl Taken {
     /// Adds everything that was published and is not among it.
-    fn add_gone(&mut self, state: &State, sources: &BTreeSet<KeySource>) {
+    fn add_gone(&mut self, state: &State, shared: &Shared) {
         let hosts = state.addresses.iter().flat_map(|(entry, hosts)| {
             let of_entry = hosts.keys().map(|host| (entry.clone(), host.clone()));
             of_entry.collect::<Vec<_>>()
@@ -489,7 +520,11 @@ impl Taken {
         gone(&mut self.pods, state.pods.by_name.keys().cloned());
         gone(&mut self.allocated, hosts);
         gone(&mut self.readers, state.readers.keys().cloned());
-        gone(&mut self.sources, sources.iter().cloned());
+        gone(
+            &mut self.sources,
+            shared.key_sources.borrow().iter().cloned(),
+        );
+        gone(&mut self.secrets, shared.secrets.borrow().iter().cloned());
     }
 }
 
@@ -573,11 +608,15 @@ impl Keeper {
 }
 
 impl Publisher {
-    /// Hands what was fetched to the graph.
+    /// Hands what was fetched and read to the graph.
     fn take_keys(&self) {
         let keys = std::mem::take(&mut *self.shared.keys.lock());
         for (source, fetched) in keys {
             self.wiring.set_keys(&source, fetched);
+        }
+        let credentials = std::mem::take(&mut *self.shared.credentials.lock());
+        for (secret, found) in credentials {
+            self.wiring.set_credential(&secret, found);
         }
     }
 
@@ -592,11 +631,12 @@ impl Publisher {
             allocated: wiring.allocated.take(),
             readers: wiring.readers.take(),
             sources: wiring.key_sources.take(),
+            secrets: wiring.secrets.take(),
             exports: wiring.exports.take(),
         };
         if is_anew {
             let state = self.shared.state.read();
-            taken.add_gone(&state, &self.shared.key_sources.borrow());
+            taken.add_gone(&state, &self.shared);
             let is_news = |resource: &Option<Arc<Resource>>| {
                 let known = resource.as_ref().map(|new| state.resources.get(&new.key()));
                 known.flatten().as_ref() != resource.as_ref() || resource.is_none()
@@ -621,6 +661,7 @@ impl Publisher {
             allocated,
             readers,
             sources,
+            secrets,
             exports,
         } = self.take(batch.is_anew);
         let mut guard = self.shared.state.write();
@@ -681,20 +722,47 @@ impl Publisher {
             self.shared.exports.changed.lock().extend(exports);
             self.shared.exports.ready.notify_one();
         }
-        if !sources.is_empty() {
-            self.shared.key_sources.send_modify(|all| {
-                for (source, wanted) in sources {
-                    match wanted {
-                        Some(_) => all.insert(source),
-                        None => all.remove(&source),
-                    };
-                }
-            });
-        }
+        follow(&self.shared.key_sources, sources);
+        follow(&self.shared.secrets, secrets);
+        self.count_unanswered();
         if pods_changed {
             self.shared.pods_changed.send_replace(());
         }
     }
+}
+
+impl Publisher {
+    fn count_unanswered(&self) {
+        let (sources, secrets) = (&self.shared.key_sources, &self.shared.secrets);
+        let sources = sources
+            .borrow()
+            .iter()
+            .filter(|it| !self.wiring.has_keys(it))
+            .count();
+        let secrets = secrets
+            .borrow()
+            .iter()
+            .filter(|it| !self.wiring.has_credential(it))
+            .count();
+        // A folder's Secrets are there or not.
+        let secrets = self.shared.feed.get().map_or(0, |_| secrets);
+        self.shared.unanswered.send_replace(sources + secrets);
+    }
+}
+
+/// Adds what is wanted now, and takes out what is not.
+fn follow<K: Ord>(wanted: &watch::Sender<BTreeSet<K>>, changed: Changed<K, ()>) {
+    if changed.is_empty() {
+        return;
+    }
+    wanted.send_modify(|all| {
+        for (key, is_wanted) in changed {
+            match is_wanted {
+                Some(_) => all.insert(key),
+                None => all.remove(&key),
+            };
+        }
+    });
 }
 
 impl State {

@@ -281,6 +281,7 @@ fn refusal_flag(reason: Reason) -> ResponseFlag {
         | Reason::NotServed
         | Reason::UnknownPort
         | Reason::NoRoute
+        | Reason::TooManyConnections
         | Reason::UnknownHostname => ResponseFlag::Connect,
     }
 }
@@ -301,6 +302,7 @@ fn refusal_blame(reason: Reason) -> Blame {
         | Reason::DestinationUntold
         | Reason::ProtocolUnsupported
         | Reason::NoRoute
+        | Reason::TooManyConnections
         | Reason::PolicyUnknown => Blame::Configuration,
     }
 }

@@ -182,6 +182,33 @@ pub fn to_endpoint(
     }
 }
 
+/// The next hop to a service that another waypoint serves, from the waypoint that `facts.source` is, for its port `port`:
+/// that one's policies count, so that it is never gone around. `facts.original_dst` prefers a family.
+pub fn to_waypoint(
+    view: &MeshView,
+    facts: &OutboundFacts,
+    service: &Arc<Service>,
+    port: u16,
+    draw: Draw,
+) -> Outcome<NextHop> {
+    let wanted = canonical(facts.original_dst).ip();
+    let here = service.vips.iter().filter(|it| it.network == facts.network);
+    let here: Vec<IpAddr> = here.map(|it| it.address).collect();
+    let same = here.iter().find(|it| it.is_ipv6() == wanted.is_ipv6());
+    let Some(vip) = same.or(here.first()) else {
+        return Refusal::by(Reason::NoAddress, Object::Service(service.key())).into();
+    };
+    let asked = Asked {
+        view,
+        facts,
+        destination: SocketAddr::new(*vip, port),
+    };
+    match asked.to_service_waypoint(service, draw) {
+        Ok(hop) => Outcome::Go(hop),
+        Err(refusal) => refusal.into(),
+    }
+}
+
 /// Whether the address is the pod itself. Its loopback is the usual case; its own address is dialled by whoever reaches
 /// the outbound port from outside, while the rules are not in place.
 fn is_our_own(facts: &OutboundFacts, ip: IpAddr) -> bool {
@@ -525,7 +552,8 @@ fn refused(reason: Reason, workload: &Workload) -> Refusal {
     Refusal::by(reason, Object::Workload(workload.uid.clone()))
 }
 
-fn has_waypoint(service: &Service) -> bool {
+/// Whether a service is for a waypoint to serve.
+pub fn has_waypoint(service: &Service) -> bool {
     service.waypoint.is_some() || service.weighted_waypoints.iter().any(|it| it.weight > 0)
 }
 

@@ -88,6 +88,8 @@ pub enum Reason {
     UnknownPort,
     /// The service has routes, and none matches; or the one that does leads nowhere.
     NoRoute,
+    /// The service's `connectionPool.tcp.maxConnections` are open.
+    TooManyConnections,
     /// A DENY policy matched.
     PolicyDenied,
     /// ALLOW policies apply, and none matched.
@@ -206,6 +208,7 @@ impl Reason {
             | Self::DestinationUntold
             | Self::ProtocolUnsupported
             | Self::NoRoute
+            | Self::TooManyConnections
             | Self::UnknownHostname => 503,
         }
     }
@@ -227,6 +230,7 @@ impl fmt::Display for Reason {
             Self::NotServed => "not served by this waypoint",
             Self::UnknownPort => "the service has no such port",
             Self::NoRoute => "no route leads anywhere",
+            Self::TooManyConnections => "the service's connection pool is used up",
             Self::PolicyDenied => "explicitly denied",
             Self::PolicyNotAllowed => "allow policies exist, but none allowed",
             Self::PolicyUnknown => "policy not known",

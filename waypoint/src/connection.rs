@@ -7,7 +7,7 @@ use mesh::{
     authority::Authority,
     flow::{Party, peer_workload},
     headers::{self, Baggage, Traceparent},
-    l7::{dispatch::Target, request::ConnectionFacts},
+    l7::{dispatch::Target, request::ConnectionFacts, via::Via},
     names::NamespacedHostname,
 };
 use net::tls::PeerIdentity;
@@ -32,6 +32,8 @@ pub(crate) struct Connection {
     pub(crate) trace: Option<Traceparent>,
     /// The sender is a waypoint, and says so.
     pub(crate) passed_waypoint: bool,
+    /// The way that what is passed on to another waypoint has come by: the client's, and the service that it is for.
+    pub(crate) via: Via,
     /// The client, for telemetry: the record of its address, else what its identity and baggage tell.
     pub(crate) source: Party,
 }

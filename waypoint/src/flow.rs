@@ -110,18 +110,17 @@ impl Flow {
         }
     }
 
-    /// Copies until both ends are done or one fails, nothing has moved for `idle`, or a policy forbids it; then tells
-    /// the end.
+    /// Copies until both ends are done or one fails, its time is over, or a policy forbids it; then tells the end.
     pub(crate) async fn carry(
         mut self,
         downstream: hbone::Stream,
         upstream: copy::Endpoint,
-        idle: Duration,
+        times: Times,
     ) {
         let live = self.registration.what().clone();
         let mut why = None;
         let end = {
-            let cancel = self.cancelled(&live, idle, &mut why);
+            let cancel = self.cancelled(&live, times, &mut why);
             copy::bidirectional(downstream, upstream, &live.counters, cancel).await
         };
         self.finish_carried(end, why);
@@ -132,21 +131,22 @@ impl Flow {
         mut self,
         downstream: hbone::Stream,
         upstream: impl AsyncRead + AsyncWrite + Unpin,
-        idle: Duration,
+        times: Times,
     ) {
         let live = self.registration.what().clone();
         let mut why = None;
         let end = {
-            let cancel = self.cancelled(&live, idle, &mut why);
+            let cancel = self.cancelled(&live, times, &mut why);
             copy::through(downstream, upstream, &live.counters, cancel).await
         };
         self.finish_carried(end, why);
     }
 
-    async fn cancelled(&mut self, live: &Live, idle: Duration, why: &mut Option<Cut>) {
+    async fn cancelled(&mut self, live: &Live, times: Times, why: &mut Option<Cut>) {
         *why = Some(tokio::select! {
             refusal = self.registration.cut() => Cut::Policy(refusal),
-            () = idle_for(&live.counters, idle) => Cut::Idle(idle),
+            () = idle_for(&live.counters, times.idle) => Cut::Idle(times.idle),
+            () = over(times.longest) => Cut::Old(times.longest.unwrap_or_default()),
         });
     }
 
@@ -162,6 +162,10 @@ impl Flow {
             Cut::Idle(after) => {
                 let error = format!("nothing was sent for {after:?}");
                 self.end(EndReason::Idle, None, Some(error));
+            }
+            Cut::Old(after) => {
+                let error = format!("the policy's maxConnectionDuration of {after:?} is over");
+                self.end(EndReason::Drained, None, Some(error));
             }
             Cut::Policy(refusal) => {
                 let error = format!("{}: {refusal}", EndReason::PolicyChanged);
@@ -222,8 +226,25 @@ impl Drop for Flow {
     }
 }
 
+/// How long a connection may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    /// Without a byte.
+    pub(crate) idle: Duration,
+    /// At all; none: as long as its ends like.
+    pub(crate) longest: Option<Duration>,
+}
+
+async fn over(longest: Option<Duration>) {
+    match longest.filter(|it| !it.is_zero()) {
+        None => std::future::pending().await,
+        Some(longest) => tokio::time::sleep(longest).await,
+    }
+}
+
 enum Cut {
     Idle(Duration),
+    Old(Duration),
     Policy(Refusal),
 }
 

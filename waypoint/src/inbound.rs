@@ -16,6 +16,7 @@ use mesh::{
     l7::{
         dispatch::{DispatchFacts, Target, dispatch, dispatch_inner},
         served::AppProtocol,
+        via::{self, Via},
     },
     outcome::{Object, Reason, Refusal},
     workload::Workload,
@@ -254,6 +255,7 @@ impl Inbound {
         let dispatched = self.dispatch(&request).await;
         let admitted = dispatched.and_then(|(target, snapshot)| {
             self.admit(&request, &snapshot)?;
+            admit_way(&way(&request), &target)?;
             Ok((target, snapshot))
         });
         let (target, snapshot) = match admitted {
@@ -349,10 +351,28 @@ impl Inbound {
             destination: destination(&target, self.local.ip(), request.authority()),
             trace: trace.and_then(Traceparent::parse),
             passed_waypoint: sender == Some("waypoint"),
+            via: match target.service() {
+                Some(service) => way(request).onward(&service.key()),
+                None => way(request),
+            },
             source: source_of(waypoint, snapshot, self.client, request.peer(), told),
             target,
             waypoint: Arc::clone(waypoint),
         }
+    }
+}
+
+fn way(request: &ConnectRequest) -> Via {
+    Via::parse(header_texts(request.headers(), via::HEADER))
+}
+
+/// What has been passed on from this service before goes round.
+fn admit_way(way: &Via, target: &Target) -> Result<(), Refusal> {
+    match target.service().map(|service| service.key()) {
+        Some(service) if !way.admits(&service) => {
+            Err(Refusal::by(Reason::Recursion, Object::Service(service)))
+        }
+        _ => Ok(()),
     }
 }
 

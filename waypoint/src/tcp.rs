@@ -19,9 +19,10 @@ use net::{
 
 use crate::{
     authorize,
-    backend::{ConnectError, Connected, Failure, Tls, Upstream},
+    backend::{ConnectError, Connected, Failure, Tls, Upstream, keepalive},
     connection::Connection,
-    flow::{Flow, Live},
+    flow::{Flow, Live, Times},
+    http::upstream::Permit,
     inbound::{response_headers, status},
 };
 use choose::{Choice, Tried, choose};
@@ -90,7 +91,9 @@ struct Established {
     connected: Connected,
     /// The endpoint; where it is none of the mesh's, ourselves.
     endpoint: Arc<Workload>,
-    idle: Duration,
+    times: Times,
+    /// Counts it as one of the service's.
+    permit: Option<Permit>,
 }
 
 impl Established {
@@ -98,16 +101,18 @@ impl Established {
         let Self {
             flow,
             connected,
-            idle,
+            times,
+            permit,
             ..
         } = self;
         match connected.stream.into_endpoint() {
             Ok((upstream, inner)) => {
-                flow.carry(stream, upstream, idle).await;
+                flow.carry(stream, upstream, times).await;
                 drop(inner);
             }
-            Err(tls) => flow.carry_through(stream, tls, idle).await,
+            Err(tls) => flow.carry_through(stream, tls, times).await,
         }
+        drop(permit);
     }
 }
 
@@ -127,7 +132,7 @@ impl Passing {
         let draw = Draw(rand::random());
         let mut tried = Tried::default();
         loop {
-            let choice = match choose(&self.connection, &snapshot, &self.kind, draw, &tried) {
+            let mut choice = match choose(&self.connection, &snapshot, &self.kind, draw, &tried) {
                 Ok(choice) => choice,
                 Err(refusal) => return Err(self.refused(refusal)),
             };
@@ -147,17 +152,23 @@ impl Passing {
                         flow,
                         connected,
                         endpoint: choice.workload().unwrap_or(&snapshot.own).clone(),
-                        idle: idle.unwrap_or(IDLE),
+                        times: Times {
+                            idle: idle.unwrap_or(IDLE),
+                            longest: pool.and_then(|pool| pool.max_connection_duration),
+                        },
+                        permit: choice.connected(),
                     });
                 }
-                Err(error) if again(&error) && tried.len() + 1 < TRIES => {
-                    let error = Chain(&error).to_string();
-                    tracing::debug!(error, "endpoint refused, trying another one");
-                    if tried.add(&choice) {
+                Err(error) => {
+                    choice.failed();
+                    let left = tried.len() + 1 < TRIES;
+                    if again(&error) && left && tried.add(&choice) {
+                        let error = Chain(&error).to_string();
+                        tracing::debug!(error, "endpoint refused, trying another one");
                         continue;
                     }
+                    self.failed(&choice, &error);
                 }
-                Err(error) => self.failed(&choice, &error),
             }
             return Err(StatusCode::SERVICE_UNAVAILABLE);
         }
@@ -190,6 +201,7 @@ impl Passing {
                 alpn: &[],
             }),
             proxy_protocol: policy.and_then(|policy| policy.proxy_protocol),
+            keepalive: policy.and_then(|policy| keepalive(&policy.pool)),
             deadline: policy
                 .and_then(|policy| policy.pool.connect_timeout)
                 .unwrap_or(CONNECT),

@@ -362,7 +362,12 @@ messages! {
         h2_upgrade_policy: H2UpgradePolicy,
         use_client_protocol: bool,
         max_concurrent_streams: i32,
-        http2_keep_alive: Value,
+        http2_keep_alive: Option<Http2KeepAlive>,
+    }
+    /// `http2KeepAlive`.
+    Http2KeepAlive {
+        interval: Option<String>,
+        timeout: Option<String>,
     }
     /// `outlierDetection`.
     OutlierDetection {

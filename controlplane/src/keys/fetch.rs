@@ -154,6 +154,7 @@ impl Fetcher {
         let settings = BackendTls::Verify {
             sni: None,
             roots: None,
+            revoked: None,
             subject_alt_names: Vec::new(),
             client: None,
         };

@@ -131,3 +131,13 @@ async fn addresses_of_this_machine_and_of_the_link_are_not_asked() {
         assert!(matches!(error, FetchError::Url(_)), "{url}: {error}");
     }
 }
+
+/// Paused time passes while nothing else is to be done.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_never_answers_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = listener.local_addr().unwrap();
+    let source = KeySource::Url(format!("http://{silent}/keys").into());
+    let error = fetcher(Reach::Local).fetch(&source).await.unwrap_err();
+    assert!(matches!(error, FetchError::Timeout), "{error}");
+}

@@ -12,7 +12,11 @@ use crate::{
 };
 
 pub(super) fn destination_rule(spec: &DestinationRuleSpec, found: &mut Findings) {
-    rule::read(spec, found);
+    let around = rule::Around {
+        base: &rule::Defaults::default(),
+        credentials: &rule::unread,
+    };
+    rule::read(spec, around, found);
 }
 
 pub(super) fn request_authentication(spec: &RequestAuthenticationSpec, found: &mut Findings) {

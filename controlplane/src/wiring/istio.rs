@@ -13,15 +13,16 @@ use crate::{
     graph::{Collection, Context, Graph, Index, Source, Tap},
     object::{
         DestinationRule, Gateway, GatewayClass, Kind, Meta, Name, Object, ObjectRef,
-        RequestAuthentication, Sourced, Telemetry, VirtualService,
+        RequestAuthentication, Secret, Sourced, Telemetry, VirtualService,
     },
     output::{Condition, Truth},
     translate::{
-        condition,
+        Settings, condition,
         l7::{
-            self, Outcome,
+            self, Outcome, credential,
             istio::{
-                authorization, destination_rule,
+                authorization,
+                destination_rule::{self, Defaults},
                 request_authentication::{self as authentication, Fetched, KeySource},
                 virtual_service::{is_visible, patterns, qualified},
             },
@@ -43,6 +44,8 @@ pub(super) struct Inputs {
     pub(super) unsupported: Source<ObjectRef, Meta>,
     /// What came of fetching keys.
     pub(super) keys: Source<KeySource, Fetched>,
+    /// What came of reading Secrets.
+    pub(super) credentials: Source<Name, credential::Found>,
 }
 
 /// What the Istio API comes to at the waypoints.
@@ -71,7 +74,8 @@ pub(super) struct Targets {
 /// The DestinationRules by namespace and host.
 #[derive(Clone)]
 pub(super) struct Rules {
-    root: Str,
+    settings: Arc<Settings>,
+    credentials: Collection<Name, credential::Found>,
     by_host: Index<(Str, Str), Name, Sourced<DestinationRule>>,
 }
 
@@ -84,6 +88,7 @@ impl Inputs {
             telemetries: graph.source(),
             unsupported: graph.source(),
             keys: graph.source(),
+            credentials: graph.source(),
         }
     }
 
@@ -108,6 +113,16 @@ impl Inputs {
             Kind::Telemetry => {
                 super::inputs::copy(&self.telemetries, name, Object::Telemetry).map(good)
             }
+            Kind::Secret => match self.credentials.peek(name).as_deref() {
+                Some(credential::Found::Is(held)) => Some(good(Object::Secret(Secret {
+                    meta: Meta {
+                        name: name.clone(),
+                        ..Meta::default()
+                    },
+                    credential: held.clone(),
+                }))),
+                _ => None,
+            },
             kind => {
                 super::inputs::copy(&self.unsupported, object, |meta| Object::Other(kind, meta))
                     .map(good)
@@ -124,6 +139,11 @@ impl Inputs {
             Kind::DestinationRule => self.rules.set(name, take!(value, DestinationRule, faulty)),
             Kind::VirtualService => self.routes.set(name, take!(value, VirtualService)),
             Kind::Telemetry => self.telemetries.set(name, take!(value, Telemetry)),
+            Kind::Secret => {
+                let secret = take!(value, Secret);
+                let found = secret.map(|it| credential::Found::Is(it.credential));
+                self.credentials.set(name, found);
+            }
             _ => self
                 .unsupported
                 .set(object, value.map(|it| it.object.meta().clone())),
@@ -228,40 +248,65 @@ fn service_of(claim: &Claim) -> NamespacedHostname {
 impl Rules {
     pub(super) fn new(inputs: &super::Inputs, facts: &Facts) -> Self {
         let settings = facts.settings.clone();
-        let root = settings.root_namespace.clone();
         let host = move |name: &Name, rule: &Sourced<DestinationRule>| {
             let host = qualified(&settings, &name.namespace, &rule.object.spec.host);
             vec![(name.namespace.clone(), host)]
         };
         Self {
-            root,
+            settings: facts.settings.clone(),
+            credentials: inputs.istio.credentials.clone(),
             by_host: inputs.istio.rules.index(host),
         }
     }
 
-    /// How the endpoints of a service are reached: by the rules of its namespace, else of the root namespace, there by
-    /// those for the most specific host.
-    pub(super) fn policy(&self, cx: &Context<'_>, claim: &Claim) -> Option<BackendPolicy> {
+    /// How a waypoint reaches the endpoints of a service: by the rules of the service's namespace, else of the root
+    /// namespace, there by those for the most specific host.
+    pub(super) fn policy(
+        &self,
+        cx: &Context<'_>,
+        waypoint: &Name,
+        claim: &Claim,
+    ) -> Option<BackendPolicy> {
+        let rules = self.rules(cx, claim);
+        let rules: Vec<&Sourced<DestinationRule>> = rules.iter().map(|rule| &**rule).collect();
+        let none = Defaults::default();
+        let mesh = self.settings.mesh.as_ref();
+        let base = mesh.map_or(&none, |mesh| &mesh.connections);
+        let root = &*self.settings.root_namespace;
+        destination_rule::policy(&service_of(claim), &rules, base, |rule, name| {
+            let asking = credential::Asking {
+                waypoint,
+                rule,
+                root,
+            };
+            asking.resolve(name, |secret| {
+                cx.get(&self.credentials, secret).map(|it| (*it).clone())
+            })
+        })
+    }
+
+    /// The oldest first.
+    fn rules(&self, cx: &Context<'_>, claim: &Claim) -> Vec<Arc<Sourced<DestinationRule>>> {
         let home = &claim.meta.name.namespace;
-        let homes: Vec<&Str> = match *home == self.root {
+        let root = &self.settings.root_namespace;
+        let homes: Vec<&Str> = match home == root {
             true => vec![home],
-            false => vec![home, &self.root],
+            false => vec![home, root],
         };
         for namespace in homes {
             for host in patterns(&claim.hostname) {
                 let found = cx.find(&self.by_host, &(namespace.clone(), host));
-                let visible = found.iter().filter(|(name, rule)| {
+                let visible = found.into_iter().filter(|(name, rule)| {
                     is_visible(&rule.object.spec.export_to, &name.namespace, home)
                 });
-                let mut rules: Vec<&Sourced<DestinationRule>> =
-                    visible.map(|(_, rule)| &**rule).collect();
+                let mut rules: Vec<_> = visible.map(|(_, rule)| rule).collect();
                 rules.sort_by_key(|rule| rule.object.meta.age());
                 if !rules.is_empty() {
-                    return destination_rule::policy(&service_of(claim), &rules);
+                    return rules;
                 }
             }
         }
-        None
+        Vec::new()
     }
 }
 
@@ -386,13 +431,17 @@ fn key_sources(graph: &mut Graph, inputs: &Inputs) -> Collection<KeySource, ()> 
     sources
 }
 
-/// What is said of DestinationRules, given what waypoints are told of services.
+/// What is said of DestinationRules, given what waypoints are told of services; and the Secrets that are to be read for
+/// them.
 pub(super) fn rule_conditions(
     graph: &mut Graph,
     inputs: &super::Inputs,
     facts: &Facts,
     of_services: &Collection<l7::Key, Arc<Resource>>,
-) -> Collection<ObjectRef, super::Conditions> {
+) -> (
+    Collection<ObjectRef, super::Conditions>,
+    Collection<Name, ()>,
+) {
     let by_rule = of_services.index(|_, resource| match &**resource {
         Resource::Backend(policy) => policy
             .sources
@@ -402,17 +451,64 @@ pub(super) fn rule_conditions(
             .collect(),
         _ => Vec::new(),
     });
+    let secrets = secrets(graph, inputs, facts, &by_rule);
     let settings = facts.settings.clone();
+    let credentials = inputs.istio.credentials.clone();
     let (conditions, _) = graph.derive(&inputs.istio.rules, move |cx, name, rule| {
         let used = cx.find(&by_rule, name);
         let used: Vec<_> = used
             .into_iter()
             .map(|((waypoint, _), it)| (waypoint, (*it).clone()))
             .collect();
-        let said = destination_rule::condition(&settings, rule, &used);
+        let root = &*settings.root_namespace;
+        let said = destination_rule::condition(&settings, rule, &used, |waypoint, held| {
+            let asking = credential::Asking {
+                waypoint,
+                rule: name,
+                root,
+            };
+            asking.resolve(held, |secret| {
+                cx.get(&credentials, secret).map(|it| (*it).clone())
+            })
+        });
         super::outputs::told(reference(Kind::DestinationRule, name), vec![said])
     });
-    conditions
+    (conditions, secrets)
+}
+
+/// The Secrets that waypoints are to have by DestinationRules: of their own namespaces, and no others.
+fn secrets(
+    graph: &mut Graph,
+    inputs: &super::Inputs,
+    facts: &Facts,
+    by_rule: &Index<Name, l7::Key, Arc<Resource>>,
+) -> Collection<Name, ()> {
+    let settings = facts.settings.clone();
+    let by_rule = by_rule.clone();
+    let (wanted, _) = graph.derive(&inputs.istio.rules, move |cx, rule, written| {
+        let names = destination_rule::credentials(&written.object.spec);
+        if names.is_empty() {
+            return Vec::new();
+        }
+        let used = cx.find(&by_rule, rule);
+        let waypoints: BTreeSet<Name> = used.into_iter().map(|((it, _), _)| it).collect();
+        let mut secrets = BTreeSet::new();
+        for waypoint in &waypoints {
+            let asking = credential::Asking {
+                waypoint,
+                rule,
+                root: &settings.root_namespace,
+            };
+            let allowed = names.iter().filter(|name| asking.allowed(name).is_ok());
+            secrets.extend(allowed.flat_map(|it| credential::secrets(&waypoint.namespace, it)));
+        }
+        let keyed = secrets.into_iter().map(|it| ((it, rule.clone()), ()));
+        keyed.collect()
+    });
+    let by_secret = wanted.index(|(secret, _), ()| vec![secret.clone()]);
+    let grouped = graph.group(&by_secret);
+    let (secrets, _) = graph.derive(&grouped, |_, secret, _| vec![(secret.clone(), ())]);
+    secrets
 }
 
 fn unsupported(graph: &mut Graph, inputs: &Inputs) -> Collection<ObjectRef, super::Conditions> {

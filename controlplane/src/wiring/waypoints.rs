@@ -147,7 +147,7 @@ fn backends(
         let key = service.service.to_string().into();
         let overlay = cx.get(&overlays, &key);
         let claim = cx.get(&winners, &key);
-        let ruled = claim.and_then(|claim| rules.policy(cx, &claim));
+        let ruled = claim.and_then(|claim| rules.policy(cx, gateway, &claim));
         let policy = backend::merge(&service.service, ruled.as_ref(), overlay.as_deref());
         let policy = policy.map(|policy| keyed(gateway, Told::Backend(Box::new(policy))));
         policy.into_iter().collect()

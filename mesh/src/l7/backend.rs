@@ -169,6 +169,17 @@ pub struct ConnectionPool {
     pub http_version: UpstreamVersion,
     /// Streams at once on a connection.
     pub max_concurrent_streams: Option<u32>,
+    /// PINGs on HTTP/2 connections; none: every 30 s, answered within 20 s.
+    pub http2_keepalive: Option<Http2Keepalive>,
+}
+
+/// PINGs on HTTP/2 connections (`http2KeepAlive`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Http2Keepalive {
+    /// Between PINGs; 0: none are sent.
+    pub interval: Duration,
+    /// Then the connection is closed.
+    pub timeout: Duration,
 }
 
 /// Which HTTP version a backend gets.
@@ -211,18 +222,20 @@ pub enum BackendTls {
     Verify {
         /// Name sent as SNI; none: the request's host.
         sni: Option<Str>,
-        /// PEM of the roots; none: the system's.
-        roots: Option<Vec<u8>>,
+        /// The roots; none: the system's.
+        roots: Option<Pem>,
+        /// Lists of certificates that are revoked; none: nobody's is.
+        revoked: Option<Pem>,
         /// Any of these is in the certificate; empty: the SNI name is.
         subject_alt_names: Vec<SubjectAltName>,
-        /// PEM of chain and key that are shown.
+        /// Chain and key that are shown.
         client: Option<ClientCertificate>,
     },
     /// TLS without any verification (DestinationRule `insecureSkipVerify`).
     Insecure {
         /// Name sent as SNI; none: the request's host.
         sni: Option<Str>,
-        /// PEM of chain and key that are shown.
+        /// Chain and key that are shown.
         client: Option<ClientCertificate>,
     },
     /// The policy cannot be kept: requests are answered 503 and connections refused. The text is for the log.
@@ -238,13 +251,32 @@ pub enum SubjectAltName {
     Uri(Str),
 }
 
-/// A certificate and its key, PEM.
+/// PEM, and where it is.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Pem {
+    /// Here.
+    Inline(Vec<u8>),
+    /// In a file of the waypoint, which may change.
+    File(Str),
+}
+
+impl std::fmt::Debug for Pem {
+    /// Contents are long, and may be keys: they are never shown.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Inline(pem) => write!(f, "Inline({} bytes)", pem.len()),
+            Self::File(path) => write!(f, "File({path})"),
+        }
+    }
+}
+
+/// A certificate and its key.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ClientCertificate {
     /// Leaf first.
-    pub chain: Vec<u8>,
+    pub chain: Pem,
     /// Never shown.
-    pub key: Vec<u8>,
+    pub key: Pem,
 }
 
 impl std::fmt::Debug for ClientCertificate {

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Settings of one waypoint; one resource.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WaypointConfig {
     /// Accepted in clients' certificates beside the own one; principals of these and of the own one are the same.
     pub trust_domain_aliases: Vec<TrustDomain>,
@@ -35,6 +35,49 @@ pub struct WaypointConfig {
     pub default_retry: Option<super::route::RetryPolicy>,
     /// Of `x-request-id`, `server`, ... (ProxyConfig `proxyHeaders`).
     pub headers: ProxyHeaders,
+    /// Bounds of histograms other than the usual ones (`sidecar.istio.io/statsHistogramBuckets`).
+    pub histogram_buckets: Vec<HistogramBuckets>,
+}
+
+/// Bounds of some histograms.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HistogramBuckets {
+    /// What the metrics' names begin with; the longest that fits counts.
+    pub prefix: Str,
+    /// Upper bounds, ascending, finite; not empty.
+    pub bounds: Vec<f64>,
+}
+
+// Bounds are finite.
+impl Eq for HistogramBuckets {}
+
+impl HistogramBuckets {
+    /// At most this many bounds: each is a series of every label set.
+    pub const MOST: usize = 64;
+
+    /// None where the bounds are none, are too many, or do not ascend from above 0.
+    pub fn new(prefix: &str, bounds: Vec<f64>) -> Option<Self> {
+        let ascend = bounds.windows(2).all(|two| two[0] < two[1]);
+        let finite = bounds.iter().all(|it| it.is_finite() && *it > 0.0);
+        let fits = !bounds.is_empty() && bounds.len() <= Self::MOST && ascend && finite;
+        fits.then(|| Self {
+            prefix: prefix.into(),
+            bounds,
+        })
+    }
+}
+
+impl WaypointConfig {
+    /// Bounds of a histogram other than the usual ones. Names are as Envoy has them too: `istiocustom.istio_request_bytes`.
+    pub fn bounds_of(&self, metric: &str) -> Option<&[f64]> {
+        let of_envoy = format!("istiocustom.{metric}");
+        let fits = |it: &&HistogramBuckets| {
+            metric.starts_with(&*it.prefix) || of_envoy.starts_with(&*it.prefix)
+        };
+        let all = self.histogram_buckets.iter().filter(fits);
+        let longest = all.max_by_key(|it| it.prefix.len());
+        longest.map(|it| &*it.bounds)
+    }
 }
 
 /// `meshConfig.pathNormalization.normalization`.
@@ -62,6 +105,10 @@ pub struct ProxyHeaders {
     pub attempt_count: bool,
     /// Whether `x-envoy-upstream-service-time` and such are added.
     pub debug_headers: bool,
+    /// Whether `x-forwarded-host` tells the host that was asked for, where another one is in its place.
+    pub forwarded_host: bool,
+    /// Whether `x-forwarded-port` tells the port that was asked for.
+    pub forwarded_port: bool,
 }
 
 /// An external authorizer (`meshConfig.extensionProviders`, HTTPRoute filter ExternalAuth).

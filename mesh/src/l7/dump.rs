@@ -4,7 +4,7 @@ use prost::Message as _;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    backend::{BackendPolicy, BackendTls, TrafficPolicy},
+    backend::{BackendPolicy, BackendTls, Pem, TrafficPolicy},
     view::{Resource, Update, View},
 };
 
@@ -89,7 +89,7 @@ fn without_keys(resource: Resource) -> Resource {
             &mut traffic.tls
             && let Some(client) = client
         {
-            client.key.clear();
+            client.key = Pem::Inline(Vec::new());
         }
     }
     Resource::Backend(policy)
@@ -114,8 +114,8 @@ mod tests {
 
     fn with_key() -> TrafficPolicy {
         let client = ClientCertificate {
-            chain: b"chain".to_vec(),
-            key: b"secret".to_vec(),
+            chain: Pem::Inline(b"chain".to_vec()),
+            key: Pem::Inline(b"secret".to_vec()),
         };
         TrafficPolicy {
             tls: Some(BackendTls::Insecure {

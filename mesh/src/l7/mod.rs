@@ -34,4 +34,5 @@ pub mod sniff;
 pub mod table;
 pub mod telemetry;
 pub mod trace;
+pub mod via;
 pub mod view;

@@ -2,12 +2,16 @@
 //! BackendTLSPolicy).
 
 use std::{
+    borrow::Cow,
+    fs::{self, File, Metadata},
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use mesh::l7::backend::{BackendTls, ClientCertificate, SubjectAltName};
+use mesh::l7::backend::{BackendTls, ClientCertificate, Pem, SubjectAltName};
 use parking_lot::Mutex;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
@@ -30,7 +34,10 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::{HandshakeError, Policy, control_plane};
+use super::{
+    HandshakeError, Policy, RevocationListError, Revocations, control_plane,
+    revocation::CertificateId,
+};
 use crate::clock::TlsTime;
 
 /// A dialled TLS connection with a server outside the mesh.
@@ -38,6 +45,8 @@ pub type ClientStream<IO> = tokio_rustls::client::TlsStream<IO>;
 
 /// Configurations that are kept: there are few policies, and one is compared in less than a handshake's time.
 const KEPT: usize = 64;
+/// Largest file of certificates.
+const LARGEST: u64 = 1 << 20;
 
 /// Why there is no TLS with a server.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +60,18 @@ pub enum OriginationError {
     /// The roots or the certificate that is to be shown cannot be used.
     #[error("the policy's certificates cannot be used")]
     Pem(#[source] pem::Error),
+    /// A file that it names cannot be read.
+    #[error("read the policy's file {path}")]
+    File {
+        /// Which.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Who is revoked cannot be read.
+    #[error("the policy's list of revoked certificates cannot be used")]
+    Revoked(#[source] RevocationListError),
     /// No root is left.
     #[error("there is no root to check the server with")]
     NoRoots,
@@ -74,8 +95,13 @@ pub struct Originator {
 struct Kept {
     settings: BackendTls,
     alpn: Vec<Vec<u8>>,
+    /// The files that it was made of, as they were then.
+    files: Vec<(String, Stamp)>,
     config: Arc<ClientConfig>,
 }
+
+/// Which file a path leads to, and its state: links are followed, as Kubernetes swaps them. None: to none.
+type Stamp = Option<(u64, u64, i64, i64)>;
 
 /// One server's configuration, with its name.
 #[derive(Clone, Debug)]
@@ -122,17 +148,22 @@ impl Originator {
         alpn: &[&[u8]],
     ) -> Result<Arc<ClientConfig>, OriginationError> {
         let same = |kept: &Kept| kept.settings == *settings && kept.alpn == alpn;
-        if let Some(found) = self.kept.lock().iter().find(|kept| same(kept)) {
+        // Before they are read: a change meanwhile is seen the next time.
+        let files = stamps(settings);
+        let is_current = |kept: &&Kept| same(kept) && kept.files == files;
+        if let Some(found) = self.kept.lock().iter().find(is_current) {
             return Ok(Arc::clone(&found.config));
         }
         let config = Arc::new(self.build(settings, alpn)?);
         let mut kept = self.kept.lock();
+        kept.retain(|kept| !same(kept));
         if kept.len() >= KEPT {
             kept.remove(0);
         }
         kept.push(Kept {
             settings: settings.clone(),
             alpn: alpn.iter().map(|name| name.to_vec()).collect(),
+            files,
             config: Arc::clone(&config),
         });
         Ok(config)
@@ -147,13 +178,18 @@ impl Originator {
         let (checks, client) = match settings {
             BackendTls::Verify {
                 roots,
+                revoked,
                 subject_alt_names,
                 client,
                 ..
             } => {
-                let roots = self.roots(roots.as_deref())?;
-                let names = subject_alt_names.clone();
-                (Some(Checks { roots, names }), client)
+                let roots = roots.as_ref().map(read).transpose()?;
+                let checks = Checks {
+                    roots: self.roots(roots.as_deref())?,
+                    revoked: revocations(revoked.as_ref())?,
+                    names: subject_alt_names.clone(),
+                };
+                (Some(checks), client)
             }
             BackendTls::Insecure { client, .. } => (None, client),
             BackendTls::Invalid(why) => return Err(OriginationError::Invalid(why.to_string())),
@@ -203,12 +239,60 @@ impl Originator {
 fn read_client(
     client: &ClientCertificate,
 ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), OriginationError> {
-    let chain = CertificateDer::pem_slice_iter(&client.chain).collect::<Result<_, _>>();
-    let key = PrivateKeyDer::from_pem_slice(&client.key);
+    let chain = read(&client.chain)?;
+    let chain = CertificateDer::pem_slice_iter(&chain).collect::<Result<_, _>>();
+    let key = PrivateKeyDer::from_pem_slice(&read(&client.key)?);
     Ok((
         chain.map_err(OriginationError::Pem)?,
         key.map_err(OriginationError::Pem)?,
     ))
+}
+
+fn revocations(list: Option<&Pem>) -> Result<Revocations, OriginationError> {
+    let revocations = Revocations::default();
+    if let Some(list) = list {
+        let replaced = revocations.replace(&read(list)?);
+        replaced.map_err(OriginationError::Revoked)?;
+    }
+    Ok(revocations)
+}
+
+/// The contents. Files are small and on a local disk, and are read when they are new or have changed: not worth a thread.
+fn read(pem: &Pem) -> Result<Cow<'_, [u8]>, OriginationError> {
+    let path = match pem {
+        Pem::Inline(pem) => return Ok(Cow::Borrowed(pem)),
+        Pem::File(path) => path,
+    };
+    let mut contents = Vec::new();
+    let read = File::open(&**path).and_then(|file| file.take(LARGEST).read_to_end(&mut contents));
+    let read = read.map(|_| Cow::Owned(contents));
+    read.map_err(|source| OriginationError::File {
+        path: path.to_string(),
+        source,
+    })
+}
+
+fn stamps(settings: &BackendTls) -> Vec<(String, Stamp)> {
+    let (roots, revoked, client) = match settings {
+        BackendTls::Verify {
+            roots,
+            revoked,
+            client,
+            ..
+        } => (roots.as_ref(), revoked.as_ref(), client.as_ref()),
+        BackendTls::Insecure { client, .. } => (None, None, client.as_ref()),
+        BackendTls::Invalid(_) => (None, None, None),
+    };
+    let client = client.map(|it| [&it.chain, &it.key]);
+    let all = [roots, revoked].into_iter().flatten();
+    let files = all.chain(client.into_iter().flatten()).filter_map(|pem| {
+        let Pem::File(path) = pem else {
+            return None;
+        };
+        let stamp = |it: Metadata| (it.ino(), it.len(), it.mtime(), it.mtime_nsec());
+        Some((path.to_string(), fs::metadata(&**path).ok().map(stamp)))
+    });
+    files.collect()
 }
 
 impl Origination {
@@ -237,6 +321,7 @@ impl Origination {
 #[derive(Debug)]
 struct Checks {
     roots: RootCertStore,
+    revoked: Revocations,
     /// Any of these; empty: the name that was asked for.
     names: Vec<SubjectAltName>,
 }
@@ -306,6 +391,11 @@ impl ServerCertVerifier for Verifier {
             self.algorithms.all,
         )?;
         checks.name(end_entity, &parsed, server_name)?;
+        let chain = std::iter::once(end_entity).chain(intermediates);
+        let chain: Vec<CertificateId> = chain.filter_map(CertificateId::of).collect();
+        if checks.revoked.find(&chain).is_some() {
+            return Err(Error::InvalidCertificate(CertificateError::Revoked));
+        }
         Ok(ServerCertVerified::assertion())
     }
 

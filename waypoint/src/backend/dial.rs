@@ -8,9 +8,11 @@ use mesh::{
     draw::Draw,
     headers::{self, Baggage},
     identity::Identity,
+    l7::via::{self, Via},
     names::Str,
-    outbound::{Hop, NextHop, OutboundFacts, Target, to_endpoint},
-    outcome::Outcome,
+    outbound::{Hop, NextHop, OutboundFacts, Target, to_endpoint, to_waypoint},
+    outcome::{Outcome, Reason, Refusal},
+    view::MeshView,
     workload::Workload,
 };
 use net::{
@@ -18,7 +20,7 @@ use net::{
     dns::{ResolvConf, Resolver},
     hbone::{self, ConnectHead, Tunnel},
     proxy_protocol,
-    socket::{Factory, SourceAddress},
+    socket::{Factory, Keepalive, SourceAddress},
     tls::{self, WorkloadCertificate},
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
@@ -111,17 +113,32 @@ impl Backend {
 
     async fn reach(&self, upstream: &Upstream<'_>) -> Result<Connected, ConnectError> {
         match &upstream.endpoint {
-            Endpoint::Address(address) => self.tcp(*address).await,
+            Endpoint::Address(address) => self.tcp(*address, upstream.keepalive).await,
             Endpoint::Tunnel { address, .. } => Ok(Connected {
                 hop: Hop::DoubleHbone,
-                ..self.tcp(*address).await?
+                ..self.tcp(*address, None).await?
             }),
             Endpoint::Hostname { name, port } => {
                 let prefer_ipv6 = upstream.destination.is_ipv6();
-                self.tcp_by_name(name, *port, prefer_ipv6).await
+                self.tcp_by_name((name, *port), prefer_ipv6, upstream.keepalive)
+                    .await
             }
             Endpoint::Workload { workload, port } => {
-                let outgoing = self.outgoing(upstream, workload, *port)?;
+                let outgoing = self.outgoing(upstream, |asked, draw| {
+                    let endpoint = (workload, *port);
+                    to_endpoint(asked.view, asked.facts, upstream.service, endpoint, draw)
+                });
+                outgoing?.connect().await
+            }
+            Endpoint::Waypoint { port, via } => {
+                let outgoing = self.outgoing(upstream, |asked, draw| match upstream.service {
+                    Some(service) => to_waypoint(asked.view, asked.facts, service, *port, draw),
+                    None => Refusal::new(Reason::NotServed).into(),
+                });
+                let outgoing = Outgoing {
+                    via: Some(via),
+                    ..outgoing?
+                };
                 outgoing.connect().await
             }
         }
@@ -130,8 +147,7 @@ impl Backend {
     fn outgoing<'a>(
         &'a self,
         upstream: &'a Upstream<'a>,
-        workload: &Arc<Workload>,
-        port: u16,
+        decide: impl FnOnce(Asked<'_>, Draw) -> Outcome<NextHop>,
     ) -> Result<Outgoing<'a>, ConnectError> {
         let snapshot = self.snapshots.load();
         let own = Arc::clone(&snapshot.own);
@@ -142,8 +158,11 @@ impl Backend {
             original_dst: upstream.destination,
         };
         let draw = Draw(rand::random());
-        let endpoint = (workload, port);
-        let hop = match to_endpoint(&snapshot.mesh, &facts, upstream.service, endpoint, draw) {
+        let asked = Asked {
+            view: &snapshot.mesh,
+            facts: &facts,
+        };
+        let hop = match decide(asked, draw) {
             Outcome::Go(hop) => hop,
             Outcome::Refuse(refusal) => return Err(ConnectError::NoWay(refusal)),
             Outcome::Need(need) => return Err(ConnectError::NoWay(need.unmet())),
@@ -153,11 +172,20 @@ impl Backend {
             own,
             upstream,
             hop,
+            via: None,
         })
     }
 
-    async fn tcp(&self, address: SocketAddr) -> Result<Connected, ConnectError> {
-        let connecting = self.sockets.connect(address, SourceAddress::Own);
+    async fn tcp(
+        &self,
+        address: SocketAddr,
+        keepalive: Option<Keepalive>,
+    ) -> Result<Connected, ConnectError> {
+        let sockets = Factory {
+            keepalive: keepalive.or(self.sockets.keepalive),
+            ..self.sockets.clone()
+        };
+        let connecting = sockets.connect(address, SourceAddress::Own);
         let stream = connecting
             .await
             .map_err(|source| ConnectError::Tcp { address, source })?;
@@ -166,14 +194,15 @@ impl Backend {
 
     async fn tcp_by_name(
         &self,
-        name: &Str,
-        port: u16,
+        (name, port): (&Str, u16),
         prefer_ipv6: bool,
+        keepalive: Option<Keepalive>,
     ) -> Result<Connected, ConnectError> {
         let addresses = self.resolver.resolve(name).await;
         let ordered = happy_eyeballs::order(&addresses, prefer_ipv6);
         let ordered = ordered.into_iter().map(|ip| SocketAddr::new(ip, port));
-        let first = happy_eyeballs::first(ordered.collect(), |address| self.tcp(address)).await;
+        let dial = |address| self.tcp(address, keepalive);
+        let first = happy_eyeballs::first(ordered.collect(), dial).await;
         first.unwrap_or_else(|| Err(ConnectError::Resolve(name.clone())))
     }
 
@@ -217,9 +246,17 @@ fn introduction(version: u8, upstream: &Upstream<'_>, address: SocketAddr) -> Ve
     }
 }
 
+/// What a next hop is decided by.
+struct Asked<'a> {
+    view: &'a MeshView,
+    facts: &'a OutboundFacts,
+}
+
 /// One connection on its way to a workload.
 struct Outgoing<'a> {
     backend: &'a Backend,
+    /// To another waypoint: the way so far.
+    via: Option<&'a Via>,
     own: Arc<Workload>,
     upstream: &'a Upstream<'a>,
     hop: NextHop,
@@ -228,8 +265,9 @@ struct Outgoing<'a> {
 impl Outgoing<'_> {
     async fn connect(self) -> Result<Connected, ConnectError> {
         let backend = self.backend;
+        let keepalive = self.upstream.keepalive;
         let (address, hop) = match (&self.hop.target, self.hop.hop) {
-            (Target::Address(address), Hop::Tcp) => return backend.tcp(*address).await,
+            (Target::Address(address), Hop::Tcp) => return backend.tcp(*address, keepalive).await,
             (Target::Address(address), _) => (*address, self.hop.clone()),
             (
                 Target::Hostname {
@@ -240,7 +278,8 @@ impl Outgoing<'_> {
                 kind,
             ) => {
                 if kind == Hop::Tcp {
-                    return backend.tcp_by_name(hostname, *port, *prefer_ipv6).await;
+                    let name = (hostname, *port);
+                    return backend.tcp_by_name(name, *prefer_ipv6, keepalive).await;
                 }
                 let addresses = backend.resolver.resolve(hostname).await;
                 let ip = happy_eyeballs::order(&addresses, *prefer_ipv6);
@@ -277,7 +316,9 @@ impl Outgoing<'_> {
 
     /// A tunnel inside the tunnel: the outer one ends at the gateway, the inner one at a pod behind it.
     async fn double(&self, gateway: SocketAddr, hop: &NextHop) -> Result<Connected, ConnectError> {
-        let outer = self.tunnel(gateway, hop, Some("waypoint")).await?;
+        // A gateway goes past the waypoint behind it for those who say that they are one.
+        let source = self.via.is_none().then_some("waypoint");
+        let outer = self.tunnel(gateway, hop, source).await?;
         let certificate = self.backend.certificate().await?;
         let expected: Arc<[Identity]> = hop.inner_expected.clone().into();
         let config = certificate.client_config(&expected);
@@ -313,12 +354,14 @@ impl Outgoing<'_> {
         let forwarded = client.map(|client| headers::forwarded(client, host));
         let baggage = Baggage::from(&*self.own).to_string();
         let trace = self.upstream.trace.map(|trace| trace.to_string());
+        let via = self.via.map(ToString::to_string);
         let texts = [
             (headers::BAGGAGE, Some(baggage.as_str())),
             (headers::FORWARDED, forwarded.as_deref()),
             (headers::TRACEPARENT, trace.as_deref()),
             (headers::FORWARDED_NETWORK, network),
             (headers::ISTIO_SOURCE, source),
+            (via::HEADER, via.as_deref()),
         ];
         ConnectHead {
             authority: authority.unwrap_or(Authority::Address(address)),

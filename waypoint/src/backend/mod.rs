@@ -15,12 +15,16 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use mesh::{
     headers::{Baggage, Traceparent},
     identity::Identity,
-    l7::backend::BackendTls,
+    l7::{
+        backend::{BackendTls, ConnectionPool},
+        via::Via,
+    },
     names::Str,
     outbound::Hop,
     service::Service,
     workload::Workload,
 };
+use net::socket::Keepalive;
 
 pub(crate) use dial::Backend;
 pub(crate) use error::{ConnectError, Failure};
@@ -40,6 +44,8 @@ pub(crate) enum Endpoint {
     Address(SocketAddr),
     /// Outside, by name.
     Hostname { name: Str, port: u16 },
+    /// The waypoint of the service, for this port of it. The way that the connection came by keeps it from going round.
+    Waypoint { port: u16, via: Via },
 }
 
 /// What to connect to, and for whom.
@@ -58,6 +64,8 @@ pub(crate) struct Upstream<'a> {
     pub(crate) tls: Option<Tls<'a>>,
     /// 1 or 2.
     pub(crate) proxy_protocol: Option<u8>,
+    /// Of plain connections, where it is not the usual one: tunnels are shared by services and look after themselves.
+    pub(crate) keepalive: Option<Keepalive>,
     /// Until bytes can be sent.
     pub(crate) deadline: Duration,
 }
@@ -77,7 +85,7 @@ impl Endpoint {
     pub(crate) fn workload(&self) -> Option<&Arc<Workload>> {
         match self {
             Self::Workload { workload, .. } | Self::Tunnel { workload, .. } => Some(workload),
-            Self::Address(_) | Self::Hostname { .. } => None,
+            Self::Address(_) | Self::Hostname { .. } | Self::Waypoint { .. } => None,
         }
     }
 }
@@ -92,4 +100,16 @@ pub(crate) struct Connected {
     pub(crate) peer: Option<Identity>,
     /// What the peer tells of the endpoint, for telemetry.
     pub(crate) baggage: Option<Baggage>,
+}
+
+/// TCP keepalive as a policy asks for it; what it leaves open is as usual.
+pub(crate) fn keepalive(pool: &ConnectionPool) -> Option<Keepalive> {
+    let (probes, time, interval) = pool.keepalive?;
+    let usual = Keepalive::default();
+    Some(Keepalive {
+        time: time.unwrap_or(usual.time),
+        interval: interval.unwrap_or(usual.interval),
+        retries: probes.unwrap_or(usual.retries),
+        ..usual
+    })
 }

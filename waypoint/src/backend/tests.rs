@@ -3,11 +3,12 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::HeaderMap;
 use mesh::{
     authority::Authority,
     l7::{
-        backend::{BackendPolicy, BackendTls, TrafficPolicy},
+        backend::{BackendPolicy, BackendTls, ClientCertificate, Pem, TrafficPolicy},
         name::ObjectRef,
         route::{self, Attachment, Callers, Route, Rules, TlsRule},
         served::AppProtocol,
@@ -20,7 +21,7 @@ use mesh::{
 };
 use net::hbone::{self, ConnectRequest, Stream};
 use parking_lot::Mutex;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, server::WebPkiClientVerifier};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -29,6 +30,8 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::testing::{DEADLINE, Rig, VIP, loopback, soon};
+
+mod via;
 
 /// A server of TLS that greets with `greeting`, at an address of its own, port `port`.
 async fn tls_server(rig: &Rig, host: &str, port: u16, greeting: &'static str) -> IpAddr {
@@ -73,21 +76,150 @@ fn key() -> NamespacedHostname {
 }
 
 fn verified(rig: &Rig, sni: &str) -> Resource {
+    with_tls(BackendTls::Verify {
+        sni: Some(sni.into()),
+        roots: Some(Pem::Inline(rig.ca.root_pem().into_bytes())),
+        revoked: None,
+        subject_alt_names: Vec::new(),
+        client: None,
+    })
+}
+
+fn with_tls(tls: BackendTls) -> Resource {
     Resource::Backend(Box::new(BackendPolicy {
         service: key(),
         sources: Vec::new(),
         policy: TrafficPolicy {
-            tls: Some(BackendTls::Verify {
-                sni: Some(sni.into()),
-                roots: Some(rig.ca.root_pem().into_bytes()),
-                subject_alt_names: Vec::new(),
-                client: None,
-            }),
+            tls: Some(tls),
             ..TrafficPolicy::default()
         },
         ports: [].into(),
         subsets: [].into(),
     }))
+}
+
+/// A server that greets those who show a certificate of the rig's authority.
+async fn mutual_server(rig: &Rig, port: u16) -> IpAddr {
+    let (address, listener) = loopback(port).await;
+    let mut leaf = rig.ca.leaf(&rig.ca.identity("world", "server"));
+    leaf.uris = Vec::new();
+    leaf.dns = vec!["api.example.com".to_owned()];
+    let (chain, key) = rig.ca.sign(&leaf);
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut roots = RootCertStore::empty();
+    roots.add(rig.ca.own()).unwrap();
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(vec![chain], key)
+        .unwrap();
+    tokio::spawn(greet(listener, config, "greetings"));
+    address
+}
+
+fn pem(kind: &str, der: &[u8]) -> String {
+    let text = BASE64_STANDARD.encode(der);
+    format!("-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n")
+}
+
+/// Chain and key of a new certificate, PEM.
+fn client_pair(rig: &Rig) -> (String, String) {
+    let identity = rig.ca.identity("shop", "client");
+    let (chain, key) = rig.ca.sign(&rig.ca.leaf(&identity));
+    (
+        pem("CERTIFICATE", &chain),
+        pem("PRIVATE KEY", key.secret_der()),
+    )
+}
+
+/// What is heard at the service: the greeting, or nothing.
+async fn heard(rig: &Rig) -> Option<String> {
+    let stream = rig.connect(&format!("{VIP}:8443")).await.ok()?.stream;
+    all(stream).await.ok().filter(|text| !text.is_empty())
+}
+
+#[tokio::test]
+async fn a_certificate_is_shown_to_a_server_that_asks_for_one() {
+    let rig = Rig::new();
+    rig.serve(&[(8443, AppProtocol::Tcp)]);
+    rig.plain_endpoint("api", mutual_server(&rig, 8443).await);
+    let tls = |client| BackendTls::Verify {
+        sni: Some("api.example.com".into()),
+        roots: Some(Pem::Inline(rig.ca.root_pem().into_bytes())),
+        revoked: None,
+        subject_alt_names: Vec::new(),
+        client,
+    };
+    rig.tell(vec![with_tls(tls(None))]);
+    assert_eq!(heard(&rig).await, None);
+    let (chain, key) = client_pair(&rig);
+    let shown = ClientCertificate {
+        chain: Pem::Inline(chain.into_bytes()),
+        key: Pem::Inline(key.into_bytes()),
+    };
+    rig.tell(vec![with_tls(tls(Some(shown)))]);
+    assert_eq!(heard(&rig).await.as_deref(), Some("greetings"));
+}
+
+#[tokio::test]
+async fn a_certificate_in_files_is_read_anew_when_they_change_and_closes_when_it_cannot_be() {
+    let rig = Rig::new();
+    rig.serve(&[(8443, AppProtocol::Tcp)]);
+    rig.plain_endpoint("api", mutual_server(&rig, 8443).await);
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    let path = |name: &str| Pem::File(file(name).to_str().unwrap().into());
+    rig.tell(vec![with_tls(BackendTls::Verify {
+        sni: Some("api.example.com".into()),
+        roots: Some(path("roots")),
+        revoked: None,
+        subject_alt_names: Vec::new(),
+        client: Some(ClientCertificate {
+            chain: path("chain"),
+            key: path("key"),
+        }),
+    })]);
+    // Nothing is there yet.
+    assert_eq!(heard(&rig).await, None);
+    let (chain, key) = client_pair(&rig);
+    std::fs::write(file("roots"), rig.ca.root_pem()).unwrap();
+    std::fs::write(file("chain"), chain).unwrap();
+    std::fs::write(file("key"), &key).unwrap();
+    assert_eq!(heard(&rig).await.as_deref(), Some("greetings"));
+    // Another authority's: the server turns it away.
+    let other = Rig::new();
+    let (chain, key) = client_pair(&other);
+    std::fs::write(file("chain"), chain).unwrap();
+    std::fs::write(file("key"), key).unwrap();
+    assert_eq!(heard(&rig).await, None);
+    std::fs::write(file("key"), "none").unwrap();
+    assert_eq!(heard(&rig).await, None);
+}
+
+#[tokio::test]
+async fn a_server_whose_certificate_was_taken_back_is_not_spoken_to() {
+    let rig = Rig::new();
+    rig.serve(&[(8443, AppProtocol::Tcp)]);
+    let (address, listener) = loopback(8443).await;
+    let mut leaf = rig.ca.leaf(&rig.ca.identity("world", "server"));
+    leaf.dns = vec!["api.example.com".to_owned()];
+    let (chain, key) = rig.ca.sign(&leaf);
+    let list = rig.ca.revoke(&[&chain]);
+    let other = rig.ca.revoke(&[&rig.ca.sign(&leaf).0]);
+    tokio::spawn(greet(listener, server_config(chain, key), "greetings"));
+    rig.plain_endpoint("api", address);
+    for (list, expected) in [(other, Some("greetings")), (list, None), ("?".into(), None)] {
+        rig.tell(vec![with_tls(BackendTls::Verify {
+            sni: Some("api.example.com".into()),
+            roots: Some(Pem::Inline(rig.ca.root_pem().into_bytes())),
+            revoked: Some(Pem::Inline(list.into_bytes())),
+            subject_alt_names: Vec::new(),
+            client: None,
+        })]);
+        assert_eq!(heard(&rig).await.as_deref(), expected);
+    }
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use mesh::l7::{
 use super::{
     download::Ongoing,
     exchange::Exchange,
-    filter::{mirror, session},
+    filter::{identity, mirror, session},
     forward::{self, Answer, Outgoing},
     hygiene::Upgrade,
     life::Underway,
@@ -85,6 +85,9 @@ async fn forward(
     let exchange = ongoing.exchange();
     let plan = Plan::new(exchange, &underway, key);
     let authority = exchange.head.as_ref().map(|it| it.authority.clone());
+    if let Some(instead) = &underway.host {
+        identity::tell_host(exchange, &mut underway.parts.headers, instead);
+    }
     let outgoing = outgoing(&mut underway, authority);
     if let Some((selected, backend)) = chosen {
         mirror::start(exchange, selected, backend, &outgoing);

@@ -12,7 +12,7 @@ use super::{
 /// State of the HTTP engine; one per process.
 #[derive(Debug)]
 pub(crate) struct Engine {
-    pub(super) upstreams: Upstreams,
+    pub(crate) upstreams: Upstreams,
     /// Of rules with a rate limit.
     pub(super) buckets: Buckets,
     /// Bounds copies of requests.

@@ -19,7 +19,13 @@ use super::{
     hygiene,
     plan::Plan,
     retry,
-    upstream::{Permit, ask::open, endpoint::EndpointState, members::Wanted, pool::Held},
+    upstream::{
+        Permit,
+        ask::open,
+        endpoint::EndpointState,
+        members::{Carries, Wanted},
+        pool::Held,
+    },
 };
 
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
@@ -137,7 +143,8 @@ async fn attempt(
         session: plan.session.as_ref().and_then(|it| it.endpoint.as_deref()),
         destination: exchange.connection.destination,
         host: Some(outgoing.authority.host()),
-        http1: plan.version != Version::HTTP_2,
+        via: Some(&exchange.connection.via),
+        carries: Carries::request(plan.version),
         draw,
     };
     let acquired = plan.cluster.acquire(&plan.members, &wanted);

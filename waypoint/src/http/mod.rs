@@ -24,7 +24,7 @@ mod server;
 mod telemetry;
 pub(crate) mod transport;
 mod upgrade;
-mod upstream;
+pub(crate) mod upstream;
 
 #[cfg(test)]
 mod tests;

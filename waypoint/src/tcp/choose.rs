@@ -1,4 +1,5 @@
-//! Which endpoint a connection goes to: its route's backend, or the service that was addressed.
+//! Which endpoint a connection goes to: its route's backend, or the service that was addressed. Endpoints are chosen, counted
+//! and passed over as those of requests are.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -6,53 +7,68 @@ use mesh::{
     draw::Draw,
     east_west::{self, InnerFacts},
     l7::{
-        backend::{BackendPolicy, TrafficPolicy},
+        backend::{Balancer, HashKey, TrafficPolicy},
+        balance,
         dispatch::Target,
         route::Backend,
         served::Resolution,
         table::ConnectionSelection,
     },
-    names::{NamespacedHostname, Str, WorkloadUid},
+    names::{Str, WorkloadUid},
     outcome::{Reason, Refusal},
-    select::{Purpose, select},
-    service::{LoadBalancingMode, Service},
+    service::Service,
     workload::Workload,
 };
 
 use super::{Kind, refused};
-use crate::{backend::Endpoint, config::Role, connection::Connection, snapshot::Snapshot};
-
-/// Draws until one is found that has not been tried, before it is given up.
-const DRAWS: usize = 16;
+use crate::{
+    backend::Endpoint,
+    config::Role,
+    connection::Connection,
+    http::upstream::{
+        ClusterKey, Permit,
+        cluster::Unavailable,
+        endpoint::EndpointState,
+        members::{Carries, Members, Wanted},
+    },
+    snapshot::Snapshot,
+};
 
 /// An endpoint that was chosen.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Choice {
     pub(super) endpoint: Endpoint,
     /// Of which service; none: a workload on its own.
     pub(super) service: Option<Arc<Service>>,
     /// What the endpoint's way is decided with: the address that was dialled, and the backend's port.
     pub(super) destination: SocketAddr,
-    backend: Option<Arc<BackendPolicy>>,
-    port: u16,
-    subset: Option<Str>,
+    /// How the service's endpoints are reached.
+    members: Option<Arc<Members>>,
+    /// Counts the connection.
+    permit: Option<Permit>,
 }
 
 /// Endpoints that refused.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Tried(Vec<WorkloadUid>);
+#[derive(Debug, Default)]
+pub(super) struct Tried {
+    known: Vec<Arc<EndpointState>>,
+    workloads: Vec<WorkloadUid>,
+}
 
 impl Tried {
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.workloads.len()
     }
 
     /// Whether there may be another one.
     pub(super) fn add(&mut self, choice: &Choice) -> bool {
+        let permit = choice.permit.as_ref();
+        self.known
+            .extend(permit.map(|it| Arc::clone(it.endpoint())));
         let uid = choice.workload().map(|workload| workload.uid.clone());
-        let known = uid.is_some() && choice.service.is_some();
-        self.0.extend(uid);
-        known
+        let is_one_of_many = uid.is_some() && choice.service.is_some();
+        self.workloads.extend(uid);
+        is_one_of_many
     }
 }
 
@@ -62,14 +78,24 @@ impl Choice {
         self.endpoint.workload()
     }
 
-    /// How the service's endpoints are reached, by subset and port.
+    /// How the service's endpoints are reached. What is between another waypoint and its endpoints is that one's.
     pub(super) fn policy(&self) -> Option<&TrafficPolicy> {
-        let backend = self.backend.as_deref()?;
-        let subset = self.subset.as_ref();
-        let subset = subset.and_then(|name| backend.subsets.get(name));
-        let of_subset = subset.and_then(|it| it.ports.get(&self.port).or(it.policy.as_ref()));
-        let of_port = || backend.ports.get(&self.port).unwrap_or(&backend.policy);
-        Some(of_subset.unwrap_or_else(of_port))
+        let members = self.members.as_ref()?;
+        let is_ours = !matches!(self.endpoint, Endpoint::Waypoint { .. });
+        is_ours.then_some(&members.policy)
+    }
+
+    /// The connection stands: it is counted while what is answered lives.
+    pub(super) fn connected(&mut self) -> Option<Permit> {
+        let permit = self.permit.take();
+        permit.inspect(|permit| permit.answered(200))
+    }
+
+    /// The endpoint could not be reached.
+    pub(super) fn failed(&self) {
+        if let Some(permit) = &self.permit {
+            permit.failed();
+        }
     }
 }
 
@@ -96,9 +122,8 @@ pub(super) fn choose(
                 },
                 service: None,
                 destination: connection.destination,
-                backend: None,
-                port: address.port(),
-                subset: None,
+                members: None,
+                permit: None,
             });
         }
         Target::Service { service, port, .. } => {
@@ -128,7 +153,7 @@ fn onward(
         own: &snapshot.own,
         passed_waypoint: connection.passed_waypoint,
     };
-    let untried = |workload: &Workload| !tried.0.contains(&workload.uid);
+    let untried = |workload: &Workload| !tried.workloads.contains(&workload.uid);
     let onward = east_west::onward(&snapshot.mesh, &facts, service, port, draw, untried)?;
     Ok(Choice {
         endpoint: Endpoint::Tunnel {
@@ -137,9 +162,8 @@ fn onward(
         },
         service: Some(Arc::clone(service)),
         destination: connection.destination,
-        backend: None,
-        port,
-        subset: None,
+        members: None,
+        permit: None,
     })
 }
 
@@ -191,103 +215,58 @@ struct OfService<'a> {
 
 impl OfService<'_> {
     fn choose(self, draw: Draw, tried: &Tried) -> Result<Choice, Refusal> {
-        let key = self.service.key();
-        let served = self.snapshot.l7.service(&key);
-        let resolution = served.map_or(Resolution::Static, |it| it.resolution);
-        let passthrough = self.service.load_balancing.mode == LoadBalancingMode::Passthrough;
-        let endpoint = match resolution {
-            Resolution::DynamicDns => self.by_sni(&key)?,
-            // Only what was dialled at this very service can be dialled on.
-            _ if resolution == Resolution::None || passthrough => {
-                Endpoint::Address(self.connection.destination)
-            }
-            _ => self.drawn(&key, draw, tried)?,
+        let upstreams = &self.connection.waypoint.http.upstreams;
+        let cluster = upstreams.cluster(&ClusterKey::Service {
+            service: self.service.key(),
+            port: self.port,
+            subset: self.subset.clone(),
+        });
+        let members = cluster.members(self.snapshot);
+        let wanted = Wanted {
+            tried: &tried.known,
+            hash: self.hash(&members.policy.balancer),
+            session: None,
+            destination: self.connection.destination,
+            // SNI may be forged, so nothing is dialled but names within the service's wildcard.
+            host: self.sni,
+            via: Some(&self.connection.via),
+            carries: Carries::Bytes,
+            draw,
         };
+        let permit = cluster.acquire(&members, &wanted);
+        let permit = permit.map_err(|why| self.unavailable(why))?;
         let ip = self.connection.destination.ip();
         Ok(Choice {
-            endpoint,
+            endpoint: permit.endpoint().endpoint.clone(),
             destination: (ip, self.port).into(),
-            backend: self.snapshot.l7.backend(&key).cloned(),
-            port: self.port,
-            subset: self.subset,
             service: Some(self.service),
+            members: Some(members),
+            permit: Some(permit),
         })
     }
 
-    /// The name that the client asks for, within the service's wildcard: SNI may be forged, so nothing else is dialled.
-    fn by_sni(&self, key: &NamespacedHostname) -> Result<Endpoint, Refusal> {
-        let name = self.sni.filter(|name| within(name, &self.service.hostname));
-        let name = name.ok_or_else(|| refused(Reason::UnknownHostname, key.clone()))?;
-        Ok(Endpoint::Hostname {
-            name: name.into(),
-            port: self.port,
-        })
-    }
-
-    fn drawn(
-        &self,
-        key: &NamespacedHostname,
-        draw: Draw,
-        tried: &Tried,
-    ) -> Result<Endpoint, Refusal> {
-        let endpoints = self.snapshot.mesh.endpoints(key);
-        let own = &self.snapshot.own;
-        let mut draw = draw;
-        for _ in 0..DRAWS {
-            let (now, later) = draw.split();
-            draw = later;
-            let purpose = Purpose::Traffic;
-            let selected = select(&self.service, &endpoints, own, self.port, purpose, now);
-            let Some(selected) = selected else { break };
-            let workload = &selected.endpoint.workload;
-            if !tried.0.contains(&workload.uid) && self.in_subset(key, &workload.uid) {
-                return Ok(Endpoint::Workload {
-                    workload: Arc::clone(workload),
-                    port: selected.port,
-                });
+    /// Of all that a hash may be of, bytes have only their client's address.
+    fn hash(&self, balancer: &Balancer) -> Option<u64> {
+        let by_address = matches!(
+            balancer,
+            Balancer::ConsistentHash {
+                key: HashKey::SourceIp,
+                ..
             }
-        }
-        Err(refused(Reason::NoHealthyUpstream, key.clone()))
+        );
+        let address = self.connection.client.ip().to_string();
+        by_address.then(|| balance::hash(address.as_bytes()))
     }
 
-    fn in_subset(&self, key: &NamespacedHostname, uid: &WorkloadUid) -> bool {
-        let Some(name) = &self.subset else {
-            return true;
+    fn unavailable(&self, why: Unavailable) -> Refusal {
+        let key = self.service.key();
+        let served = self.snapshot.l7.service(&key);
+        let by_name = served.is_some_and(|it| it.resolution == Resolution::DynamicDns);
+        let reason = match why {
+            Unavailable::Unknown if by_name => Reason::UnknownHostname,
+            Unavailable::Unknown | Unavailable::NoEndpoint => Reason::NoHealthyUpstream,
+            Unavailable::Overflow => Reason::TooManyConnections,
         };
-        let backend = self.snapshot.l7.backend(key);
-        let Some(subset) = backend.and_then(|it| it.subsets.get(name)) else {
-            return false;
-        };
-        let labels = self.snapshot.l7.labels(uid);
-        let has = |(key, wanted): (&Str, &Str)| {
-            labels.is_some_and(|labels| labels.get(key) == Some(wanted))
-        };
-        subset.labels.iter().all(has)
-    }
-}
-
-/// Whether `name` is within `*.suffix`, one or more labels deep.
-fn within(name: &str, wildcard: &str) -> bool {
-    let suffix = wildcard.strip_prefix('*').filter(|it| it.starts_with('.'));
-    suffix.is_some_and(|suffix| name.len() > suffix.len() && name.ends_with(suffix))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_wildcard_holds_names_below_its_suffix() {
-        for (name, wildcard, expected) in [
-            ("a.example.com", "*.example.com", true),
-            ("a.b.example.com", "*.example.com", true),
-            ("example.com", "*.example.com", false),
-            (".example.com", "*.example.com", false),
-            ("badexample.com", "*.example.com", false),
-            ("a.example.com", "*", false),
-            ("a.example.com", "a.example.com", false),
-        ] {
-            assert_eq!(within(name, wildcard), expected, "{name} {wildcard}");
-        }
+        refused(reason, key)
     }
 }

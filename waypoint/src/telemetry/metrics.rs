@@ -15,7 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh::{l7::record::RequestRecord, names::Str};
+use mesh::{
+    l7::{config::WaypointConfig, record::RequestRecord},
+    names::Str,
+};
 use parking_lot::RwLock;
 use prometheus_client::{
     collector::Collector,
@@ -163,11 +166,35 @@ pub(crate) struct Requests(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     series: RwLock<HashMap<Key, Arc<Series>>>,
+    /// Of series that are made from now on.
+    bounds: RwLock<Bounds>,
     began: Instant,
     overflowed: Counter,
 }
 
-#[derive(Debug, Default)]
+/// Upper bounds of the histograms.
+#[derive(Clone, Debug, PartialEq)]
+struct Bounds {
+    duration: Arc<[f64]>,
+    request_bytes: Arc<[f64]>,
+    response_bytes: Arc<[f64]>,
+}
+
+impl Bounds {
+    fn of(config: Option<&WaypointConfig>) -> Self {
+        let of = |metric: Metric| {
+            let own = config.and_then(|config| config.bounds_of(metric.name()));
+            Arc::from(own.unwrap_or(&BOUNDS))
+        };
+        Self {
+            duration: of(Metric::Duration),
+            request_bytes: of(Metric::RequestBytes),
+            response_bytes: of(Metric::ResponseBytes),
+        }
+    }
+}
+
+#[derive(Debug)]
 struct Series {
     requests: AtomicU64,
     duration: Histogram,
@@ -179,19 +206,43 @@ struct Series {
     used: AtomicU64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Histogram {
-    buckets: [AtomicU64; BOUNDS.len() + 1],
+    bounds: Arc<[f64]>,
+    /// One more than there are bounds.
+    buckets: Box<[AtomicU64]>,
     /// Thousandths.
     sum: AtomicU64,
 }
 
+impl Series {
+    fn new(bounds: &Bounds) -> Self {
+        Self {
+            requests: AtomicU64::default(),
+            duration: Histogram::new(&bounds.duration),
+            request_bytes: Histogram::new(&bounds.request_bytes),
+            response_bytes: Histogram::new(&bounds.response_bytes),
+            request_messages: AtomicU64::default(),
+            response_messages: AtomicU64::default(),
+            used: AtomicU64::default(),
+        }
+    }
+}
+
 impl Histogram {
+    fn new(bounds: &Arc<[f64]>) -> Self {
+        Self {
+            bounds: Arc::clone(bounds),
+            buckets: (0..=bounds.len()).map(|_| AtomicU64::default()).collect(),
+            sum: AtomicU64::default(),
+        }
+    }
+
     fn observe(&self, thousandths: u64) {
         #[allow(clippy::cast_precision_loss, reason = "bounds are far below 2^53")]
         let value = thousandths as f64 / 1000.0;
-        let at = BOUNDS.iter().position(|bound| value <= *bound);
-        self.buckets[at.unwrap_or(BOUNDS.len())].fetch_add(1, Relaxed);
+        let at = self.bounds.iter().position(|bound| value <= *bound);
+        self.buckets[at.unwrap_or(self.bounds.len())].fetch_add(1, Relaxed);
         self.sum.fetch_add(thousandths, Relaxed);
     }
 }
@@ -201,6 +252,7 @@ impl Requests {
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let new = Self(Arc::new(Inner {
             series: RwLock::default(),
+            bounds: RwLock::new(Bounds::of(None)),
             began: Instant::now(),
             overflowed: Counter::default(),
         }));
@@ -211,6 +263,16 @@ impl Requests {
             new.0.overflowed.clone(),
         );
         new
+    }
+
+    /// Takes over what a configuration says of bounds. Where they are others, counting begins anew, as after a restart.
+    pub(crate) fn configure(&self, config: Option<&WaypointConfig>) {
+        let bounds = Bounds::of(config);
+        let mut current = self.0.bounds.write();
+        if *current != bounds {
+            *current = bounds;
+            self.0.series.write().clear();
+        }
     }
 
     /// Counts a request that has ended, in these families and with these labels changed.
@@ -249,6 +311,8 @@ impl Requests {
     }
 
     fn add(&self, key: Key) -> Arc<Series> {
+        // Before the series, as where bounds change.
+        let bounds = self.0.bounds.read();
         let mut all = self.0.series.write();
         let room = all.len() < MAX_SERIES || all.contains_key(&key);
         let key = match room {
@@ -258,7 +322,8 @@ impl Requests {
                 Key::Overflow
             }
         };
-        Arc::clone(all.entry(key).or_default())
+        let series = all.entry(key);
+        Arc::clone(series.or_insert_with(|| Arc::new(Series::new(&bounds))))
     }
 
     /// Drops what nothing has used for a while; `now` in seconds since the families began.
@@ -370,7 +435,7 @@ impl Histogram {
         encoder: &mut prometheus_client::encoding::MetricEncoder<'_>,
     ) -> Result<(), fmt::Error> {
         let counts = self.buckets.iter().map(|bucket| bucket.load(Relaxed));
-        let bounds = BOUNDS.iter().copied().chain([f64::INFINITY]);
+        let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
         let count = buckets.iter().map(|(_, count)| count).sum();
         #[allow(
@@ -392,7 +457,10 @@ mod tests {
     };
     use prometheus_client::encoding::text;
 
+    use mesh::l7::config::HistogramBuckets;
+
     use super::*;
+    use crate::telemetry::plan::tests::config;
 
     fn record() -> RequestRecord {
         let party = |name: &str| Party {
@@ -501,6 +569,41 @@ mod tests {
         assert!(!text.contains("istio_request_bytes_count"), "{text}");
         requests.count(&record(), Metrics::NONE, [].into());
         assert_eq!(requests.rows().len(), 1);
+    }
+
+    #[test]
+    fn histograms_have_the_bounds_that_the_waypoint_is_told() {
+        let mut registry = Registry::default();
+        let requests = Requests::register(&mut registry);
+        requests.count(&record(), Metrics::ALL, [].into());
+        let buckets =
+            |prefix, bounds: &[f64]| HistogramBuckets::new(prefix, bounds.into()).unwrap();
+        let config = WaypointConfig {
+            histogram_buckets: vec![
+                buckets("istiocustom", &[2.0, 8.0]),
+                buckets("istio_request_bytes", &[64.0]),
+            ],
+            ..config()
+        };
+        requests.configure(Some(&config));
+        requests.count(&record(), Metrics::ALL, [].into());
+        let text = scrape(&registry);
+        let of = |metric: &str| -> Vec<&str> {
+            let start = format!("{metric}_bucket{{le=\"");
+            let lines = text.lines().filter_map(|line| line.strip_prefix(&*start));
+            lines.filter_map(|line| line.split('"').next()).collect()
+        };
+        assert_eq!(
+            of("istio_request_duration_milliseconds"),
+            ["2.0", "8.0", "+Inf"]
+        );
+        assert_eq!(of("istio_response_bytes"), ["2.0", "8.0", "+Inf"]);
+        assert_eq!(of("istio_request_bytes"), ["64.0", "+Inf"]);
+        // Nothing changed: counting goes on.
+        requests.configure(Some(&config));
+        requests.count(&record(), Metrics::ALL, [].into());
+        let counted = format!("istio_requests_total{{{LABELS}}} 2\n");
+        assert!(scrape(&registry).contains(&counted), "{text}");
     }
 
     #[test]

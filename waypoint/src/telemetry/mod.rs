@@ -186,6 +186,7 @@ impl Telemetry {
                 config: config.cloned(),
                 ..Plans::default()
             };
+            self.requests.configure(config.map(|it| &**it));
         }
         let live =
             |it: &Option<Arc<Options>>| it.as_ref().is_none_or(|it| Arc::strong_count(it) > 1);

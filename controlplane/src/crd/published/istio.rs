@@ -214,22 +214,6 @@ fn destination_rule() -> Vec<(&'static str, Value)> {
             "subsets[].trafficPolicy.portLevelSettings[].loadBalancer.zoneAwareLbSetting",
             any_object(),
         ),
-        (
-            "trafficPolicy.connectionPool.http.http2KeepAlive",
-            any_object(),
-        ),
-        (
-            "trafficPolicy.portLevelSettings[].connectionPool.http.http2KeepAlive",
-            any_object(),
-        ),
-        (
-            "subsets[].trafficPolicy.connectionPool.http.http2KeepAlive",
-            any_object(),
-        ),
-        (
-            "subsets[].trafficPolicy.portLevelSettings[].connectionPool.http.http2KeepAlive",
-            any_object(),
-        ),
     ]
 }
 

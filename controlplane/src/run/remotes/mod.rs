@@ -425,7 +425,7 @@ async fn watch_secrets(
     let target = Target {
         path: format!("/api/v1/namespaces/{namespace}/secrets"),
         plural: "secrets".to_owned(),
-        fields: "",
+        fields: "".into(),
         labels: "istio/multiCluster=true",
         metadata_only: false,
     };

@@ -5,7 +5,7 @@
 //! from a backup (whose versions are lower again) leaves it deaf without a word; and one object that cannot be read fails
 //! its whole list. Here a version that falls leads to a new list, and objects are handed on as text.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use bytes::{Buf as _, BytesMut};
 use http::{HeaderValue, Request, StatusCode, header};
@@ -51,7 +51,7 @@ pub struct Target {
     /// Names it to people: `authorizationpolicies.security.istio.io`.
     pub plural: String,
     /// Field selector; empty: all.
-    pub fields: &'static str,
+    pub fields: Cow<'static, str>,
     /// Label selector; empty: all.
     pub labels: &'static str,
     /// Only names, labels and annotations are wanted.
@@ -422,7 +422,7 @@ impl Api {
     /// A page of a list. Without a version: as new as anything that was ever answered, so that nobody goes back in time.
     async fn fetch(&self, limit: u32, next: Option<String>) -> Result<List, Failure> {
         let params = ListParams {
-            field_selector: selector(self.target.fields),
+            field_selector: selector(&self.target.fields),
             label_selector: selector(self.target.labels),
             limit: Some(limit),
             continue_token: next,
@@ -447,7 +447,7 @@ impl Api {
 
     async fn open(&self, version: &str) -> Result<Lines, Failure> {
         let params = WatchParams {
-            field_selector: selector(self.target.fields),
+            field_selector: selector(&self.target.fields),
             label_selector: selector(self.target.labels),
             // Not all watches of all replicas at once.
             timeout: Some(rand::random_range(240..300)),

@@ -254,7 +254,7 @@ impl Watched {
         Target {
             path: format!("{root}/{}", self.plural),
             plural: self.plural(),
-            fields: self.fields,
+            fields: self.fields.into(),
             labels: "",
             metadata_only: self.metadata_only,
         }
@@ -541,7 +541,7 @@ async fn watch_crds(
     let target = Target {
         path: "/apis/apiextensions.k8s.io/v1/customresourcedefinitions".to_owned(),
         plural: "customresourcedefinitions.apiextensions.k8s.io".to_owned(),
-        fields: "",
+        fields: "".into(),
         labels: "",
         metadata_only: true,
     };
@@ -586,7 +586,7 @@ async fn watch_tags(client: Client, revision: String, feed: Feed, troubles: Trou
     let target = Target {
         path: "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations".to_owned(),
         plural: "mutatingwebhookconfigurations.admissionregistration.k8s.io".to_owned(),
-        fields: "",
+        fields: "".into(),
         labels: "istio.io/tag",
         metadata_only: true,
     };

@@ -13,6 +13,7 @@ use crate::{object::Name, output::Resource};
 
 pub mod backend;
 pub mod config;
+pub mod credential;
 pub mod gateway_api;
 pub mod istio;
 pub mod references;

@@ -303,8 +303,16 @@ fn destination_rules_are_checked() {
                 "E spec.trafficPolicy.connectionPool.tcp.connectTimeout",
             ),
             (
-                "{host: a, trafficPolicy: {tls: {mode: SIMPLE, caCertificates: /x}}}",
-                "W spec.trafficPolicy.tls",
+                "{host: a, trafficPolicy: {tls: {mode: SIMPLE, caCertificates: x}}}",
+                "E spec.trafficPolicy.tls",
+            ),
+            (
+                "{host: a, trafficPolicy: {tls: {mode: MUTUAL, credentialName: x, privateKey: /x}}}",
+                "E spec.trafficPolicy.tls",
+            ),
+            (
+                "{host: a, trafficPolicy: {tls: {mode: SIMPLE, privateKey: /x}}}",
+                "E spec.trafficPolicy.tls",
             ),
             (
                 "{host: a, trafficPolicy: {tls: {mode: MUTUAL}}}",

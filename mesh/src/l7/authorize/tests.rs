@@ -37,6 +37,7 @@ fn config(aliases: &[&str]) -> WaypointConfig {
         forward_client_identity: false,
         default_retry: None,
         headers: ProxyHeaders::default(),
+        histogram_buckets: Vec::new(),
     }
 }
 

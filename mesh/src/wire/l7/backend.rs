@@ -12,8 +12,8 @@ use super::{
 };
 use crate::l7::backend::{
     BackendPolicy, BackendTls, Balancer, ClientCertificate, ConnectionPool, Distribution, HashKey,
-    HashTable, Locality, OutlierDetection, RetryBudget, SubjectAltName, Subset, TrafficPolicy,
-    UpstreamVersion, Warmup,
+    HashTable, Http2Keepalive, Locality, OutlierDetection, Pem, RetryBudget, SubjectAltName,
+    Subset, TrafficPolicy, UpstreamVersion, Warmup,
 };
 
 impl TryFrom<&wire::BackendPolicy> for BackendPolicy {
@@ -290,6 +290,7 @@ impl TryFrom<&wire::ConnectionPool> for ConnectionPool {
             http_idle_timeout: optional_duration("http_idle_timeout", wire.http_idle_timeout)?,
             http_version: version(wire.http_version),
             max_concurrent_streams: wire.max_concurrent_streams,
+            http2_keepalive: optional("http2_keepalive", wire.http2_keepalive.as_ref())?,
         })
     }
 }
@@ -329,6 +330,27 @@ impl From<&ConnectionPool> for wire::ConnectionPool {
             http_idle_timeout: it.http_idle_timeout.map(wire_duration),
             http_version: version.into(),
             max_concurrent_streams: it.max_concurrent_streams,
+            http2_keepalive: wire_optional(it.http2_keepalive.as_ref()),
+        }
+    }
+}
+
+impl TryFrom<&wire::Http2Keepalive> for Http2Keepalive {
+    type Error = InvalidResource;
+
+    fn try_from(wire: &wire::Http2Keepalive) -> Result<Self> {
+        Ok(Self {
+            interval: required_duration("interval", wire.interval)?,
+            timeout: required_duration("timeout", wire.timeout)?,
+        })
+    }
+}
+
+impl From<&Http2Keepalive> for wire::Http2Keepalive {
+    fn from(it: &Http2Keepalive) -> Self {
+        Self {
+            interval: Some(wire_duration(it.interval)),
+            timeout: Some(wire_duration(it.timeout)),
         }
     }
 }
@@ -382,24 +404,50 @@ fn tls(wire: &wire::BackendTls) -> BackendTls {
 fn verified(wire: &wire::VerifiedTls) -> Result<BackendTls> {
     Ok(BackendTls::Verify {
         sni: text(wire.sni.as_ref()),
-        roots: wire.roots.clone(),
+        roots: pem(wire.roots.as_ref(), wire.roots_file.as_ref()),
+        revoked: pem(wire.revoked.as_ref(), wire.revoked_file.as_ref()),
         subject_alt_names: list("subject_alt_names", &wire.subject_alt_names)?,
         client: wire.client.as_ref().map(certificate),
     })
 }
 
 fn certificate(wire: &wire::ClientCertificate) -> ClientCertificate {
+    let given = |inline: &Vec<u8>, file: Option<&String>| {
+        let file = file.map(|path| Pem::File(path.as_str().into()));
+        file.unwrap_or_else(|| Pem::Inline(inline.clone()))
+    };
     ClientCertificate {
-        chain: wire.chain.clone(),
-        key: wire.key.clone(),
+        chain: given(&wire.chain, wire.chain_file.as_ref()),
+        key: given(&wire.key, wire.key_file.as_ref()),
+    }
+}
+
+fn pem(inline: Option<&Vec<u8>>, file: Option<&String>) -> Option<Pem> {
+    let file = file.map(|path| Pem::File(path.as_str().into()));
+    file.or_else(|| inline.map(|pem| Pem::Inline(pem.clone())))
+}
+
+fn inline(pem: Option<&Pem>) -> Option<Vec<u8>> {
+    match pem? {
+        Pem::Inline(pem) => Some(pem.clone()),
+        Pem::File(_) => None,
+    }
+}
+
+fn file(pem: Option<&Pem>) -> Option<String> {
+    match pem? {
+        Pem::Inline(_) => None,
+        Pem::File(path) => Some(path.to_string()),
     }
 }
 
 impl From<&ClientCertificate> for wire::ClientCertificate {
     fn from(it: &ClientCertificate) -> Self {
         Self {
-            chain: it.chain.clone(),
-            key: it.key.clone(),
+            chain: inline(Some(&it.chain)).unwrap_or_default(),
+            key: inline(Some(&it.key)).unwrap_or_default(),
+            chain_file: file(Some(&it.chain)),
+            key_file: file(Some(&it.key)),
         }
     }
 }
@@ -411,11 +459,15 @@ impl From<&BackendTls> for wire::BackendTls {
             BackendTls::Verify {
                 sni,
                 roots,
+                revoked,
                 subject_alt_names,
                 client,
             } => Kind::Verify(wire::VerifiedTls {
                 sni: wire_text(sni.as_ref()),
-                roots: roots.clone(),
+                roots: inline(roots.as_ref()),
+                roots_file: file(roots.as_ref()),
+                revoked: inline(revoked.as_ref()),
+                revoked_file: file(revoked.as_ref()),
                 subject_alt_names: wire_list(subject_alt_names),
                 client: wire_optional(client.as_ref()),
             }),

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     l7::config::{
-        AuthorizerBody, AuthorizerProtocol, ExternalAuthorizer, LogFormat, LogProvider,
-        Normalization, ProxyHeaders, TraceProtocol, TraceProvider, WaypointConfig,
+        AuthorizerBody, AuthorizerProtocol, ExternalAuthorizer, HistogramBuckets, LogFormat,
+        LogProvider, Normalization, ProxyHeaders, TraceProtocol, TraceProvider, WaypointConfig,
     },
     names::Str,
 };
@@ -35,6 +35,7 @@ impl TryFrom<&wire::Config> for WaypointConfig {
             forward_client_identity: wire.forward_client_identity,
             default_retry: optional("default_retry", wire.default_retry.as_ref())?,
             headers: wire.headers.as_ref().map(headers).unwrap_or_default(),
+            histogram_buckets: wire.histogram_buckets.iter().filter_map(buckets).collect(),
         })
     }
 }
@@ -67,6 +68,21 @@ impl From<&WaypointConfig> for wire::Config {
             forward_client_identity: it.forward_client_identity,
             default_retry: wire_optional(it.default_retry.as_ref()),
             headers: Some((&it.headers).into()),
+            histogram_buckets: it.histogram_buckets.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+/// Bounds that are none are left out: the usual ones count.
+fn buckets(wire: &wire::Buckets) -> Option<HistogramBuckets> {
+    HistogramBuckets::new(&wire.prefix, wire.bounds.clone())
+}
+
+impl From<&HistogramBuckets> for wire::Buckets {
+    fn from(it: &HistogramBuckets) -> Self {
+        Self {
+            prefix: it.prefix.to_string(),
+            bounds: it.bounds.clone(),
         }
     }
 }
@@ -100,6 +116,8 @@ fn headers(wire: &wire::ProxyHeaders) -> ProxyHeaders {
         server: text(wire.server.as_ref()),
         attempt_count: wire.attempt_count,
         debug_headers: wire.debug_headers,
+        forwarded_host: wire.forwarded_host,
+        forwarded_port: wire.forwarded_port,
     }
 }
 
@@ -110,6 +128,8 @@ impl From<&ProxyHeaders> for wire::ProxyHeaders {
             server: wire_text(it.server.as_ref()),
             attempt_count: it.attempt_count,
             debug_headers: it.debug_headers,
+            forwarded_host: it.forwarded_host,
+            forwarded_port: it.forwarded_port,
         }
     }
 }

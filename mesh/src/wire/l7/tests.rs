@@ -298,6 +298,10 @@ fn traffic(
             http_idle_timeout: Some(seconds(11)),
             http_version: UpstreamVersion::Http2,
             max_concurrent_streams: Some(12),
+            http2_keepalive: Some(Http2Keepalive {
+                interval: seconds(13),
+                timeout: seconds(14),
+            }),
         },
         outlier: Some(OutlierDetection {
             consecutive_5xx: 5,
@@ -347,8 +351,8 @@ fn balancers() -> Vec<Balancer> {
 fn policies_of_backends_round_trip() {
     let certificate = || {
         Some(ClientCertificate {
-            chain: b"chain".to_vec(),
-            key: b"key".to_vec(),
+            chain: Pem::Inline(b"chain".to_vec()),
+            key: Pem::Inline(b"key".to_vec()),
         })
     };
     let localities = [
@@ -363,12 +367,23 @@ fn policies_of_backends_round_trip() {
     let tls = [
         BackendTls::Verify {
             sni: Some("x".into()),
-            roots: Some(b"roots".to_vec()),
+            roots: Some(Pem::Inline(b"roots".to_vec())),
+            revoked: Some(Pem::File("/etc/crl".into())),
             subject_alt_names: vec![
                 SubjectAltName::Hostname("x".into()),
                 SubjectAltName::Uri("spiffe://x".into()),
             ],
             client: certificate(),
+        },
+        BackendTls::Verify {
+            sni: None,
+            roots: Some(Pem::File("/etc/roots".into())),
+            revoked: Some(Pem::Inline(b"revoked".to_vec())),
+            subject_alt_names: vec![],
+            client: Some(ClientCertificate {
+                chain: Pem::File("/etc/chain".into()),
+                key: Pem::File("/etc/key".into()),
+            }),
         },
         BackendTls::Insecure {
             sni: None,
@@ -679,7 +694,13 @@ fn settings_round_trip() {
                 server: Some("leyline".into()),
                 attempt_count: true,
                 debug_headers: true,
+                forwarded_host: true,
+                forwarded_port: true,
             },
+            histogram_buckets: vec![HistogramBuckets {
+                prefix: "istio".into(),
+                bounds: vec![0.5, 10.0],
+            }],
         }));
     }
 }
@@ -875,6 +896,7 @@ fn a_private_key_is_not_in_the_text_of_a_message() {
     let wire = wire::ClientCertificate {
         chain: b"chain".to_vec(),
         key: b"secret".to_vec(),
+        ..wire::ClientCertificate::default()
     };
     assert_eq!(format!("{wire:?}"), "ClientCertificate { .. }");
 }

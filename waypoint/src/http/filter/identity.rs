@@ -1,14 +1,16 @@
-//! What the waypoint tells a backend of the request itself: `x-request-id`, `x-forwarded-proto`,
-//! `x-forwarded-client-cert`.
+//! What the waypoint tells a backend of the request itself: `x-request-id`, `x-forwarded-proto`, `x-forwarded-port`,
+//! `x-forwarded-host`, `x-forwarded-client-cert`.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, uri::Authority};
 use mesh::{draw::Draw, l7::config::WaypointConfig};
 
 use super::super::exchange::{Exchange, Head};
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
 /// Adds what is not there yet. The client's certificate is always ours to tell: what a client wrote is already gone.
@@ -23,8 +25,26 @@ pub(crate) fn apply(exchange: &mut Exchange, headers: &mut HeaderMap) {
         let scheme = exchange.head.as_ref().map_or("http", |it: &Head| it.scheme);
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static(scheme));
     }
+    if config.is_some_and(|it| it.headers.forwarded_port) && !headers.contains_key(FORWARDED_PORT) {
+        let port = exchange.connection.target.port();
+        headers.insert(FORWARDED_PORT, HeaderValue::from(port));
+    }
     if let Some(value) = client_cert(exchange, config) {
         headers.insert(CLIENT_CERT, value);
+    }
+}
+
+/// Tells the host that was asked for, where the route puts another one in its place, after what proxies before us told.
+pub(crate) fn tell_host(exchange: &Exchange, headers: &mut HeaderMap, instead: &Authority) {
+    let config = exchange.snapshot.l7.config();
+    let asked = exchange.head.as_ref().map(|it| &it.authority);
+    let Some(asked) = asked.filter(|it| *it != instead) else {
+        return;
+    };
+    if config.is_some_and(|it| it.headers.forwarded_host)
+        && let Ok(value) = HeaderValue::from_str(asked.as_str())
+    {
+        headers.append(FORWARDED_HOST, value);
     }
 }
 

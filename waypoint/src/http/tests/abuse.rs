@@ -1,5 +1,7 @@
 //! Input that no honest client sends, byte for byte.
 
+use std::time::Duration;
+
 use http::Version;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -184,4 +186,31 @@ async fn a_client_cannot_have_what_a_proxy_added_taken_away() {
         let got = answer.header(&format!("x-got-{name}")).to_owned();
         assert_eq!(got, expected, "{name}");
     }
+}
+
+/// Paused time passes while nothing else is to be done.
+#[tokio::test(start_paused = true)]
+async fn a_head_that_trickles_in_is_given_up() {
+    let rig = Rig::new(Version::HTTP_11, &[]).await;
+    let (mut read, mut write) = tokio::io::split(rig.dial(Version::HTTP_11));
+    let trickle = async {
+        write
+            .write_all(b"GET / HTTP/1.1\r\nhost: echo\r\nx: ")
+            .await?;
+        for _ in 0..1000 {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            write.write_all(b"a").await?;
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    let mut answer = Vec::new();
+    let closed = async {
+        // A reset is an end, too.
+        let _ = read.read_to_end(&mut answer).await;
+    };
+    tokio::select! {
+        trickled = trickle => assert!(trickled.is_err(), "still listened to"),
+        () = closed => {}
+    }
+    assert!(!answer.starts_with(b"HTTP/1.1 200"));
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use http::Version;
 use mesh::{
     l7::{
-        backend::{BackendPolicy, Balancer, HashKey, HashTable, TrafficPolicy},
+        backend::{BackendPolicy, BackendTls, Balancer, HashKey, HashTable, TrafficPolicy},
         view,
     },
     workload::Health,
@@ -111,4 +111,27 @@ async fn an_endpoint_is_used_from_when_it_is_healthy_and_until_it_is_not() {
         rig.health(health);
         assert_eq!(client.get("/").await.status, expected, "{health:?}");
     }
+}
+
+/// A connection that is kept was made as the policy before asked for: it may not carry a request that is to be encrypted.
+#[tokio::test]
+async fn a_kept_plaintext_connection_carries_nothing_once_tls_is_asked_for() {
+    let backend = Backend::echo(Version::HTTP_11, "a").await;
+    let rig = Rig::new(Version::HTTP_11, &[&backend]).await;
+    let mut client = rig.client(Version::HTTP_11).await;
+    assert_eq!(client.get("/").await.status, 200);
+    assert_eq!(client.get("/").await.status, 200);
+    assert_eq!(backend.connections(), 1);
+    rig.tell([view::Resource::Backend(Box::new(BackendPolicy {
+        service: rig.target.clone(),
+        sources: Vec::new(),
+        policy: TrafficPolicy {
+            tls: Some(BackendTls::Invalid("its Secret is not there".into())),
+            ..TrafficPolicy::default()
+        },
+        ports: BTreeMap::new(),
+        subsets: BTreeMap::new(),
+    }))]);
+    assert_eq!(client.get("/").await.status, 503);
+    assert_eq!(backend.requests(), 2);
 }

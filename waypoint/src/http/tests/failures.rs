@@ -7,10 +7,16 @@ use std::{
 };
 
 use http::{Response, StatusCode, Version};
-use mesh::l7::{
-    backend::{BackendPolicy, ConnectionPool, OutlierDetection, TrafficPolicy},
-    route::{Action, HttpRule, RetryOn, RetryPolicy, WeightedBackend},
-    view,
+use mesh::{
+    l7::{
+        backend::{BackendPolicy, ConnectionPool, OutlierDetection, TrafficPolicy},
+        route::{Action, HttpRule, RetryOn, RetryPolicy, WeightedBackend},
+        served::AppProtocol,
+        view,
+    },
+    names::NamespacedHostname,
+    view::Update,
+    workload::{GatewayAddress, GatewayDestination},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -308,4 +314,34 @@ async fn an_endpoint_that_fails_in_a_row_is_passed_over() {
     }
     assert_eq!(bad.requests(), 3);
     assert_eq!(good.requests(), 97);
+}
+
+#[tokio::test]
+async fn a_backend_of_another_waypoint_is_not_reached_around_it() {
+    let own = Backend::echo(Version::HTTP_11, "own").await;
+    let other = Backend::echo(Version::HTTP_11, "other").await;
+    let rig = Rig::new(Version::HTTP_11, &[&own]).await;
+    let key = "demo/other.demo.svc.cluster.local";
+    rig.serve(key, AppProtocol::Http, &[&other]);
+    let action = Action::Forward(vec![WeightedBackend::new(1, to("other"))]);
+    rig.route(vec![HttpRule::new(Vec::new(), action)]);
+    let mut client = rig.client(Version::HTTP_11).await;
+    assert_eq!(client.get("/").await.status, 200);
+    // Now it is another waypoint's, which is not there.
+    let key: NamespacedHostname = key.parse().unwrap();
+    let snapshot = rig.waypoint.snapshots.load();
+    let mut service = (**snapshot.mesh.service(&key).unwrap()).clone();
+    service.waypoint = Some(GatewayAddress {
+        destination: GatewayDestination::Address("/10.254.0.1".parse().unwrap()),
+        hbone_mtls_port: 15008,
+    });
+    rig.waypoint.snapshots.apply_mesh(Update {
+        upserts: vec![service.into()],
+        removals: Vec::new(),
+    });
+    let mut served = (**snapshot.l7.service(&key).unwrap()).clone();
+    served.bound = false;
+    rig.tell([view::Resource::Service(served)]);
+    assert_eq!(client.get("/").await.status, 503);
+    assert_eq!(other.requests(), 1);
 }

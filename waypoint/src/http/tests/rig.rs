@@ -27,6 +27,7 @@ use mesh::{
         name::ObjectRef,
         route::{Attachment, Callers, HttpRule, Order, Route, Rules},
         served::{AppProtocol, Resolution, ServedService},
+        via::Via,
         view,
     },
     names::{NamespacedHostname, Str, WorkloadUid},
@@ -413,6 +414,7 @@ impl Rig {
             destination,
             trace: None,
             passed_waypoint: false,
+            via: Via::default().onward(&self.target),
             source: Party::default(),
         })
     }

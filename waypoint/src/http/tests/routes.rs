@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use http::{HeaderValue, StatusCode, Version};
 use mesh::l7::{
+    config::{ProxyHeaders, WaypointConfig},
     route::{
         Action, Backend as Target, Cors, DirectResponse, HeaderEdit, HeaderMatch, HttpMatch,
         HttpRule, OriginMatch, PathMatch, PathRewrite, Redirect, RedirectPort, Rewrite,
         SessionCarrier, SessionPersistence, TextMatch, WeightedBackend,
     },
     served::AppProtocol,
+    view,
 };
 
 use super::rig::{Answer, Backend, PORT, Rig, full};
@@ -187,6 +189,14 @@ async fn paths_and_hosts_are_rewritten_and_the_query_stays() {
         ),
         rewritten("/full", PathRewrite::Full("/whole".into()), None),
     ]);
+    rig.tell([view::Resource::Config(WaypointConfig {
+        headers: ProxyHeaders {
+            forwarded_host: true,
+            forwarded_port: true,
+            ..ProxyHeaders::default()
+        },
+        ..WaypointConfig::default()
+    })]);
     let mut client = rig.client(Version::HTTP_11).await;
     for (path, target, host) in [
         ("/prefix/a?q=1", "/one/a?q=1", "echo"),
@@ -199,6 +209,9 @@ async fn paths_and_hosts_are_rewritten_and_the_query_stays() {
         assert_eq!(answer.header("x-target"), target, "{path}");
         assert_eq!(answer.header("x-got-host"), host, "{path}");
         assert_eq!(answer.header("x-got-x-envoy-original-path"), path);
+        let told = if host == "echo" { "" } else { "echo" };
+        assert_eq!(answer.header("x-got-x-forwarded-host"), told, "{path}");
+        assert_eq!(answer.header("x-got-x-forwarded-port"), "80");
     }
 }
 

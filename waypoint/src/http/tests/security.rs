@@ -13,7 +13,8 @@ use mesh::{
             SourceMatch, ValueMatch,
         },
         config::{
-            AuthorizerProtocol, ExternalAuthorizer, Normalization, ProxyHeaders, WaypointConfig,
+            AuthorizerBody, AuthorizerProtocol, ExternalAuthorizer, Normalization, ProxyHeaders,
+            WaypointConfig,
         },
         name::Target,
         request_authentication::{Jwks, JwtRule, RequestAuthentication, TokenPlace},
@@ -269,6 +270,7 @@ fn config(protocol: AuthorizerProtocol) -> Resource {
         forward_client_identity: false,
         default_retry: None,
         headers: ProxyHeaders::default(),
+        histogram_buckets: Vec::new(),
     })
 }
 
@@ -347,6 +349,37 @@ async fn a_grpc_authorizer_of_the_mesh_decides() {
         (418, &b"not you"[..])
     );
     assert_eq!(client.get("/slow").await.status, StatusCode::FORBIDDEN);
+    assert_eq!(echo.requests(), 1);
+}
+
+#[tokio::test]
+async fn a_body_that_an_authorizer_must_see_and_is_too_long_is_413() {
+    let (rig, echo) = rig_of(Version::HTTP_11).await;
+    let authorizer = Backend::start(Version::HTTP_2, grpc_authorizer).await;
+    let name = "demo/authz.demo.svc.cluster.local";
+    rig.serve(name, AppProtocol::Grpc, &[&authorizer]);
+    let Resource::Config(mut config) = config(AuthorizerProtocol::Grpc {
+        allowed_headers: Vec::new(),
+    }) else {
+        panic!("a configuration");
+    };
+    for authorizer in config.authorizers.values_mut() {
+        authorizer.body = Some(AuthorizerBody {
+            max_bytes: 8,
+            allow_partial: false,
+            as_bytes: false,
+        });
+    }
+    let custom = PolicyAction::Custom("authz".into());
+    rig.tell([
+        Resource::Config(config),
+        policy("ask", custom, vec![PolicyRule::default()]),
+    ]);
+    let mut client = rig.client(Version::HTTP_2).await;
+    for (body, expected) in [("8 bytes.", 200), ("nine of it", 413)] {
+        let request = client.request("POST", "/").body(full(body)).unwrap();
+        assert_eq!(client.send(request).await.status().as_u16(), expected);
+    }
     assert_eq!(echo.requests(), 1);
 }
 

@@ -221,5 +221,6 @@ fn config() -> WaypointConfig {
         forward_client_identity: false,
         default_retry: None,
         headers: ProxyHeaders::default(),
+        histogram_buckets: Vec::new(),
     }
 }

@@ -16,11 +16,11 @@ use super::{
     ClusterKey, Permit,
     cluster::{Cluster, Unavailable},
     endpoint::{EndpointState, OpenError},
-    members::{Members, Wanted},
+    members::{Carries, Members, Wanted},
     pool::{Held, Lease},
 };
 use crate::{
-    backend::Upstream,
+    backend::{Endpoint, Upstream, keepalive},
     http::body::{BodyError, Upload},
     snapshot::Snapshot,
     waypoint::Waypoint,
@@ -65,7 +65,8 @@ impl Call<'_> {
             session: None,
             destination: self.destination,
             host: request.uri().host(),
-            http1: self.version != Version::HTTP_2,
+            via: None,
+            carries: Carries::request(self.version),
             draw: Draw(rand::random()),
         };
         let permit = self.cluster.acquire(&self.members, &wanted);
@@ -132,7 +133,9 @@ pub(in crate::http) async fn open(
     destination: SocketAddr,
     client: Option<SocketAddr>,
 ) -> Result<Lease, OpenError> {
-    let proxy_protocol = members.policy.proxy_protocol;
+    // What is between another waypoint and its endpoints is that one's.
+    let is_ours = !matches!(endpoint.endpoint, Endpoint::Waypoint { .. });
+    let proxy_protocol = members.policy.proxy_protocol.filter(|_| is_ours);
     let upstream = Upstream {
         service: members.service.as_ref(),
         destination,
@@ -140,8 +143,9 @@ pub(in crate::http) async fn open(
         // Others will use the connection too, unless it begins with the client's address.
         client: proxy_protocol.and(client),
         trace: None,
-        tls: members.tls(version),
+        tls: members.tls(version).filter(|_| is_ours),
         proxy_protocol,
+        keepalive: keepalive(&members.policy.pool),
         deadline: members.connect_timeout,
     };
     endpoint

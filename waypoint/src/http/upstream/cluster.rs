@@ -74,6 +74,9 @@ impl Cluster {
             return before;
         }
         let members = Arc::new(Members::new(&self.key, snapshot, from, &before));
+        if !members.connects_as(&before) {
+            self.elsewhere.lock().clear();
+        }
         *self.members.write() = Arc::clone(&members);
         members
     }
@@ -91,7 +94,7 @@ impl Cluster {
         members: &Members,
         wanted: &Wanted<'_>,
     ) -> Result<Permit, Unavailable> {
-        let most = members.most(wanted.http1);
+        let most = members.most(wanted.carries);
         if self.active.fetch_add(1, Ordering::AcqRel) >= most {
             self.release();
             return Err(Unavailable::Overflow);
@@ -112,10 +115,16 @@ impl Cluster {
     ) -> Result<Arc<EndpointState>, Unavailable> {
         match members.choice {
             Choice::Unknown => Err(Unavailable::Unknown),
-            Choice::Known => {
-                let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-                members.pick(wanted, turn, self.now())
-            }
+            Choice::Known => self.pick(members, wanted),
+            Choice::Beyond => match wanted.via {
+                None => self.pick(members, wanted),
+                // Which endpoints are in it, the other waypoint does not know.
+                Some(_) if members.subset.is_some() => Err(Unavailable::NoEndpoint),
+                Some(via) => {
+                    let (port, via) = (members.port, via.clone());
+                    Ok(self.elsewhere(Endpoint::Waypoint { port, via }))
+                }
+            },
             Choice::Dialled => Ok(self.elsewhere(Endpoint::Address(wanted.destination))),
             Choice::Named => {
                 let host = wanted.host.ok_or(Unavailable::Unknown)?;
@@ -124,6 +133,15 @@ impl Cluster {
                 Ok(self.elsewhere(Endpoint::Hostname { name, port }))
             }
         }
+    }
+
+    fn pick(
+        &self,
+        members: &Members,
+        wanted: &Wanted<'_>,
+    ) -> Result<Arc<EndpointState>, Unavailable> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        members.pick(wanted, turn, self.now())
     }
 
     /// What is known of an endpoint that no service names. Few are remembered: unused ones make room.

@@ -75,7 +75,7 @@ impl EndpointState {
                 address.map(|it| (*it, *port).into())
             }
             Endpoint::Address(address) | Endpoint::Tunnel { address, .. } => Some(*address),
-            Endpoint::Hostname { .. } => None,
+            Endpoint::Hostname { .. } | Endpoint::Waypoint { .. } => None,
         }
     }
 
@@ -93,7 +93,9 @@ impl EndpointState {
         self.token.get_or_init(|| {
             let mut context = digest::Context::new(&digest::SHA256);
             let port = match &self.endpoint {
-                Endpoint::Workload { port, .. } | Endpoint::Hostname { port, .. } => *port,
+                Endpoint::Workload { port, .. }
+                | Endpoint::Hostname { port, .. }
+                | Endpoint::Waypoint { port, .. } => *port,
                 Endpoint::Address(address) | Endpoint::Tunnel { address, .. } => address.port(),
             };
             let workload = self.workload().map_or("", |it| &it.uid.0);

@@ -9,8 +9,10 @@ use mesh::{
         backend::{BackendPolicy, Balancer, TrafficPolicy},
         balance::{self, Candidate, Chance, Load, Plan},
         served::{AppProtocol, Resolution, ServedService},
+        via::Via,
     },
     names::Str,
+    outbound::has_waypoint,
     service::{LoadBalancingMode, Service},
     view::Endpoints,
     workload::Workload,
@@ -63,6 +65,8 @@ pub(super) enum Choice {
     Dialled,
     /// The name that the request is for, within the service's wildcard.
     Named,
+    /// Its own waypoint's to make; among those that are known for what is the waypoint's own.
+    Beyond,
 }
 
 /// What a choice depends on.
@@ -77,10 +81,33 @@ pub(crate) struct Wanted<'a> {
     pub(crate) destination: SocketAddr,
     /// The host of the request.
     pub(crate) host: Option<&'a str>,
-    /// Whether the request will have a connection of its own.
-    pub(crate) http1: bool,
+    /// The way that the client's request has come by; none: it is the waypoint's own.
+    pub(crate) via: Option<&'a Via>,
+    /// What is sent there.
+    pub(crate) carries: Carries,
     /// Chance.
     pub(crate) draw: Draw,
+}
+
+/// What is sent to an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carries {
+    /// A request that shares a connection.
+    Shared,
+    /// A request that has a connection of its own.
+    Alone,
+    /// Bytes: a whole connection.
+    Bytes,
+}
+
+impl Carries {
+    /// A request of this version.
+    pub(crate) fn request(version: Version) -> Self {
+        match version {
+            Version::HTTP_2 => Self::Shared,
+            _ => Self::Alone,
+        }
+    }
 }
 
 /// What members were made of; made again when one of it is another.
@@ -166,9 +193,9 @@ impl Members {
         snapshot: &Snapshot,
         before: &Self,
     ) -> Vec<(Arc<EndpointState>, Arc<Workload>)> {
-        let known: HashMap<_, _> = before
-            .endpoints
-            .iter()
+        // What was connected in another way must not be used on: it may be plaintext where TLS is asked for now.
+        let stay = before.endpoints.iter().filter(|_| self.connects_as(before));
+        let known: HashMap<_, _> = stay
             .filter_map(|it| Some((&it.workload()?.uid, it)))
             .collect();
         let state = |workload: &Arc<Workload>, port: u16| {
@@ -210,6 +237,15 @@ impl Members {
         found.collect()
     }
 
+    /// Whether connections made for `other` are as those made now.
+    pub(super) fn connects_as(&self, other: &Self) -> bool {
+        let (now, then) = (&self.policy, &other.policy);
+        now.tls == then.tls
+            && now.proxy_protocol == then.proxy_protocol
+            && now.pool.keepalive == then.pool.keepalive
+            && now.pool.http2_keepalive == then.pool.http2_keepalive
+    }
+
     fn plan(&self, snapshot: &Snapshot, resolved: &[(Arc<EndpointState>, Arc<Workload>)]) -> Plan {
         let candidates: Vec<_> = resolved
             .iter()
@@ -224,13 +260,15 @@ impl Members {
     }
 
     /// Requests at once: as the policy says, and no more than there are connections and places to wait for one.
-    pub(super) fn most(&self, http1: bool) -> u32 {
+    pub(super) fn most(&self, carries: Carries) -> u32 {
         let pool = &self.policy.pool;
         let requests = pool.max_requests.unwrap_or(u32::MAX);
         let waiting = pool.max_pending_requests.unwrap_or(u32::MAX);
-        match pool.max_connections.filter(|_| http1) {
-            Some(connections) => requests.min(connections.saturating_add(waiting)),
-            None => requests,
+        let connections = pool.max_connections.unwrap_or(u32::MAX);
+        match carries {
+            Carries::Shared => requests,
+            Carries::Alone => requests.min(connections.saturating_add(waiting)),
+            Carries::Bytes => connections,
         }
     }
 
@@ -348,6 +386,10 @@ fn choice(from: &Origin, members: &Members) -> Choice {
     if !service.ports.contains_key(&members.port) {
         return Choice::Unknown;
     }
+    let is_ours = from.served.as_ref().is_some_and(|it| it.bound);
+    if !is_ours && has_waypoint(service) {
+        return Choice::Beyond;
+    }
     let resolution = from.served.as_ref().map(|it| it.resolution);
     let passes = service.load_balancing.mode == LoadBalancingMode::Passthrough
         || members.policy.balancer == Balancer::Passthrough;
@@ -388,5 +430,6 @@ fn limits(policy: &TrafficPolicy) -> PoolLimits {
             None => pool.max_requests_per_connection.filter(|it| *it > 0),
         },
         max_streams: pool.max_concurrent_streams.filter(|it| *it > 0),
+        pings: pool.http2_keepalive.unwrap_or(default.pings),
     }
 }

@@ -2,9 +2,9 @@
 
 pub(crate) mod ask;
 mod budget;
-pub(super) mod cluster;
-pub(super) mod endpoint;
-pub(super) mod members;
+pub(crate) mod cluster;
+pub(crate) mod endpoint;
+pub(crate) mod members;
 mod outlier;
 pub(super) mod pool;
 
@@ -51,7 +51,7 @@ pub(crate) struct Upstreams {
 
 impl Upstreams {
     /// What is known of a cluster; at first nothing.
-    pub(super) fn cluster(&self, key: &ClusterKey) -> Arc<Cluster> {
+    pub(crate) fn cluster(&self, key: &ClusterKey) -> Arc<Cluster> {
         if let Some(cluster) = self.clusters.read().get(key) {
             return Arc::clone(cluster);
         }
@@ -77,7 +77,7 @@ impl Upstreams {
     }
 }
 
-/// One request to one endpoint, counted while it lives.
+/// One request or connection of bytes to one endpoint, counted while it lives.
 #[derive(Debug)]
 pub(crate) struct Permit {
     cluster: Arc<Cluster>,
@@ -102,18 +102,18 @@ impl Permit {
     }
 
     /// The endpoint.
-    pub(super) fn endpoint(&self) -> &Arc<EndpointState> {
+    pub(crate) fn endpoint(&self) -> &Arc<EndpointState> {
         &self.endpoint
     }
 
     /// The endpoint answered.
-    pub(super) fn answered(&self, status: u16) {
+    pub(crate) fn answered(&self, status: u16) {
         self.cluster
             .report(&self.endpoint, Verdict::Answered(status));
     }
 
     /// The endpoint did not answer, or broke its answer off.
-    pub(super) fn failed(&self) {
+    pub(crate) fn failed(&self) {
         self.cluster.report(&self.endpoint, Verdict::Failed);
     }
 }

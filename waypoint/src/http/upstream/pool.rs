@@ -18,6 +18,7 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh::l7::backend::Http2Keepalive;
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -44,6 +45,8 @@ pub(crate) struct PoolLimits {
     pub(crate) max_requests: Option<u32>,
     /// Streams at once on a connection.
     pub(crate) max_streams: Option<u32>,
+    /// PINGs on connections of HTTP/2.
+    pub(crate) pings: Http2Keepalive,
 }
 
 impl Default for PoolLimits {
@@ -52,6 +55,10 @@ impl Default for PoolLimits {
             idle_timeout: Duration::from_secs(3600),
             max_requests: None,
             max_streams: None,
+            pings: Http2Keepalive {
+                interval: Duration::from_secs(30),
+                timeout: Duration::from_secs(20),
+            },
         }
     }
 }
@@ -217,14 +224,15 @@ impl Pool {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let pings = limits.pings;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(256 * 1024)
             .initial_connection_window_size(1024 * 1024)
             .max_header_list_size(64 * 1024)
             .max_send_buf_size(256 * 1024)
-            .keep_alive_interval(Duration::from_secs(30))
-            .keep_alive_timeout(Duration::from_secs(20))
+            .keep_alive_interval(Some(pings.interval).filter(|it| !it.is_zero()))
+            .keep_alive_timeout(pings.timeout)
             .handshake(TokioIo::new(io))
             .await?;
         // Ends with its connection, which ends when all senders and streams are dropped.

@@ -61,6 +61,7 @@ pub(in crate::telemetry) fn config() -> WaypointConfig {
         forward_client_identity: false,
         default_retry: None,
         headers: ProxyHeaders::default(),
+        histogram_buckets: Vec::new(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use mesh::{
     l7::{
-        backend::{BackendTls, RetryBudget, SubjectAltName},
+        backend::{BackendTls, Pem, RetryBudget, SubjectAltName},
         name::ObjectRef,
         route::SessionPersistence,
     },
@@ -172,7 +172,8 @@ fn verified(
         }
         Ok(BackendTls::Verify {
             sni: Some(validation.hostname.as_str().into()),
-            roots,
+            roots: roots.map(Pem::Inline),
+            revoked: None,
             subject_alt_names: names.map_err(|problem| ("Invalid", problem))?,
             client: None,
         })

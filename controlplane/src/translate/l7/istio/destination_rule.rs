@@ -1,7 +1,8 @@
 //! DestinationRules to how a service's endpoints are reached.
 //!
 //! Of several rules for one host, the oldest one's policy counts, and the subsets of all. A port's own settings replace
-//! load balancing, pool, outliers and TLS for that port; a subset's policy replaces block by block.
+//! load balancing, pool, outliers and TLS for that port; a subset's policy replaces block by block. Below all of it lies
+//! what MeshConfig says of every service.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,15 +23,19 @@ use crate::{
     crd::istio::{self as crd, ProxyProtocolVersion},
     object::{DestinationRule, Name, Sourced},
     output::{Condition, Truth},
-    translate::{self, Settings},
+    translate::{self, Settings, l7::credential::Parts},
     validate::Findings,
 };
 
 mod balancer;
 mod connection;
+mod defaults;
+mod tls;
 
 use balancer::{balancer, locality, warmup};
-use connection::{outlier, pool, retry_budget, tls};
+use connection::{outlier, pool, retry_budget};
+pub use defaults::Defaults;
+use tls::tls;
 
 /// What one rule says, before several are merged.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -43,10 +48,33 @@ pub struct Read {
     pub subsets: BTreeMap<Str, Subset>,
 }
 
-/// The policy of a service by the rules for its host, most important first. `None`: there are none.
+/// Gives what a credential holds by its name; the error is why it may not be used.
+pub type Credentials<'a> = dyn Fn(&str) -> Result<Parts, String> + 'a;
+
+/// For who only looks whether a rule is written well.
+///
+/// # Errors
+/// Always.
+pub fn unread(_: &str) -> Result<Parts, String> {
+    Err("credentials are not read here".to_owned())
+}
+
+/// What a rule is read with.
+#[derive(Clone, Copy)]
+pub struct Around<'a> {
+    /// What holds for every service.
+    pub base: &'a Defaults,
+    /// Credentials that the rule may name.
+    pub credentials: &'a Credentials<'a>,
+}
+
+/// The policy of a service by the rules for its host, most important first, over what holds for every service;
+/// `credential`: by a rule and a name. `None`: nobody says anything.
 pub fn policy(
     service: &NamespacedHostname,
     rules: &[&Sourced<DestinationRule>],
+    base: &Defaults,
+    credential: impl Fn(&Name, &str) -> Result<Parts, String>,
 ) -> Option<BackendPolicy> {
     let reference = |rule: &&Sourced<DestinationRule>| {
         let name = &rule.object.meta.name;
@@ -56,8 +84,17 @@ pub fn policy(
             name: name.name.clone(),
         }
     };
-    let mut reads = rules.iter().map(|rule| in_force(rule));
-    let first = reads.next()?;
+    let mut reads = rules.iter().map(|rule| {
+        let credentials = |name: &str| credential(&rule.object.meta.name, name);
+        let credentials = &credentials;
+        in_force(rule, Around { base, credentials })
+    });
+    let of_base = || Read {
+        policy: base.policy(),
+        ..Read::default()
+    };
+    let first = reads.next();
+    let first = first.or_else(|| (!base.is_empty()).then(of_base))?;
     let mut subsets = first.subsets;
     for later in reads {
         for (name, subset) in later.subsets {
@@ -74,8 +111,8 @@ pub fn policy(
 }
 
 /// What is in force of a rule. One whose TLS could not be read must not lead to plaintext.
-fn in_force(rule: &Sourced<DestinationRule>) -> Read {
-    let mut read = read(&rule.object.spec, &mut Findings::default());
+fn in_force(rule: &Sourced<DestinationRule>, around: Around<'_>) -> Read {
+    let mut read = read(&rule.object.spec, around, &mut Findings::default());
     let about_tls = |fault: &&String| fault.to_ascii_lowercase().contains("tls");
     if let Some(fault) = rule.faults.iter().find(about_tls) {
         let invalid = BackendTls::Invalid(fault.as_str().into());
@@ -93,7 +130,7 @@ fn in_force(rule: &Sourced<DestinationRule>) -> Read {
 }
 
 /// Reads a rule. Also what admission checks.
-pub fn read(spec: &crd::DestinationRuleSpec, found: &mut Findings) -> Read {
+pub fn read(spec: &crd::DestinationRuleSpec, around: Around<'_>, found: &mut Findings) -> Read {
     if spec.host.is_empty() {
         found.error("spec.host", "is missing");
     }
@@ -105,8 +142,8 @@ pub fn read(spec: &crd::DestinationRuleSpec, found: &mut Findings) -> Read {
     }
     let none = crd::TrafficPolicy::default();
     let written = spec.traffic_policy.as_deref().unwrap_or(&none);
-    let base = TrafficPolicy::default();
-    let (policy, ports) = traffic_policy(written, &base, "spec.trafficPolicy", found);
+    let base = around.base.policy();
+    let (policy, ports) = around.traffic_policy(written, &base, "spec.trafficPolicy", found);
     let mut subsets = BTreeMap::new();
     for (index, subset) in spec.subsets.iter().enumerate() {
         let path = format!("spec.subsets[{index}]");
@@ -114,10 +151,9 @@ pub fn read(spec: &crd::DestinationRuleSpec, found: &mut Findings) -> Read {
             found.error(format!("{path}.name"), "is missing");
             continue;
         }
-        let own = subset
-            .traffic_policy
-            .as_ref()
-            .map(|own| traffic_policy(own, &policy, &format!("{path}.trafficPolicy"), found));
+        let own = subset.traffic_policy.as_ref().map(|own| {
+            around.traffic_policy(own, &policy, &format!("{path}.trafficPolicy"), found)
+        });
         let labels = subset.labels.iter();
         let (own, own_ports) =
             own.map_or_else(|| (None, ports.clone()), |(own, ports)| (Some(own), ports));
@@ -145,11 +181,28 @@ pub fn read(spec: &crd::DestinationRuleSpec, found: &mut Findings) -> Read {
     }
 }
 
-/// What is said of a rule, given the waypoints that got a policy made of it.
+/// The credentials that a rule names.
+pub fn credentials(spec: &crd::DestinationRuleSpec) -> BTreeSet<&str> {
+    let subsets = spec
+        .subsets
+        .iter()
+        .filter_map(|it| it.traffic_policy.as_ref());
+    let policies = spec.traffic_policy.as_deref().into_iter().chain(subsets);
+    let tls = policies.flat_map(|policy| {
+        let ports = policy.port_level_settings.iter();
+        let of_ports = ports.filter_map(|port| port.tls.as_ref());
+        policy.tls.as_ref().into_iter().chain(of_ports)
+    });
+    let names = tls.map(|tls| tls.credential_name.as_str());
+    names.filter(|name| !name.is_empty()).collect()
+}
+
+/// What is said of a rule, given the waypoints that got a policy made of it; `credential`: by a waypoint and a name.
 pub fn condition(
     settings: &Settings,
     rule: &Sourced<DestinationRule>,
     used: &[(Name, Arc<Resource>)],
+    credential: impl Fn(&Name, &str) -> Result<Parts, String>,
 ) -> Condition {
     let name = &rule.object.meta.name;
     let host = qualified(settings, &name.namespace, &rule.object.spec.host);
@@ -165,14 +218,9 @@ pub fn condition(
             message,
         );
     }
-    let waypoints: BTreeSet<String> = used
-        .iter()
-        .map(|(waypoint, _)| waypoint.to_string())
-        .collect();
-    let mut said = vec![format!(
-        "bound to {}",
-        waypoints.into_iter().collect::<Vec<_>>().join(", ")
-    )];
+    let waypoints: BTreeSet<&Name> = used.iter().map(|(waypoint, _)| waypoint).collect();
+    let names: Vec<String> = waypoints.iter().map(ToString::to_string).collect();
+    let mut said = vec![format!("bound to {}", names.join(", "))];
     let first = |it: &BackendPolicy| {
         it.sources
             .first()
@@ -185,16 +233,12 @@ pub fn condition(
     if rule.object.spec.traffic_policy.is_some() && policies.any(|policy| !first(policy)) {
         said.push("only its subsets count: another rule for the host is older".to_owned());
     }
-    let read = in_force(rule);
-    let policies = [&read.policy].into_iter().chain(read.ports.values());
-    let of_subsets = read.subsets.values();
-    let of_subsets = of_subsets.flat_map(|it| it.policy.iter().chain(it.ports.values()));
-    let refused = policies
-        .chain(of_subsets)
-        .find_map(|policy| match &policy.tls {
-            Some(BackendTls::Invalid(text)) => Some(text.clone()),
-            _ => None,
-        });
+    let base = &Defaults::default();
+    let refused = waypoints.into_iter().find_map(|waypoint| {
+        let credentials = |name: &str| credential(waypoint, name);
+        let credentials = &credentials;
+        in_force(rule, Around { base, credentials }).refusal()
+    });
     let (status, reason) = match refused {
         None => (Truth::True, "Accepted"),
         Some(text) => {
@@ -207,61 +251,78 @@ pub fn condition(
     translate::condition("WaypointAccepted", status, reason, said.join("; "))
 }
 
+impl Read {
+    /// Why its TLS cannot be kept, where it cannot.
+    fn refusal(&self) -> Option<Str> {
+        let policies = [&self.policy].into_iter().chain(self.ports.values());
+        let of_subsets = self.subsets.values();
+        let of_subsets = of_subsets.flat_map(|it| it.policy.iter().chain(it.ports.values()));
+        let mut all = policies.chain(of_subsets);
+        all.find_map(|policy| match &policy.tls {
+            Some(BackendTls::Invalid(text)) => Some(text.clone()),
+            _ => None,
+        })
+    }
+}
+
 type WithPorts = (TrafficPolicy, BTreeMap<u16, TrafficPolicy>);
 
-/// A policy laid over another, and its exceptions by port.
-fn traffic_policy(
-    it: &crd::TrafficPolicy,
-    base: &TrafficPolicy,
-    path: &str,
-    found: &mut Findings,
-) -> WithPorts {
-    let mut policy = base.clone();
-    let blocks = Blocks {
-        balancer: it.load_balancer.as_ref(),
-        pool: it.connection_pool.as_ref(),
-        outlier: it.outlier_detection.as_ref(),
-        tls: it.tls.as_ref(),
-    };
-    blocks.lay_over(&mut policy, path, found);
-    if let Some(proxy) = &it.proxy_protocol {
-        policy.proxy_protocol = Some(match proxy.version {
-            ProxyProtocolVersion::V1 => 1,
-            ProxyProtocolVersion::V2 => 2,
-        });
-    }
-    if let Some(budget) = &it.retry_budget {
-        policy.retry_budget = Some(retry_budget(budget, &format!("{path}.retryBudget"), found));
-    }
-    if it.tunnel.is_some() {
-        found.error(
-            format!("{path}.tunnel"),
-            "tunnels through a forward proxy are not supported by waypoints",
-        );
-    }
-    let mut ports = BTreeMap::new();
-    for (index, own) in it.port_level_settings.iter().enumerate() {
-        let path = format!("{path}.portLevelSettings[{index}]");
-        let number = own.port.as_ref().map_or(0, |port| port.number);
-        let Some(number) = port(number, &format!("{path}.port.number"), found) else {
-            continue;
-        };
-        // Nothing of these four blocks is inherited.
-        let mut policy = TrafficPolicy {
-            proxy_protocol: policy.proxy_protocol,
-            retry_budget: policy.retry_budget,
-            ..TrafficPolicy::default()
-        };
+impl Around<'_> {
+    /// A policy laid over another, and its exceptions by port.
+    fn traffic_policy(
+        &self,
+        it: &crd::TrafficPolicy,
+        base: &TrafficPolicy,
+        path: &str,
+        found: &mut Findings,
+    ) -> WithPorts {
+        let mut policy = base.clone();
         let blocks = Blocks {
-            balancer: own.load_balancer.as_ref(),
-            pool: own.connection_pool.as_ref(),
-            outlier: own.outlier_detection.as_ref(),
-            tls: own.tls.as_ref(),
+            balancer: it.load_balancer.as_ref(),
+            pool: it.connection_pool.as_ref(),
+            outlier: it.outlier_detection.as_ref(),
+            tls: it.tls.as_ref(),
         };
-        blocks.lay_over(&mut policy, &path, found);
-        ports.insert(number, policy);
+        blocks.lay_over(&mut policy, path, self, found);
+        if let Some(proxy) = &it.proxy_protocol {
+            policy.proxy_protocol = Some(match proxy.version {
+                ProxyProtocolVersion::V1 => 1,
+                ProxyProtocolVersion::V2 => 2,
+            });
+        }
+        if let Some(budget) = &it.retry_budget {
+            policy.retry_budget = Some(retry_budget(budget, &format!("{path}.retryBudget"), found));
+        }
+        if it.tunnel.is_some() {
+            found.error(
+                format!("{path}.tunnel"),
+                "tunnels through a forward proxy are not supported by waypoints",
+            );
+        }
+        let mut ports = BTreeMap::new();
+        for (index, own) in it.port_level_settings.iter().enumerate() {
+            let path = format!("{path}.portLevelSettings[{index}]");
+            let number = own.port.as_ref().map_or(0, |port| port.number);
+            let Some(number) = port(number, &format!("{path}.port.number"), found) else {
+                continue;
+            };
+            // Nothing of these four blocks is inherited, but what holds for every service.
+            let mut policy = TrafficPolicy {
+                proxy_protocol: policy.proxy_protocol,
+                retry_budget: policy.retry_budget,
+                ..self.base.policy()
+            };
+            let blocks = Blocks {
+                balancer: own.load_balancer.as_ref(),
+                pool: own.connection_pool.as_ref(),
+                outlier: own.outlier_detection.as_ref(),
+                tls: own.tls.as_ref(),
+            };
+            blocks.lay_over(&mut policy, &path, self, found);
+            ports.insert(number, policy);
+        }
+        (policy, ports)
     }
-    (policy, ports)
 }
 
 /// The blocks that a port may have of its own.
@@ -273,7 +334,13 @@ struct Blocks<'s> {
 }
 
 impl Blocks<'_> {
-    fn lay_over(&self, policy: &mut TrafficPolicy, path: &str, found: &mut Findings) {
+    fn lay_over(
+        &self,
+        policy: &mut TrafficPolicy,
+        path: &str,
+        around: &Around<'_>,
+        found: &mut Findings,
+    ) {
         if let Some(it) = self.balancer {
             let path = format!("{path}.loadBalancer");
             policy.balancer = balancer(it, &path, found);
@@ -291,12 +358,13 @@ impl Blocks<'_> {
         }
         if let Some(it) = self.pool {
             policy.pool = pool(it, &format!("{path}.connectionPool"), found);
+            around.base.complete(&mut policy.pool);
         }
         if let Some(it) = self.outlier {
             policy.outlier = Some(outlier(it, &format!("{path}.outlierDetection"), found));
         }
         if let Some(it) = self.tls {
-            policy.tls = tls(it, &format!("{path}.tls"), found);
+            policy.tls = tls(it, &format!("{path}.tls"), around.credentials, found);
         }
     }
 }

@@ -18,6 +18,7 @@ use mesh::{
 use serde_json::{Map, Value};
 
 use super::{
+    destination_rule::Defaults,
     http,
     read::{parse_duration, per_million},
 };
@@ -53,6 +54,8 @@ pub struct MeshSettings {
     pub default_retry: Option<RetryPolicy>,
     /// `defaultConfig.proxyHeaders`.
     pub headers: ProxyHeaders,
+    /// Of the connections to every service.
+    pub connections: Defaults,
 }
 
 impl Default for MeshSettings {
@@ -81,6 +84,7 @@ impl MeshSettings {
             access_logs.push(FILE_LOG.into());
         }
         let tracing = texts(&defaults["tracing"]);
+        reader.without_effect(&config["defaultConfig"]);
         reader.known("defaultProviders.accessLogging", &mut access_logs, |name| {
             log_providers.contains_key(name)
         });
@@ -99,12 +103,13 @@ impl MeshSettings {
             sampling_per_million: reader.sampling(&config["defaultConfig"]["tracing"]["sampling"]),
             default_retry: reader.retry(&config["defaultHttpRetryPolicy"]),
             headers: proxy_headers(&config["defaultConfig"]["proxyHeaders"]),
+            connections: reader.connections(config),
         }
     }
 }
 
 /// The fields of MeshConfig that are read here.
-pub const FIELDS: [&str; 10] = [
+pub const FIELDS: [&str; 13] = [
     "trustDomainAliases",
     "pathNormalization",
     "extensionProviders",
@@ -115,6 +120,9 @@ pub const FIELDS: [&str; 10] = [
     "defaultConfig",
     "defaultHttpRetryPolicy",
     "enableTracing",
+    Defaults::FIELDS[0],
+    Defaults::FIELDS[1],
+    Defaults::FIELDS[2],
 ];
 
 #[derive(Default)]
@@ -418,6 +426,37 @@ impl Reader<'_> {
         }
     }
 
+    /// What ProxyConfig may say that waypoints do not do.
+    fn without_effect(&mut self, config: &Value) {
+        let headers = &config["proxyHeaders"];
+        for (field, is_given) in [
+            (
+                "connectionSettings",
+                config["connectionSettings"].is_object(),
+            ),
+            (
+                "proxyHeaders.preserveHttp1HeaderCase",
+                headers["preserveHttp1HeaderCase"].as_bool() == Some(true),
+            ),
+            (
+                "proxyHeaders.setCurrentClientCertDetails",
+                headers["setCurrentClientCertDetails"].is_object(),
+            ),
+        ] {
+            if is_given {
+                let path = format!("defaultConfig.{field}");
+                self.problem(&path, "has no effect on waypoints");
+            }
+        }
+    }
+
+    fn connections(&mut self, config: &Value) -> Defaults {
+        let mut found = Findings::default();
+        let read = Defaults::read(config, &mut found);
+        self.findings(found);
+        read
+    }
+
     fn findings(&mut self, found: Findings) {
         for problem in found.into_problems() {
             self.problem(&problem.path, problem.message);
@@ -427,6 +466,7 @@ impl Reader<'_> {
 
 fn proxy_headers(it: &Value) -> ProxyHeaders {
     let disabled = |field: &str| it[field]["disabled"].as_bool();
+    let enabled = |field: &str| it[field]["enabled"].as_bool() == Some(true);
     ProxyHeaders {
         request_id_disabled: disabled("requestId") == Some(true),
         server: text(&it["server"]["value"])
@@ -435,6 +475,8 @@ fn proxy_headers(it: &Value) -> ProxyHeaders {
         attempt_count: it["attemptCount"].is_object() && disabled("attemptCount") != Some(true),
         debug_headers: it["envoyDebugHeaders"].is_object()
             && disabled("envoyDebugHeaders") != Some(true),
+        forwarded_host: enabled("xForwardedHost"),
+        forwarded_port: enabled("xForwardedPort"),
     }
 }
 

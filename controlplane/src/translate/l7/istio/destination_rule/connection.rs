@@ -1,18 +1,15 @@
-//! Connections to endpoints: pools, outliers, TLS, retry budgets.
+//! Connections to endpoints: pools, outliers, retry budgets.
 
 use std::time::Duration;
 
 use http::StatusCode;
-use mesh::{
-    l7::backend::{
-        BackendTls, ConnectionPool, OutlierDetection, RetryBudget, SubjectAltName, UpstreamVersion,
-    },
-    names::Str,
+use mesh::l7::backend::{
+    ConnectionPool, Http2Keepalive, OutlierDetection, RetryBudget, UpstreamVersion,
 };
 
 use super::whole;
 use crate::{
-    crd::istio::{self as crd, H2UpgradePolicy, TlsMode},
+    crd::istio::{self as crd, H2UpgradePolicy},
     translate::l7::istio::read::{duration, interval, limit},
     validate::Findings,
 };
@@ -20,7 +17,13 @@ use crate::{
 /// Envoy's and Istio's defaults.
 const INTERVAL: Duration = Duration::from_secs(10);
 const EJECTION: Duration = Duration::from_secs(30);
+/// Between PINGs, and until one is answered.
+const PINGS: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 const BUDGET_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Probes, time to the first, interval.
+pub(super) type Keepalive = (Option<u32>, Option<Duration>, Option<Duration>);
 
 /// `connectionPool`.
 pub(super) fn pool(
@@ -33,12 +36,9 @@ pub(super) fn pool(
     let none = crd::HttpSettings::default();
     let http = it.http.as_ref().unwrap_or(&none);
     let (tcp_path, http_path) = (format!("{path}.tcp"), format!("{path}.http"));
-    let keepalive = tcp.tcp_keepalive.as_ref().map(|it| {
-        let path = format!("{tcp_path}.tcpKeepalive");
-        let time = interval(it.time.as_ref(), &format!("{path}.time"), found);
-        let between = interval(it.interval.as_ref(), &format!("{path}.interval"), found);
-        ((it.probes != 0).then_some(it.probes), time, between)
-    });
+    let keepalive = tcp.tcp_keepalive.as_ref();
+    let keepalive =
+        keepalive.map(|it| keepalive_of(it, &format!("{tcp_path}.tcpKeepalive"), found));
     ConnectionPool {
         max_connections: limit(
             tcp.max_connections,
@@ -92,7 +92,28 @@ pub(super) fn pool(
             &format!("{http_path}.maxConcurrentStreams"),
             found,
         ),
+        http2_keepalive: http
+            .http2_keep_alive
+            .as_ref()
+            .map(|it| pings(it, &format!("{http_path}.http2KeepAlive"), found)),
     }
+}
+
+/// `http2KeepAlive`; an interval of 0 sends none.
+fn pings(it: &crd::Http2KeepAlive, path: &str, found: &mut Findings) -> Http2Keepalive {
+    let time = duration(it.interval.as_ref(), &format!("{path}.interval"), found);
+    let timeout = interval(it.timeout.as_ref(), &format!("{path}.timeout"), found);
+    Http2Keepalive {
+        interval: time.unwrap_or(PINGS),
+        timeout: timeout.unwrap_or(PING_TIMEOUT),
+    }
+}
+
+/// `tcpKeepalive`.
+pub(super) fn keepalive_of(it: &crd::TcpKeepalive, path: &str, found: &mut Findings) -> Keepalive {
+    let time = interval(it.time.as_ref(), &format!("{path}.time"), found);
+    let between = interval(it.interval.as_ref(), &format!("{path}.interval"), found);
+    ((it.probes != 0).then_some(it.probes), time, between)
 }
 
 /// `outlierDetection`.
@@ -145,81 +166,6 @@ pub(super) fn outlier(
         max_ejection_percent: if ejected == 0 { 10 } else { ejected },
         min_health_percent: percent(it.min_health_percent, "minHealthPercent", found),
         error_codes: codes,
-    }
-}
-
-/// `tls`. `ISTIO_MUTUAL` is what the mesh does anyway: the hop is HBONE.
-pub(super) fn tls(
-    it: &crd::ClientTlsSettings,
-    path: &str,
-    found: &mut Findings,
-) -> Option<BackendTls> {
-    let sni = (!it.sni.is_empty()).then(|| Str::from(it.sni.as_str()));
-    let files = [
-        ("clientCertificate", &it.client_certificate),
-        ("privateKey", &it.private_key),
-        ("caCertificates", &it.ca_certificates),
-        ("caCrl", &it.ca_crl),
-        ("credentialName", &it.credential_name),
-    ];
-    let given: Vec<&str> = files
-        .iter()
-        .filter(|(_, text)| !text.is_empty() && *text != "system")
-        .map(|(field, _)| *field)
-        .collect();
-    match it.mode {
-        TlsMode::Disable | TlsMode::IstioMutual if !given.is_empty() => {
-            found.error(
-                path,
-                format!("{} cannot be set with this mode", given.join(", ")),
-            );
-            None
-        }
-        TlsMode::Disable | TlsMode::IstioMutual => None,
-        TlsMode::Simple | TlsMode::Mutual if !given.is_empty() => {
-            let text = format!("{path}: {} cannot be read by waypoints", given.join(", "));
-            found.warning(
-                path,
-                format!(
-                    "{} cannot be read by waypoints: traffic is refused",
-                    given.join(", ")
-                ),
-            );
-            Some(BackendTls::Invalid(text.into()))
-        }
-        TlsMode::Mutual => {
-            found.error(
-                path,
-                "MUTUAL needs clientCertificate and privateKey, or credentialName",
-            );
-            Some(BackendTls::Invalid(
-                format!("{path}: no client certificate").into(),
-            ))
-        }
-        TlsMode::Simple if it.insecure_skip_verify == Some(true) => {
-            found.warning(
-                format!("{path}.insecureSkipVerify"),
-                "whoever answers is believed",
-            );
-            Some(BackendTls::Insecure { sni, client: None })
-        }
-        TlsMode::Simple => Some(BackendTls::Verify {
-            sni,
-            roots: None,
-            subject_alt_names: it
-                .subject_alt_names
-                .iter()
-                .map(|name| alt_name(name))
-                .collect(),
-            client: None,
-        }),
-    }
-}
-
-fn alt_name(text: &str) -> SubjectAltName {
-    match text.contains("://") {
-        true => SubjectAltName::Uri(text.into()),
-        false => SubjectAltName::Hostname(text.into()),
     }
 }
 

@@ -1,0 +1,84 @@
+//! What MeshConfig says of the connections to every service.
+
+use std::time::Duration;
+
+use mesh::l7::backend::{ConnectionPool, OutlierDetection, TrafficPolicy};
+use serde_json::Value;
+
+use super::connection::{Keepalive, keepalive_of, outlier, pool};
+use crate::{crd::istio as crd, translate::l7::istio::read::interval, validate::Findings};
+
+/// The lowest layer of all policies: `defaultTrafficPolicy`, and below it `connectTimeout` and `tcpKeepalive`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Defaults {
+    pool: Option<ConnectionPool>,
+    outlier: Option<OutlierDetection>,
+    connect_timeout: Option<Duration>,
+    keepalive: Option<Keepalive>,
+}
+
+impl Defaults {
+    /// The fields of MeshConfig that are read here.
+    pub const FIELDS: [&str; 3] = ["defaultTrafficPolicy", "connectTimeout", "tcpKeepalive"];
+
+    /// Reads a whole MeshConfig. What cannot be read is left out, and told.
+    pub fn read(config: &Value, found: &mut Findings) -> Self {
+        let path = "defaultTrafficPolicy";
+        let given = |field: &str| !config[field].is_null();
+        let policy = given(path).then(|| read::<crd::TrafficPolicy>(&config[path], path, found));
+        let policy = policy.flatten().unwrap_or_default();
+        let ignored = policy.load_balancer.is_some() || policy.tls.is_some();
+        if ignored || !policy.port_level_settings.is_empty() {
+            found.warning(
+                path,
+                "only connectionPool and outlierDetection of it are read",
+            );
+        }
+        let keepalive = given("tcpKeepalive")
+            .then(|| read::<crd::TcpKeepalive>(&config["tcpKeepalive"], "tcpKeepalive", found));
+        let pools = policy.connection_pool.as_ref();
+        let outliers = policy.outlier_detection.as_ref();
+        let connect = config["connectTimeout"].as_str().map(str::to_owned);
+        let mut new = Self {
+            pool: pools.map(|it| pool(it, &format!("{path}.connectionPool"), found)),
+            outlier: outliers.map(|it| outlier(it, &format!("{path}.outlierDetection"), found)),
+            connect_timeout: interval(connect.as_ref(), "connectTimeout", found),
+            keepalive: keepalive
+                .flatten()
+                .map(|it| keepalive_of(&it, "tcpKeepalive", found)),
+        };
+        let mut pool = new.pool.take();
+        if let Some(pool) = &mut pool {
+            new.complete(pool);
+        }
+        Self { pool, ..new }
+    }
+
+    /// Whether nothing is said.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The policy of a service of which nobody says anything.
+    pub fn policy(&self) -> TrafficPolicy {
+        let mut pool = self.pool.unwrap_or_default();
+        self.complete(&mut pool);
+        TrafficPolicy {
+            pool,
+            outlier: self.outlier.clone(),
+            ..TrafficPolicy::default()
+        }
+    }
+
+    /// Adds to a pool what it does not say itself.
+    pub(super) fn complete(&self, pool: &mut ConnectionPool) {
+        pool.connect_timeout = pool.connect_timeout.or(self.connect_timeout);
+        pool.keepalive = pool.keepalive.or(self.keepalive);
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(it: &Value, path: &str, found: &mut Findings) -> Option<T> {
+    serde_json::from_value(it.clone())
+        .map_err(|error| found.error(path, error.to_string()))
+        .ok()
+}
