@@ -17,6 +17,7 @@ use mesh::{
 };
 use tokio::time::Instant;
 
+use super::interim::Way;
 use crate::{
     connection::Connection, external_authorization::HeaderChange, snapshot::Snapshot,
     telemetry::Observed,
@@ -95,6 +96,8 @@ pub(crate) struct Exchange {
     pub(crate) response_changes: Vec<HeaderChange>,
     /// What is kept of it for log, metrics and trace; none: its head was not understood.
     pub(crate) observed: Option<Box<Observed>>,
+    /// Where interim responses to it go; none: nowhere.
+    pub(crate) interim: Option<Way>,
     /// Where it went.
     pub(crate) upstream: Option<Upstream>,
     /// Tries so far.
@@ -128,6 +131,7 @@ impl Exchange {
             cookies: Vec::new(),
             response_changes: Vec::new(),
             observed: None,
+            interim: None,
             upstream: None,
             attempts: 0,
             status: 0,

@@ -7,7 +7,7 @@ use http::{
     header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING},
     uri::{Authority, PathAndQuery},
 };
-use hyper::body::Incoming;
+use hyper::{body::Incoming, ext::on_informational};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
@@ -155,6 +155,7 @@ async fn attempt(
     let connection = Arc::clone(&exchange.connection);
     let started = Instant::now();
     let attempts = exchange.attempts;
+    let interim = exchange.interim.clone();
     let sending = async {
         let slot = match plan.version {
             Version::HTTP_2 => None,
@@ -174,6 +175,11 @@ async fn attempt(
         if plan.tell_attempt {
             let headers = request.headers_mut();
             headers.insert(ATTEMPT_COUNT, HeaderValue::from(attempts));
+        }
+        if let Some(interim) = interim.filter(|_| plan.version == Version::HTTP_11) {
+            on_informational(&mut request, move |it| {
+                interim.tell(it.status(), it.headers())
+            });
         }
         let sent = lease.send(request).await;
         let sent = sent.map_err(|error| Failed::sent(error, reused, &outgoing.body))?;

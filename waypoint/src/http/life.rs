@@ -6,8 +6,8 @@
 use std::{convert::Infallible, sync::Arc};
 
 use http::{
-    HeaderName, HeaderValue, Request, Response, StatusCode, header::RETRY_AFTER, request::Parts,
-    uri::Authority,
+    HeaderName, HeaderValue, Request, Response, StatusCode, Version, header::RETRY_AFTER,
+    request::Parts, uri::Authority,
 };
 use hyper::body::Incoming;
 use mesh::{
@@ -22,6 +22,7 @@ use super::{
     download::{Download, Ongoing},
     exchange::{Exchange, Head, Kind},
     filter, forward, hygiene,
+    interim::Closing,
     reply::Reply,
     route,
     served::Served,
@@ -57,6 +58,10 @@ pub(super) async fn respond(
     let body = Body::new(incoming);
     ongoing.carries(body.clone());
     let version = parts.version;
+    let _closing = (version == Version::HTTP_11).then(|| {
+        ongoing.exchange().interim = Some(served.interim.open());
+        Closing(served.interim.clone())
+    });
     let mut response = match phases(&served, &mut ongoing, parts, body).await {
         Ok(answer) => forward::answer(answer, ongoing),
         Err(reply) => Download::reply(*reply, ongoing),

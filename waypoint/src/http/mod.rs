@@ -13,6 +13,7 @@ mod frames;
 mod grpc;
 mod guard;
 mod hygiene;
+mod interim;
 mod life;
 mod patience;
 mod plan;

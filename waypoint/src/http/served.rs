@@ -8,6 +8,7 @@ use net::drain;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
+use super::interim::Interim;
 use crate::{connection::Connection, inbound::age_limit};
 
 /// For how long a connection of HTTP/1.1 must have been idle before a drain closes it.
@@ -21,6 +22,8 @@ const QUIET: Duration = Duration::from_secs(5);
 pub(super) struct Served {
     pub(super) connection: Arc<Connection>,
     pub(super) drain: drain::Watch,
+    /// Of a connection of HTTP/1.1.
+    pub(super) interim: Interim,
     /// At this age it is told to come again, so that new replicas get their share; zero: never.
     pub(super) age: Duration,
     began: Instant,
@@ -51,6 +54,7 @@ impl Served {
         Arc::new(Self {
             connection,
             drain,
+            interim: Interim::default(),
             age: age_limit(limit, rand::random()),
             began: Instant::now(),
             usage: Mutex::new(Usage {

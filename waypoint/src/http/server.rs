@@ -13,8 +13,8 @@ use net::drain;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    download::STREAM_IDLE, frames::Frames, guard::Guard, hygiene::MAX_HEADERS, life,
-    patience::Patience, served::Served,
+    download::STREAM_IDLE, frames::Frames, guard::Guard, hygiene::MAX_HEADERS,
+    interim::Interjecting, life, patience::Patience, served::Served,
 };
 use crate::{connection::Connection, inbound::until_old};
 
@@ -41,7 +41,9 @@ where
     let served = Served::new(connection, drain);
     let service =
         service_fn(|request: Request<Incoming>| life::respond(Arc::clone(&served), request));
-    let stream = Guard::new(Patience::new(stream, STREAM_IDLE), MAX_HEAD);
+    let stream = Patience::new(stream, STREAM_IDLE);
+    let stream = Interjecting::new(stream, served.interim.clone());
+    let stream = Guard::new(stream, MAX_HEAD);
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)

@@ -1,6 +1,9 @@
 //! What moves in streams: trailers, gRPC, upgrades, mirrors, clients that go away.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -290,4 +293,44 @@ async fn a_slow_reader_holds_the_backend_back() {
     assert!(held < 16 * 1024 * 1024, "{held} bytes are somewhere");
     let body = response.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(body.len(), 4096 * 16 * 1024);
+}
+
+/// The backend answers only once the client has its hints.
+#[tokio::test]
+async fn early_hints_pass_before_the_answer() {
+    let told = Arc::new(tokio::sync::Notify::new());
+    let heard = Arc::clone(&told);
+    let backend = Backend::raw(move |mut stream| {
+        let heard = Arc::clone(&heard);
+        async move {
+            let mut head = [0; 1024];
+            let _ = stream.read(&mut head).await;
+            let hints =
+                b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\nconnection: x\r\nx: y\r\n\r\n";
+            stream.write_all(hints).await.unwrap();
+            heard.notified().await;
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+            stream.write_all(answer).await.unwrap();
+            let _ = stream.read(&mut head).await;
+        }
+    })
+    .await;
+    let rig = Rig::new(Version::HTTP_11, &[&backend]).await;
+    let mut client = rig.dial(Version::HTTP_11);
+    let request = b"GET / HTTP/1.1\r\nhost: echo\r\n\r\n";
+    client.write_all(request).await.unwrap();
+    let hints = heard_until(&mut client, b"\r\n\r\n").await;
+    assert_eq!(hints, "HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n");
+    told.notify_one();
+    let answer = heard_until(&mut client, b"ok").await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+}
+
+/// What comes until `end`.
+async fn heard_until(stream: &mut tokio::io::DuplexStream, end: &[u8]) -> String {
+    let mut got = Vec::new();
+    while !got.ends_with(end) {
+        got.push(stream.read_u8().await.unwrap());
+    }
+    String::from_utf8(got).unwrap()
 }
