@@ -26,10 +26,11 @@ conformance: build
 	cargo build --locked -p leyline-tests --bins
 	LEYLINE_BIN=$${CARGO_TARGET_DIR:-target}/release/leyline $${CARGO_TARGET_DIR:-target}/debug/conformance
 
-# An hour of churn, connections by the ten thousand, and another quarter of one with parts that are killed: memory and files
-# must return to where they were. MINUTES=5 CONNECTIONS=1000 for less.
+# An hour of churn, connections by the ten thousand, a quarter of one with parts that are killed, and an hour at the waypoint
+# alone: memory and files must return to where they were. MINUTES=5 CONNECTIONS=1000 for less.
 soak: build
 	./tests/prepare test
 	cargo build --release --locked -p leyline-tests --bins
 	$${CARGO_TARGET_DIR:-target}/release/soak --minutes $${MINUTES:-60} --connections $${CONNECTIONS:-10000}
 	$${CARGO_TARGET_DIR:-target}/release/soak --minutes $$(( ($${MINUTES:-60} + 3) / 4 )) --connections 100 --kill
+	$${CARGO_TARGET_DIR:-target}/release/soak --minutes $${MINUTES:-60} --connections 500 --waypoint

@@ -13,10 +13,12 @@ use rig::{
     yaml::{idle_pod, pod, service_of},
 };
 
-const USAGE: &str = "usage: soak [--minutes N] [--connections N] [--kill]
+const USAGE: &str = "usage: soak [--minutes N] [--connections N] [--kill | --waypoint]
   --minutes      how long (60)
   --connections  how many are opened, left idle and closed in each round (10000)
-  --kill         agents and tunnels are killed meanwhile; memory is then not judged";
+  --kill         agents and tunnels are killed meanwhile; memory is then not judged
+  --waypoint     only what passes the waypoint, while its routes and policies change: requests of every kind, bytes, and
+                 clients and servers that break off";
 
 /// The parts that are watched.
 const ROLES: [&str; 4] = ["waypoint", "ztunnel", "controlplane", "cni-agent"];
@@ -33,6 +35,7 @@ struct Plan {
     time: Duration,
     connections: u32,
     kill: bool,
+    waypoint: bool,
 }
 
 impl Plan {
@@ -41,6 +44,7 @@ impl Plan {
             time: Duration::from_secs(3600),
             connections: 10_000,
             kill: false,
+            waypoint: false,
         };
         let mut words = words.iter();
         while let Some(word) = words.next() {
@@ -52,6 +56,7 @@ impl Plan {
                 "--minutes" => plan.time = Duration::from_secs(60) * number()?,
                 "--connections" => plan.connections = number()?,
                 "--kill" => plan.kill = true,
+                "--waypoint" => plan.waypoint = true,
                 _ => bail!("{USAGE}"),
             }
         }
@@ -126,6 +131,60 @@ impl Soak {
         });
     }
 
+    /// One round at the waypoint alone: five other states of its routes and policies under a steady load that must not
+    /// lose a request, and meanwhile every kind of client and of server that breaks off.
+    fn churn_waypoint(&self, round: u32, connections: u32) -> Result<()> {
+        let steady = ["--until-input-ends", "--rate", "50", "--parallel", "8"];
+        let line = [&[self.web.as_str(), "get", "http://v1.shop/"], &steady[..]].concat();
+        let steady = self.mesh.spawn("shop/client", &line)?;
+        for step in 0..5 {
+            let round = round * 5 + step;
+            self.mesh
+                .write("churn.yaml", &(churn(round) + &policies(round)))?;
+            self.requests(round)?;
+            self.breaks()?;
+        }
+        self.bytes(connections)?;
+        let told = steady.finish()?;
+        let found: serde_json::Value = serde_json::from_str(told.trim())?;
+        ensure!(found["failed"] == 0, "the steady load: {found}");
+        Ok(())
+    }
+
+    /// Clients that go away in the middle, and servers that do at each stage: what they are answered is not judged here.
+    fn breaks(&self) -> Result<()> {
+        for flags in [
+            &["--abort-after", "300000"][..],
+            &["--abort-after", "1", "--h2"],
+        ] {
+            let count = ["--count", "20", "--parallel", "4"];
+            self.get("http://v1.shop/stream/10000", &[flags, &count].concat())?;
+        }
+        for stage in STAGES {
+            let url = format!("http://breaks-{stage}.shop/");
+            let line = [&self.web, "get", &url, "--count", "10"];
+            self.mesh.exec("shop/client", &line)?;
+        }
+        let wrong = [
+            &self.web,
+            "raw",
+            "v1.shop:80",
+            "GET / HTTP/1.1\\r\\nHost: a\\r\\nHost: b\\r\\n\\r\\n",
+        ];
+        self.mesh.exec("shop/client", &wrong).map(drop)
+    }
+
+    /// Connections of bytes through the waypoint: short ones, and some that are held and closed together.
+    fn bytes(&self, count: u32) -> Result<()> {
+        let count = count.min(500).to_string();
+        let hold = [&self.load, "hold", "raw.shop:9000", "--connections", &count];
+        let mut held = self.mesh.spawn("shop/client", &hold)?;
+        held.json()?;
+        held.finish()?;
+        let short = [&self.load, "connect", "raw.shop:9000", "--seconds", "2"];
+        self.mesh.succeed("shop/client", &short).map(drop)
+    }
+
     fn get(&self, url: &str, flags: &[&str]) -> Result<String> {
         let line = [&[self.web.as_str(), "get", url], flags].concat();
         self.mesh.succeed("shop/client", &line)
@@ -137,7 +196,11 @@ impl Soak {
         let mut samples = Vec::new();
         let mut round = 0;
         while began.elapsed() < plan.time || samples.len() < 3 {
-            self.churn(round, plan)
+            let churned = match plan.waypoint {
+                true => self.churn_waypoint(round, plan.connections),
+                false => self.churn(round, plan),
+            };
+            churned
                 .with_context(|| self.mesh.evidence())
                 .with_context(|| format!("round {round}"))?;
             round += 1;
@@ -318,6 +381,14 @@ fn objects(web: &str, load: &str) -> String {
         pod("shop", "v2", "node2", &serve("v2")),
         service("v1", "v1"),
         service("v2", "v2"),
+        STAGES.map(|stage| breaking(web, stage)).concat(),
+        pod(
+            "shop",
+            "raw",
+            "node2",
+            &format!("[{load}, serve, '[::]:9001']"),
+        ),
+        rig::yaml::service("shop", "raw"),
         idle_pod("bare", "caller", "node1"),
         pod(
             "bare",
@@ -339,6 +410,54 @@ spec:
         .to_owned(),
     ]
     .concat()
+}
+
+/// Where servers break off.
+const STAGES: [&str; 4] = ["accept", "request", "head", "body"];
+
+fn breaking(web: &str, stage: &str) -> String {
+    let (name, serve) = (
+        format!("breaks-{stage}"),
+        format!("[{web}, reset, '[::]:8080', {stage}]"),
+    );
+    pod("shop", &name, "node2", &serve) + &service(&name, &name)
+}
+
+/// How the steady service is reached, who may, and what is told, other ones each round. None of it changes an answer.
+fn policies(round: u32) -> String {
+    format!(
+        "---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{ name: v1, namespace: shop }}
+spec:
+  host: v1
+  trafficPolicy:
+    loadBalancer: {{ simple: {} }}
+    connectionPool: {{ http: {{ maxRequestsPerConnection: {}, idleTimeout: {}s }} }}
+    outlierDetection: {{ consecutive5xxErrors: {} }}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{ name: no-{}, namespace: shop }}
+spec:
+  targetRefs: [{{ group: '', kind: Service, name: v1 }}]
+  action: DENY
+  rules: [{{ to: [{{ operation: {{ paths: ['/never/{round}/*'] }} }}] }}]
+---
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {{ name: all, namespace: shop }}
+spec:
+  metrics: [{{ overrides: [{{ tagOverrides: {{ round: {{ value: \"'{}'\" }} }} }}] }}]
+",
+        ["ROUND_ROBIN", "RANDOM", "LEAST_REQUEST"][usize::try_from(round % 3).unwrap_or_default()],
+        10 + round % 50,
+        1 + round % 9,
+        5 + round % 5,
+        round % 3,
+        round % 4,
+    )
 }
 
 fn service(name: &str, app: &str) -> String {
