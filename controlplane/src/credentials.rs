@@ -281,7 +281,7 @@ mod tests {
         kept.api.put("api/v1", "secrets", secret(&pair));
         kept.until_shown(&renewed).await;
         kept.api
-            .put("", "secrets", secret(&json!({"tls.crt": chain})));
+            .put("api/v1", "secrets", secret(&json!({"tls.crt": chain})));
         kept.until_refused("has only one of").await;
         kept.api.remove("secrets", "a", "client");
         kept.until_refused("there is no Secret a/client").await;
@@ -299,7 +299,7 @@ mod tests {
         let api = FakeApi::new();
         let (chain, key) = (block("CERTIFICATE"), block("PRIVATE KEY"));
         api.put(
-            "",
+            "api/v1",
             "secrets",
             secret(&json!({"tls.crt": chain, "tls.key": key})),
         );

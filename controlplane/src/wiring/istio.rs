@@ -273,7 +273,9 @@ impl Rules {
         let mesh = self.settings.mesh.as_ref();
         let base = mesh.map_or(&none, |mesh| &mesh.connections);
         let root = &*self.settings.root_namespace;
-        destination_rule::policy(&service_of(claim), &rules, base, |rule, name| {
+        let balancing = claim.service.load_balancing.as_ref();
+        let prefers = balancing.is_some_and(|it| !it.routing_preference.is_empty());
+        destination_rule::policy(&service_of(claim), &rules, base, prefers, |rule, name| {
             let asking = credential::Asking {
                 waypoint,
                 rule,

@@ -36,7 +36,7 @@ async fn other_service(rig: &Rig, waypoint: Option<&Workload>) {
     behind(rig, "other", address);
     let host = "other.shop.svc.cluster.local";
     let mut service = Service::new("other".into(), "shop".into(), host.into());
-    service.ports = [(443, 8444)].into();
+    service.ports = [(443, 8444)].into_iter().collect();
     service.vips = vec![format!("/{OTHER}").parse().unwrap()];
     let address = waypoint.map_or("127.0.0.254".parse().unwrap(), |it| it.addresses[0]);
     service.waypoint = Some(GatewayAddress {

@@ -68,12 +68,13 @@ pub struct Around<'a> {
     pub credentials: &'a Credentials<'a>,
 }
 
-/// The policy of a service by the rules for its host, most important first, over what holds for every service;
-/// `credential`: by a rule and a name. `None`: nobody says anything.
+/// The policy of a service by the rules for its host, most important first, over what holds for every service; `prefers`:
+/// the service itself says which endpoints come first; `credential`: by a rule and a name. `None`: nobody says anything.
 pub fn policy(
     service: &NamespacedHostname,
     rules: &[&Sourced<DestinationRule>],
     base: &Defaults,
+    prefers: bool,
     credential: impl Fn(&Name, &str) -> Result<Parts, String>,
 ) -> Option<BackendPolicy> {
     let reference = |rule: &&Sourced<DestinationRule>| {
@@ -101,13 +102,15 @@ pub fn policy(
             subsets.entry(name).or_insert(subset);
         }
     }
-    Some(BackendPolicy {
+    let mut policy = BackendPolicy {
         service: service.clone(),
         sources: rules.iter().map(reference).collect(),
         policy: first.policy,
         ports: first.ports,
         subsets,
-    })
+    };
+    base.localize(&mut policy, prefers);
+    Some(policy)
 }
 
 /// What is in force of a rule. One whose TLS could not be read must not lead to plaintext.

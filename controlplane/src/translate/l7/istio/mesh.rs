@@ -109,7 +109,7 @@ impl MeshSettings {
 }
 
 /// The fields of MeshConfig that are read here.
-pub const FIELDS: [&str; 13] = [
+pub const FIELDS: [&str; 14] = [
     "trustDomainAliases",
     "pathNormalization",
     "extensionProviders",
@@ -123,6 +123,7 @@ pub const FIELDS: [&str; 13] = [
     Defaults::FIELDS[0],
     Defaults::FIELDS[1],
     Defaults::FIELDS[2],
+    Defaults::FIELDS[3],
 ];
 
 #[derive(Default)]

@@ -2,24 +2,34 @@
 
 use std::time::Duration;
 
-use mesh::l7::backend::{ConnectionPool, OutlierDetection, TrafficPolicy};
+use mesh::l7::backend::{BackendPolicy, ConnectionPool, Locality, OutlierDetection, TrafficPolicy};
 use serde_json::Value;
 
-use super::connection::{Keepalive, keepalive_of, outlier, pool};
+use super::{
+    balancer,
+    connection::{Keepalive, keepalive_of, outlier, pool},
+};
 use crate::{crd::istio as crd, translate::l7::istio::read::interval, validate::Findings};
 
-/// The lowest layer of all policies: `defaultTrafficPolicy`, and below it `connectTimeout` and `tcpKeepalive`.
+/// The lowest layer of all policies: `defaultTrafficPolicy`, `localityLbSetting`, and below these `connectTimeout` and
+/// `tcpKeepalive`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Defaults {
     pool: Option<ConnectionPool>,
     outlier: Option<OutlierDetection>,
     connect_timeout: Option<Duration>,
     keepalive: Option<Keepalive>,
+    locality: Option<Locality>,
 }
 
 impl Defaults {
     /// The fields of MeshConfig that are read here.
-    pub const FIELDS: [&str; 3] = ["defaultTrafficPolicy", "connectTimeout", "tcpKeepalive"];
+    pub const FIELDS: [&str; 4] = [
+        "defaultTrafficPolicy",
+        "connectTimeout",
+        "tcpKeepalive",
+        "localityLbSetting",
+    ];
 
     /// Reads a whole MeshConfig. What cannot be read is left out, and told.
     pub fn read(config: &Value, found: &mut Findings) -> Self {
@@ -36,6 +46,11 @@ impl Defaults {
         }
         let keepalive = given("tcpKeepalive")
             .then(|| read::<crd::TcpKeepalive>(&config["tcpKeepalive"], "tcpKeepalive", found));
+        let near = given("localityLbSetting").then(|| {
+            let path = "localityLbSetting";
+            let read = read::<crd::LocalityLbSetting>(&config[path], path, found);
+            read.and_then(|it| balancer::locality(&it, "meshConfig", found))
+        });
         let pools = policy.connection_pool.as_ref();
         let outliers = policy.outlier_detection.as_ref();
         let connect = config["connectTimeout"].as_str().map(str::to_owned);
@@ -46,6 +61,7 @@ impl Defaults {
             keepalive: keepalive
                 .flatten()
                 .map(|it| keepalive_of(&it, "tcpKeepalive", found)),
+            locality: near.flatten(),
         };
         let mut pool = new.pool.take();
         if let Some(pool) = &mut pool {
@@ -67,6 +83,27 @@ impl Defaults {
             pool,
             outlier: self.outlier.clone(),
             ..TrafficPolicy::default()
+        }
+    }
+
+    /// Says which localities come first where nobody else does; `prefers`: the service does itself. As upstream, failover
+    /// needs endpoints that can fail, and is then on unless somebody switches it off.
+    pub(super) fn localize(&self, policy: &mut BackendPolicy, prefers: bool) {
+        if prefers {
+            return;
+        }
+        let usual = Locality::Failover(Vec::new());
+        let locality = self.locality.as_ref().unwrap_or(&usual);
+        let subsets = policy.subsets.values_mut();
+        let of_subsets = subsets.flat_map(|it| it.policy.iter_mut().chain(it.ports.values_mut()));
+        let own = std::iter::once(&mut policy.policy).chain(policy.ports.values_mut());
+        for policy in own.chain(of_subsets).filter(|it| it.locality.is_none()) {
+            let applies = match locality {
+                Locality::Off => false,
+                Locality::Distribute(_) => true,
+                Locality::Failover(_) | Locality::Priority(_) => policy.outlier.is_some(),
+            };
+            policy.locality = applies.then(|| locality.clone());
         }
     }
 

@@ -35,10 +35,10 @@ pub(super) fn tls(
         TlsMode::Mutual => true,
     };
     // A mistake in what is written is told with its place; what is not there yet is no mistake.
-    let asked = written(it, is_mutual).map_err(|problem| {
+    let asked = written(it, is_mutual);
+    if let Err(problem) = &asked {
         found.error(path, problem.clone());
-        problem
-    });
+    }
     let parts = asked.and_then(|parts| match parts {
         Some(parts) => Ok(parts),
         None => of_credential(&it.credential_name, is_mutual, credentials),
