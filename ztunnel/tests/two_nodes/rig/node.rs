@@ -1,6 +1,13 @@
 //! A node: its tunnel, and the agent that hands it its pod.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+};
 
 use net::{
     ca::Issuer,
@@ -60,7 +67,7 @@ impl Begun {
         let folder = tempfile::tempdir().expect("a folder");
         let socket = folder.path().join("zds.sock");
         let listener = Listener::bind(&socket).expect("a ZDS socket");
-        let [stats, admin, readiness] = free_addresses();
+        let [stats, admin, readiness] = own_addresses();
         let mut settings: HashMap<String, String> = [
             ("NODE_NAME", name.to_owned()),
             ("XDS_ADDRESS", String::new()),
@@ -220,8 +227,12 @@ pub(crate) fn uid(pod: &Pod) -> String {
     format!("uid-{}", pod.name)
 }
 
-fn free_addresses() -> [SocketAddr; 3] {
-    // Held together, so that they differ.
-    let held = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0").expect("a port"));
-    held.map(|listener| listener.local_addr().expect("an address"))
+/// Of a loopback address that no other node of this process has, nor another process: a port that is merely free now may be
+/// somebody's before the tunnel listens on it.
+fn own_addresses() -> [SocketAddr; 3] {
+    static NODES: AtomicU8 = AtomicU8::new(1);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let node = NODES.fetch_add(1, Ordering::Relaxed);
+    let address = Ipv4Addr::new(127, high | 1, low, node);
+    [15020, 15000, 15021].map(|port| SocketAddr::from((address, port)))
 }
