@@ -27,6 +27,8 @@ const ROLES: [&str; 4] = ["waypoint", "ztunnel", "controlplane", "cni-agent"];
 /// Clients that hold connections, each with a server of its own: a tunnel gives no pod more than half of the connections that it
 /// has files for, and limits of 20,000 files are common.
 const PAIRS: u32 = 3;
+/// Rounds after which each of them has had its turn with the short ones, and pools are as large as they get.
+const TURNS: usize = PAIRS as usize;
 
 /// A round takes no less: the port of a client's connection that is closed rests for a minute, and there are 28,000 of them.
 const ROUND: Duration = Duration::from_secs(20);
@@ -34,7 +36,7 @@ const ROUND: Duration = Duration::from_secs(20);
 /// What a part may grow by after the first third: a tenth of what it had by then, and at least so many bytes.
 const GROWTH: u64 = 10;
 const LEAST: u64 = 2 << 20;
-/// Files that a part may have open at the end beyond what it had after the first round: pooled connections and the like.
+/// Files that a part may have open at the end beyond what it had after the first rounds: pooled connections and the like.
 const FILES: usize = 16;
 /// How long a part may take to give files back.
 const SETTLE: Duration = Duration::from_secs(90);
@@ -81,7 +83,7 @@ fn main() -> Result<ExitCode> {
     }
     let samples = soak.run(&plan)?;
     let flat = plan.kill || memory_is_flat(&samples);
-    let returned = soak.files_are_returned(samples.first().context("no round")?);
+    let returned = soak.files_are_returned(samples.get(TURNS - 1).context("no round")?);
     if let Err(error) = &returned {
         println!("{error:#}");
     }
@@ -203,7 +205,7 @@ impl Soak {
         let began = Instant::now();
         let mut samples = Vec::new();
         let mut round = 0;
-        while began.elapsed() < plan.time || samples.len() < 3 {
+        while began.elapsed() < plan.time || samples.len() < TURNS {
             let round_began = Instant::now();
             let churned = match plan.waypoint {
                 true => self.churn_waypoint(round, plan.connections),
@@ -321,7 +323,7 @@ impl Soak {
         Ok(sample)
     }
 
-    /// An error unless each part soon has about as many files open as after the first round.
+    /// An error unless each part soon has about as many files open as after the first rounds.
     fn files_are_returned(&self, first: &Sample) -> Result<()> {
         let last = until(SETTLE, || {
             let now = self.sample()?;
@@ -338,7 +340,7 @@ impl Soak {
         })?;
         for ((role, first), last) in ROLES.iter().zip(first).zip(&last) {
             println!(
-                "{role}: {} files after the first round, {} at the end",
+                "{role}: {} files after the first rounds, {} at the end",
                 first.files, last.files
             );
         }
