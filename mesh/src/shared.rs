@@ -34,15 +34,18 @@ impl<T: ?Sized + Eq + Hash, const FLOOR: usize> Shared<T, FLOOR> {
 
     /// Puts an equal value that others have, too, in the place of this one.
     pub fn share(&mut self, value: &mut Arc<T>) {
-        match self.known.get(value) {
-            Some(same) => *value = same.clone(),
-            None => self.insert(value.clone()),
-        }
+        self.share_prepared(value, |_| {});
     }
 
-    /// Whether an equal value is kept.
-    pub fn has(&self, value: &T) -> bool {
-        self.known.contains(value)
+    /// The same; one that nobody has is prepared before it is kept, in a way that leaves it equal to what it was.
+    pub fn share_prepared(&mut self, value: &mut Arc<T>, prepare: impl FnOnce(&mut Arc<T>)) {
+        match self.known.get(value) {
+            Some(same) => *value = same.clone(),
+            None => {
+                prepare(value);
+                self.insert(value.clone());
+            }
+        }
     }
 
     /// How many are kept.

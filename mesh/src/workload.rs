@@ -157,10 +157,8 @@ impl Workload {
     pub fn share(&mut self, commons: &mut Commons) {
         commons.texts.share(&mut self.node);
         commons.localities.share(&mut self.locality);
-        if !commons.templates.has(&self.template) {
-            self.deref_mut().share(&mut commons.texts);
-        }
-        commons.templates.share(&mut self.template);
+        let (templates, texts) = (&mut commons.templates, &mut commons.texts);
+        templates.share_prepared(&mut self.template, |new| Arc::make_mut(new).share(texts));
     }
 
     /// A healthy record outside the mesh, with one share of the load and every other field at its default.
