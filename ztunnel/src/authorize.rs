@@ -193,8 +193,7 @@ async fn until(deadline: Option<Instant>) {
 fn recheck(pod: &Pod, view: &MeshView, workload: &Workload, late: bool) -> bool {
     let mut needs = false;
     for (id, live) in pod.inbound.open() {
-        let Some(facts) = live.facts() else { continue };
-        let decision = policy::authorize(view, workload, &facts).decision;
+        let decision = policy::authorize(view, workload, &live.facts()).decision;
         let decision = match late {
             true => decision.unmet(),
             false => decision,

@@ -87,12 +87,9 @@ impl Live {
         }
     }
 
-    /// Inbound: what policies are asked about.
-    pub(crate) fn facts(&self) -> Option<AuthorizationFacts> {
-        let inbound = self.record.direction == Direction::Inbound;
-        inbound.then(|| {
-            AuthorizationFacts::new(self.identity.clone(), self.record.source_addr, self.actual)
-        })
+    /// What policies are asked about. Of an inbound connection: no other is asked about.
+    pub(crate) fn facts(&self) -> AuthorizationFacts {
+        AuthorizationFacts::new(self.identity.clone(), self.record.source_addr, self.actual)
     }
 
     fn counters(&self) -> &Counters {

@@ -10,7 +10,6 @@ use futures_util::FutureExt;
 use http::{HeaderMap, StatusCode};
 use mesh::{
     authority::Authority,
-    authorize::AuthorizationFacts,
     flow::{Direction, EndReason, FlowRecord, Party, Security, peer_workload},
     headers::{self, Traceparent},
     identity::Identity,
@@ -310,9 +309,8 @@ impl Inbound {
             self.early().refused(metrics, &refusal);
             refusal.reason.connect_status()
         })?;
-        let facts = decided.facts(self, asked.identity);
         let registration = self.pod.inbound.register(self.live(asked, &decided));
-        let authorized = authorize(&self.pod, &facts).await;
+        let authorized = authorize(&self.pod, &registration.what().facts()).await;
         let flow = Flow::open(metrics, registration);
         match authorized {
             Ok(by) => flow.allowed(by.as_ref()),
@@ -436,14 +434,6 @@ struct Decided {
 }
 
 impl Decided {
-    fn facts(&self, inbound: &Inbound, identity: &Identity) -> AuthorizationFacts {
-        AuthorizationFacts::new(
-            Some(identity.clone()),
-            inbound.peer,
-            self.target.destination,
-        )
-    }
-
     async fn dial(&self, inbound: &Inbound, identity: Identity) -> Result<Dialled, DialError> {
         let dial = application::Dial {
             pod: &inbound.pod,

@@ -8,7 +8,6 @@ use std::{
 
 use futures_util::FutureExt;
 use mesh::{
-    authorize::AuthorizationFacts,
     flow::{Direction, EndReason, FlowRecord, Party, peer_workload},
     inbound::{InboundTarget, PlaintextFacts, plaintext},
     outcome::{Reason, Refusal},
@@ -126,11 +125,10 @@ impl Inbound {
                 return None;
             }
         };
-        let facts = AuthorizationFacts::new(None, self.peer, target.destination);
         let live = self.live(&record, &target, &view);
         drop(view);
         let registration = self.pod.inbound.register(live);
-        let authorized = authorize(&self.pod, &facts).await;
+        let authorized = authorize(&self.pod, &registration.what().facts()).await;
         let mut flow = Flow::open(metrics, registration);
         match authorized {
             Ok(by) => flow.allowed(by.as_ref()),
