@@ -255,10 +255,10 @@ impl Inbound {
         let dispatched = self.dispatch(&request).await;
         let admitted = dispatched.and_then(|(target, snapshot)| {
             self.admit(&request, &snapshot)?;
-            admit_way(&way(&request), &target)?;
-            Ok((target, snapshot))
+            let via = way(&request, &target)?;
+            Ok((target, snapshot, via))
         });
-        let (target, snapshot) = match admitted {
+        let (target, snapshot, via) = match admitted {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 self.early().refused(metrics, &refusal);
@@ -266,7 +266,7 @@ impl Inbound {
                 return None;
             }
         };
-        let connection = Arc::new(self.connection(&request, target, &snapshot, accepted));
+        let connection = Arc::new(self.connection(&request, (target, via), &snapshot, accepted));
         let declared = match self.waypoint.config.node.role {
             Role::Waypoint => declared(&connection, &snapshot),
             // The inner tunnel is not ours to look into.
@@ -334,7 +334,7 @@ impl Inbound {
     fn connection(
         &self,
         request: &ConnectRequest,
-        target: Target,
+        (target, via): (Target, Via),
         snapshot: &Snapshot,
         accepted: Instant,
     ) -> Connection {
@@ -351,10 +351,7 @@ impl Inbound {
             destination: destination(&target, self.local.ip(), request.authority()),
             trace: trace.and_then(Traceparent::parse),
             passed_waypoint: sender == Some("waypoint"),
-            via: match target.service() {
-                Some(service) => way(request).onward(&service.key()),
-                None => way(request),
-            },
+            via,
             source: source_of(waypoint, snapshot, self.client, request.peer(), told),
             target,
             waypoint: Arc::clone(waypoint),
@@ -362,17 +359,15 @@ impl Inbound {
     }
 }
 
-fn way(request: &ConnectRequest) -> Via {
-    Via::parse(header_texts(request.headers(), via::HEADER))
-}
-
-/// What has been passed on from this service before goes round.
-fn admit_way(way: &Via, target: &Target) -> Result<(), Refusal> {
+/// The way that it has come by, its target included. What has been passed on from this service before goes round.
+fn way(request: &ConnectRequest, target: &Target) -> Result<Via, Refusal> {
+    let via = Via::parse(header_texts(request.headers(), via::HEADER));
     match target.service().map(|service| service.key()) {
-        Some(service) if !way.admits(&service) => {
+        Some(service) if !via.admits(&service) => {
             Err(Refusal::by(Reason::Recursion, Object::Service(service)))
         }
-        _ => Ok(()),
+        Some(service) => Ok(via.onward(&service)),
+        None => Ok(via),
     }
 }
 

@@ -81,6 +81,12 @@ pub(crate) struct Tls<'a> {
 }
 
 impl Endpoint {
+    /// Whether its service's policies for connections are to be kept here. What is between another waypoint and its
+    /// endpoints is that one's.
+    pub(crate) fn is_ours(&self) -> bool {
+        !matches!(self, Self::Waypoint { .. })
+    }
+
     /// Its record, where it has one.
     pub(crate) fn workload(&self) -> Option<&Arc<Workload>> {
         match self {

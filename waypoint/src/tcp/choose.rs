@@ -78,11 +78,10 @@ impl Choice {
         self.endpoint.workload()
     }
 
-    /// How the service's endpoints are reached. What is between another waypoint and its endpoints is that one's.
+    /// How the service's endpoints are reached, where that is ours to say.
     pub(super) fn policy(&self) -> Option<&TrafficPolicy> {
         let members = self.members.as_ref()?;
-        let is_ours = !matches!(self.endpoint, Endpoint::Waypoint { .. });
-        is_ours.then_some(&members.policy)
+        self.endpoint.is_ours().then_some(&members.policy)
     }
 
     /// The connection stands: it is counted while what is answered lives.

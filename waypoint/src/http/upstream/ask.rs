@@ -20,7 +20,7 @@ use super::{
     pool::{Held, Lease},
 };
 use crate::{
-    backend::{Endpoint, Upstream, keepalive},
+    backend::{Upstream, keepalive},
     http::body::{BodyError, Upload},
     snapshot::Snapshot,
     waypoint::Waypoint,
@@ -133,8 +133,7 @@ pub(in crate::http) async fn open(
     destination: SocketAddr,
     client: Option<SocketAddr>,
 ) -> Result<Lease, OpenError> {
-    // What is between another waypoint and its endpoints is that one's.
-    let is_ours = !matches!(endpoint.endpoint, Endpoint::Waypoint { .. });
+    let is_ours = endpoint.endpoint.is_ours();
     let proxy_protocol = members.policy.proxy_protocol.filter(|_| is_ours);
     let upstream = Upstream {
         service: members.service.as_ref(),
