@@ -1,5 +1,6 @@
-//! Waypoints and gateways between networks of the embedded mesh: each Gateway of one of their classes gets what the control plane makes in a cluster, a
-//! deployment of this very program in its role, a service and a place for its token. Pure, but for the token's folder.
+//! Waypoints and gateways between networks of the embedded mesh: each Gateway of one of their classes gets what the control
+//! plane makes in a cluster, a deployment of this very program in its role, a service and a place for its token. Pure, but
+//! for the token's folder.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +12,10 @@ use std::{
 use anyhow::{Context, Result};
 use controlplane::{
     crd::Gateway,
-    gateway::class::{self, Role},
+    gateway::{
+        class::{self, Role},
+        names::{GATEWAY_NAME, MANAGED, NETWORK},
+    },
 };
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Service};
 use serde_json::{Value, json};
@@ -26,12 +30,6 @@ use super::{
     tokens::{Bearer, Minter},
 };
 
-/// Label of everything that belongs to a Gateway.
-const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
-/// Label of what a controller of Gateways has made, with upstream's values.
-const MANAGED: &str = "gateway.istio.io/managed";
-/// Label that names a Gateway's network.
-const NETWORK: &str = "topology.istio.io/network";
 /// Where a waypoint finds its token and the roots that vouch for the control plane.
 const FOLDER: &str = "/run/leyline/waypoint";
 /// Upstream's user of proxies.

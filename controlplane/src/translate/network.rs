@@ -14,12 +14,13 @@ use proto::workload::{
 use super::{Settings, network_address};
 use crate::{
     crd::Listener,
-    gateway::class::{UNMANAGED_CONTROLLER, is_east_west},
+    gateway::{
+        class::{UNMANAGED_CONTROLLER, is_east_west},
+        names::NETWORK,
+    },
     object::{Gateway, GatewayClass, Name},
 };
 
-/// The label that names the network of a Gateway, a pod or a cluster.
-pub const NETWORK: &str = "topology.istio.io/network";
 const SERVICE_ACCOUNT: &str = "gateway.istio.io/service-account";
 const TRUST_DOMAIN: &str = "gateway.istio.io/trust-domain";
 

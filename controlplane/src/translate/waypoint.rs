@@ -15,6 +15,7 @@ use proto::workload::{
 use super::{FailurePolicy, Settings, condition, network_address};
 use crate::{
     crd::{AllowedRoutes, FromNamespaces, Listener},
+    gateway::names::MANAGED,
     object::{Gateway, GatewayClass, Labels, Meta, Name},
     output::{Condition, Truth},
 };
@@ -30,7 +31,6 @@ const CANARY_WEIGHT: &str = "istio.io/use-waypoint-canary-weight";
 const INGRESS: &str = "istio.io/ingress-use-waypoint";
 const FOR: &str = "istio.io/waypoint-for";
 const BINDING: &str = "ambient.istio.io/waypoint-inbound-binding";
-const MANAGED: &str = "gateway.istio.io/managed";
 
 /// A Gateway that takes traffic for others.
 #[derive(Clone, Debug, PartialEq)]

@@ -10,12 +10,12 @@ use proto::workload::{
 
 use super::{
     Settings, bytes_of, condition,
-    network::NETWORK,
     service::{Claim, UNIX},
     waypoint::Bound,
 };
 use crate::{
     crd::{Resolution, WorkloadEntrySpec},
+    gateway::names::NETWORK,
     object::{
         EndpointSlice, Kind, Labels, Meta, Name, Pod, ServiceEntry, SliceEndpoint, WorkloadEntry,
     },

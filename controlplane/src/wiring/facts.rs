@@ -7,7 +7,7 @@ use proto::workload as wire;
 
 use super::{Facts, Inputs, OfPods};
 use crate::{
-    gateway::class::is_east_west,
+    gateway::{class::is_east_west, names::NETWORK},
     graph::{Collection, Context, Graph},
     object::{Meta, Name, Pod},
     translate::{
@@ -92,7 +92,7 @@ pub(super) fn facts(
     let root = system.unwrap_or(&settings.root_namespace).clone();
     let configured = !settings.network.is_empty();
     let (network, _) = graph.derive(&inputs.namespaces, move |_, name, meta| {
-        let label = meta.label("topology.istio.io/network");
+        let label = meta.label(NETWORK);
         let network = label.filter(|_| *name == root && !configured);
         network
             .map(|network| ((), network.clone()))
@@ -163,7 +163,7 @@ fn east_west(
         if !is_east_west(class_name, controller) || cx.get(&waypoints, name).is_none() {
             return Vec::new();
         }
-        let label = gateway.meta.label(network::NETWORK).cloned();
+        let label = gateway.meta.label(NETWORK).cloned();
         let own = || cx.get(&known, &()).map(|network| (*network).clone());
         let network = label.or_else(own).unwrap_or_else(|| fallback.clone());
         vec![(name.clone(), network)]
