@@ -33,7 +33,7 @@ impl Inner {
     pub(super) fn new(graph: &mut Graph, inputs: &Inputs, joins: &Joins) -> Self {
         let facts = joins.facts.clone();
         // A cluster that is alone keeps no account of what gateways might be told.
-        if !facts.settings.has_others || facts.settings.is_remote {
+        if is_alone(&facts) {
             return Self {
                 facts,
                 known: graph.source().clone(),
@@ -78,7 +78,7 @@ impl Inner {
         graph: &mut Graph,
         everyones: &Collection<ResourceKey, Resource>,
     ) -> Collection<ResourceKey, Resource> {
-        if !self.facts.settings.has_others || self.facts.settings.is_remote {
+        if is_alone(&self.facts) {
             return graph.source().clone();
         }
         let telling = Telling {
@@ -122,6 +122,11 @@ impl Inner {
         });
         named.index(|(policy, _), ()| vec![policy.clone()])
     }
+}
+
+/// Whether nobody comes here from another network.
+fn is_alone(facts: &Facts) -> bool {
+    !facts.settings.has_others || facts.settings.is_remote
 }
 
 /// Global services, and those of the waypoints in front of them.
@@ -198,21 +203,14 @@ impl Telling {
         if !is_its_own && !reached() {
             return None;
         }
-        let workload = decoded(resource)?;
-        let policies = workload.authorization_policies.clone();
-        let own = wire::Workload {
-            services: Default::default(),
-            ..workload.clone()
-        };
-        let is_here = *workload.network == **network;
-        let told = exported_workload(workload, |it| self.is_known(cx, &it.into()));
-        match (is_its_own, told) {
-            (true, told) => Some(workload_resource(&wire::Workload {
-                authorization_policies: policies,
-                ..told.unwrap_or(own)
-            })),
-            (false, Some(told)) if is_here => Some(workload_resource(&told)),
-            (false, _) => None,
+        let mut workload = decoded(resource)?;
+        let known = |service: &str| self.is_known(cx, &service.into());
+        if is_its_own {
+            workload.services.retain(|service, _| known(service));
+            return Some(workload_resource(&workload));
         }
+        let is_here = *workload.network == **network;
+        let told = is_here.then(|| exported_workload(workload, known))?;
+        told.map(|told| workload_resource(&told))
     }
 }
