@@ -45,15 +45,6 @@ spec:
 
 /// A service on port 9000 over the pods of its name, which listen on 9001.
 pub fn service(namespace: &str, name: &str) -> String {
-    format!(
-        "---
-apiVersion: v1
-kind: Service
-metadata: {{ name: {name}, namespace: {namespace} }}
-spec:
-  ipFamilyPolicy: PreferDualStack
-  selector: {{ app: {name} }}
-  ports: [{{ name: tcp, port: 9000, targetPort: 9001 }}]
-"
-    )
+    let port = "name: tcp, port: 9000, targetPort: 9001";
+    service_of(namespace, name, name, port) + "  ipFamilyPolicy: PreferDualStack\n"
 }

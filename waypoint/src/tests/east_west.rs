@@ -5,13 +5,14 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use mesh::{headers, identity::Identity, l7::served::AppProtocol, workload::Workload};
 use net::{
-    hbone::{self, ConnectError, ConnectHead, ConnectRequest, Tunnel},
+    hbone::{self, ConnectHead, ConnectRequest, Tunnel},
     tls,
 };
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::refusal;
 use crate::testing::{DEADLINE, Rig, VIP, soon};
 
 const AUTHORITY: &str = "web.shop.svc.cluster.local:80";
@@ -71,13 +72,6 @@ async fn inner(rig: &Rig, outer: Tunnel, client: &Identity, server: &Identity) -
             .await
             .expect("the inner tunnel"),
         _driver: driver,
-    }
-}
-
-async fn refusal(rig: &Rig, authority: &str) -> StatusCode {
-    match rig.connect(authority).await {
-        Err(ConnectError::Refused { status, .. }) => status,
-        other => panic!("{authority}: {other:?}"),
     }
 }
 
