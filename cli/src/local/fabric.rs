@@ -20,6 +20,7 @@ use rtnetlink::{
 use super::{
     address::{self, Dual, LINK_PREFIX, POD_PREFIX},
     netns::Netns,
+    parts::PORTS,
 };
 
 const BRIDGE: &str = "mesh";
@@ -162,7 +163,14 @@ fn node_settings() {
         "net/ipv6/conf/default/accept_dad=0",
         "net/ipv6/conf/eth0/accept_dad=0",
         "net/ipv4/ip_local_port_range=1024 65535",
+        &format!("net/ipv4/ip_local_reserved_ports={}", reserved()),
     ]);
+}
+
+/// The ports of the parts, as the kernel reads them.
+fn reserved() -> String {
+    let ranges = PORTS.map(|it| format!("{}-{}", it.start(), it.end()));
+    ranges.join(",")
 }
 
 fn pod_settings() {

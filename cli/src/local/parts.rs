@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -41,6 +42,8 @@ const TUNNEL_METRICS_PORT: u16 = 15020;
 const TUNNEL_ADMIN_PORT: u16 = 15000;
 /// Where an agent says whether it is ready.
 const AGENT_PORT: u16 = 8000;
+/// Among which all of these are: no connection gets one of them for its own end, or a part that starts would find it taken.
+pub(super) const PORTS: [RangeInclusive<u16>; 2] = [AGENT_PORT..=AGENT_PORT, 15000..=15099];
 
 /// Tells an agent where to listen for its tunnel.
 pub(super) const ZDS_SOCKET_VARIABLE: &str = "ZTUNNEL_UDS_ADDRESS";
@@ -491,4 +494,23 @@ pub fn prepare(nodes: &[String]) -> std::io::Result<()> {
 /// This program in another role.
 fn this_program(role: &str) -> Vec<String> {
     vec![shim::OWN_PROGRAM.to_owned(), role.to_owned()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_connection_gets_the_port_of_a_part() {
+        for port in [
+            XDS_PORT,
+            CONTROL_ADMIN_PORT,
+            TUNNEL_READY_PORT,
+            TUNNEL_METRICS_PORT,
+            TUNNEL_ADMIN_PORT,
+            AGENT_PORT,
+        ] {
+            assert!(PORTS.iter().any(|range| range.contains(&port)), "{port}");
+        }
+    }
 }
