@@ -1,6 +1,7 @@
 //! The mesh end to end: real processes in network namespaces, driven by the `leyline` command and a folder of YAML.
 
 mod branches;
+mod egress;
 mod enrolment;
 mod folder;
 mod hostile;
