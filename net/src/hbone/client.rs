@@ -141,6 +141,10 @@ impl DialError {
     pub fn end_reason(&self) -> EndReason {
         match self {
             Self::TcpTimeout { .. } => EndReason::TunnelTimedOut,
+            // The kernel's own patience may be the shorter one (TCP_USER_TIMEOUT).
+            Self::Tcp { source, .. } if source.kind() == io::ErrorKind::TimedOut => {
+                EndReason::TunnelTimedOut
+            }
             Self::Tcp { source, .. } => connect_end(source.kind()),
             Self::Tls { .. } => EndReason::TlsFailed,
             Self::Http { .. } => EndReason::Http2Failed,

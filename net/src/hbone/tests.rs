@@ -1,5 +1,6 @@
 use std::{
     future::pending,
+    io,
     net::Ipv4Addr,
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -7,6 +8,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{HeaderMap, Method, Request, StatusCode};
+use mesh::flow::EndReason;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     net::{TcpListener, TcpStream},
@@ -322,6 +324,16 @@ async fn a_dial_that_nobody_answers_times_out_as_such() {
     };
     assert!(matches!(*error, DialError::TcpTimeout { after, .. } if after.as_secs() == 10));
     assert!(error.to_string().contains("15008"));
+}
+
+#[tokio::test]
+async fn the_kernels_own_patience_is_told_as_ours_is() {
+    let mesh = Mesh::new();
+    let late = |_| async { Err(io::ErrorKind::TimedOut.into()) };
+    let pool = Pool::new(PoolConfig::default(), late);
+    let target = mesh.target("192.0.2.1:15008".parse().unwrap());
+    let error = pool.connect(&target, head()).await.unwrap_err();
+    assert_eq!(error.end_reason(), EndReason::TunnelTimedOut);
 }
 
 #[tokio::test]
