@@ -29,6 +29,8 @@ const BACKLOG: i32 = 1024;
 /// TCP keepalive of application-facing and upstream sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keepalive {
+    /// Whether a silent connection is probed at all.
+    pub probes: bool,
     /// Silence before the first probe.
     pub time: Duration,
     /// Between probes.
@@ -43,6 +45,7 @@ impl Default for Keepalive {
     /// 180 s, 180 s, 9 and no user timeout (node-tunnel.md 1.3).
     fn default() -> Self {
         Self {
+            probes: true,
             time: Duration::from_secs(180),
             interval: Duration::from_secs(180),
             retries: 9,
@@ -427,13 +430,15 @@ impl Factory {
         let Some(keepalive) = &self.keepalive else {
             return Ok(());
         };
-        let probes = TcpKeepalive::new()
-            .with_time(keepalive.time)
-            .with_interval(keepalive.interval)
-            .with_retries(keepalive.retries);
-        socket
-            .set_tcp_keepalive(&probes)
-            .map_err(named("SO_KEEPALIVE"))?;
+        if keepalive.probes {
+            let probes = TcpKeepalive::new()
+                .with_time(keepalive.time)
+                .with_interval(keepalive.interval)
+                .with_retries(keepalive.retries);
+            socket
+                .set_tcp_keepalive(&probes)
+                .map_err(named("SO_KEEPALIVE"))?;
+        }
         if keepalive.user_timeout {
             socket
                 .set_tcp_user_timeout(Some(keepalive.longest_silence()))

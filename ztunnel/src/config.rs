@@ -327,7 +327,8 @@ impl Config {
             retries,
             user_timeout,
         } = self.keepalive;
-        enabled.then_some(net::socket::Keepalive {
+        (enabled || user_timeout).then_some(net::socket::Keepalive {
+            probes: enabled,
             time,
             interval,
             retries,
@@ -684,10 +685,18 @@ fn parse_worker_threads(text: &str, cores: usize) -> Result<usize, String> {
         let threads = text.parse::<u16>().map_err(|e| e.to_string())?;
         return Ok(exact_or_all(threads, cores));
     };
-    match percent.parse::<usize>() {
-        Ok(percent @ 1..=100) => Ok((cores * percent).div_ceil(100).max(1)),
-        _ => Err("1% to 100% expected".to_owned()),
+    match percent.parse::<f64>() {
+        Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(share_of(cores, percent)),
+        _ => Err("more than 0% and up to 100% expected".to_owned()),
     }
+}
+
+/// So many percent of the cores, rounded up.
+fn share_of(cores: usize, percent: f64) -> usize {
+    let most = u32::try_from(cores).unwrap_or(u32::MAX);
+    let wanted = f64::from(most) * percent / 100.0;
+    let enough = (1..=most).find(|threads| f64::from(*threads) >= wanted);
+    enough.map_or(cores, |threads| threads as usize)
 }
 
 #[cfg(test)]

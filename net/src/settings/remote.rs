@@ -48,9 +48,13 @@ pub enum Token {
     None,
     /// A file, read for each request.
     File(PathBuf),
-    /// The text itself.
-    #[serde(skip)]
+    /// The text itself, which dumps do not show.
+    #[serde(serialize_with = "withheld")]
     Inline(String),
+}
+
+fn withheld<S: serde::Serializer>(_: impl Sized, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str("withheld")
 }
 
 impl std::fmt::Debug for Token {

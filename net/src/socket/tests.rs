@@ -3,6 +3,8 @@ use tokio::time::timeout;
 use super::*;
 use crate::fixture::{SOON, fresh_netns};
 
+const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
 fn own() -> Factory {
     Factory::default()
 }
@@ -104,6 +106,25 @@ async fn sockets_carry_the_mark_and_the_options() {
         assert_eq!(socket.tcp_user_timeout().expect("open"), Some(longest));
     }
     assert_eq!(SockRef::from(&client).mark().ok(), Some(PACKET_MARK));
+}
+
+#[tokio::test]
+async fn what_is_not_acknowledged_is_bounded_without_probes_too() {
+    let factory = Factory {
+        keepalive: Some(Keepalive {
+            probes: false,
+            user_timeout: true,
+            ..Keepalive::default()
+        }),
+        ..own()
+    };
+    let listener = factory.listen(LOOPBACK).expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let client = factory.connect(address, SourceAddress::Own).await;
+    let client = client.expect("listening");
+    let socket = SockRef::from(&client);
+    assert!(!socket.keepalive().expect("open"));
+    assert!(socket.tcp_user_timeout().expect("open").is_some());
 }
 
 #[tokio::test]

@@ -46,6 +46,7 @@ fn every_bad_setting_is_reported_at_once() {
         ("LOCAL_XDS_PATH", "b"),
         ("CA_ADDRESS", ""),
         ("COMPLIANCE_POLICY", "none"),
+        ("ZTUNNEL_WORKER_THREADS", "101%"),
         ("LEYLINE_ADMIN_ADDRESS", "0.0.0.0:15000"),
     ])
     .expect_err("bad settings");
@@ -59,6 +60,7 @@ fn every_bad_setting_is_reported_at_once() {
         "LOCAL_XDS",
         "CA_ADDRESS",
         "COMPLIANCE_POLICY",
+        "ZTUNNEL_WORKER_THREADS",
         "LEYLINE_ADMIN_ADDRESS",
     ] {
         assert!(text.contains(name), "{name} is missing in: {text}");
@@ -103,6 +105,8 @@ fn worker_threads_follow_the_first_setting_that_is_given() {
         (&[cores, ("ZTUNNEL_WORKER_THREADS", "3")][..], 3),
         (&[cores, ("ZTUNNEL_WORKER_THREADS", "0")], 10),
         (&[cores, ("ZTUNNEL_WORKER_THREADS", "25%")], 3),
+        (&[cores, ("ZTUNNEL_WORKER_THREADS", "0.5%")], 1),
+        (&[cores, ("ZTUNNEL_WORKER_THREADS", "32.5%")], 4),
         (&[cores, ("PROXY_CONFIG", "concurrency: 4")], 4),
         (&[cores, ("PROXY_CONFIG", "concurrency: 0")], 10),
         (
@@ -135,6 +139,19 @@ fn dns_capture_is_on_unless_metadata_says_otherwise() {
 fn a_token_does_not_show_in_dumps() {
     let config = good(&[("AUTH_TOKEN", "hunter2")]);
     assert!(!format!("{config:?}").contains("hunter2"));
+    let dump = serde_json::to_value(&config).expect("the settings can be dumped");
+    assert!(!dump.to_string().contains("hunter2"));
+    assert_eq!(dump["xds"]["token"]["inline"], "withheld");
+}
+
+#[test]
+fn a_bound_for_what_is_not_acknowledged_needs_no_probes() {
+    let keepalive = |settings: &[(&str, &str)]| good(settings).keepalive();
+    let off = ("KEEPALIVE_ENABLED", "false");
+    assert_eq!(keepalive(&[off]), None);
+    let bounded = keepalive(&[off, ("USER_TIMEOUT_ENABLED", "true")]).expect("a bound");
+    assert!(bounded.user_timeout && !bounded.probes);
+    assert!(keepalive(&[]).expect("on").probes);
 }
 
 #[test]
