@@ -56,7 +56,8 @@ pub(crate) async fn serve(
 ) {
     let _open = pod.node.metrics.socket(Direction::Inbound);
     let peer = socket::unmapped(peer);
-    let local = match tcp.local_addr() {
+    let local = pod.sockets.adopt(&tcp).and_then(|()| tcp.local_addr());
+    let local = match local {
         Ok(local) => socket::unmapped(local),
         // The peer is gone already.
         Err(error) => return tracing::debug!(%peer, %error, "inbound connection"),
