@@ -20,5 +20,6 @@ mod system;
 mod telemetry;
 mod traffic;
 mod upgrade;
+mod vanish;
 mod waypoint;
 mod waypoint_hostile;

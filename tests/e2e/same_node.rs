@@ -1,7 +1,7 @@
 //! Two pods of one node: from socket to socket once a tunnel has shown the way, under the same policies.
 
 use anyhow::{Context, Result, ensure};
-use rig::{Options, holds, process::running, yaml::idle_pod};
+use rig::{Options, holds, process, yaml::idle_pod};
 
 use crate::scene::{SERVICE, Scene, Shop};
 
@@ -85,14 +85,7 @@ fn what_the_network_between_forbids_is_forbidden_within_the_node() -> Result<()>
     // What a NetworkPolicy does: nothing for HBONE comes in over the server's interface any more.
     let rules = "table inet test { chain arriving { type filter hook input priority -300; \
                  iifname != lo tcp dport 15008 reject with tcp reset; }; }";
-    let seconds = (100_000 + std::process::id()).to_string();
-    let inside = ["sleep", seconds.as_str()];
-    let _inside = scene.mesh.spawn("shop/server", &inside)?;
-    let process = scene
-        .mesh
-        .eventually("a process is in the pod", || running(&inside));
-    let output = process.in_network(&["nft", rules])?;
-    ensure!(output.status.success(), "{output:?}");
+    process::in_network_of(&scene.mesh, "shop/server", &["nft", rules])?;
     scene
         .mesh
         .eventually("no new connection passes within the node", || {

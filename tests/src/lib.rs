@@ -95,12 +95,20 @@ impl Mesh {
                 .arg(format!("{node}={}", path.display()));
         }
         if let Some(yaml) = &options.mesh_config {
-            let file = self.folder.path().join("mesh-config.yaml");
-            fs::write(&file, yaml)?;
-            command.arg("--mesh-config").arg(file);
+            self.configure(yaml)?;
+            command.arg("--mesh-config").arg(self.mesh_config());
         }
         self.stopped = false;
         run(&mut command).with_context(|| self.evidence()).map(drop)
+    }
+
+    fn mesh_config(&self) -> PathBuf {
+        self.folder.path().join("mesh-config.yaml")
+    }
+
+    /// Replaces the mesh's configuration, of a mesh that has one.
+    pub fn configure(&self, yaml: &str) -> Result<()> {
+        fs::write(self.mesh_config(), yaml).context("write the mesh's configuration")
     }
 
     /// A command of `leyline local` for this mesh.

@@ -4,9 +4,12 @@ use std::{
     fs,
     path::PathBuf,
     process::{Command, Output},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use anyhow::{Context, Result, ensure};
+
+use crate::Mesh;
 
 /// A process, by its number on the machine.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +43,19 @@ pub fn running(words: &[&str]) -> Result<Process> {
     let same = |process: &Process| process.words() == words;
     let found = all()?.into_iter().find(same);
     found.with_context(|| format!("{words:?} does not run"))
+}
+
+/// Runs a command of the machine in the network of a pod (`namespace/name`): a firewall's, say.
+pub fn in_network_of(mesh: &Mesh, pod: &str, command: &[&str]) -> Result<()> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let own = 100_000 + std::process::id();
+    let mark = format!("{own}.{}", COUNT.fetch_add(1, Ordering::Relaxed));
+    let inside = ["sleep", mark.as_str()];
+    let _inside = mesh.spawn(pod, &inside)?;
+    let process = mesh.eventually("a process is in the pod", || running(&inside));
+    let output = process.in_network(command)?;
+    ensure!(output.status.success(), "{command:?}: {output:?}");
+    Ok(())
 }
 
 /// The tunnels of the mesh whose supervisor is `supervisor`, by the name of their node.

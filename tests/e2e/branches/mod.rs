@@ -1,14 +1,15 @@
 //! Every branch of the tunnels' decisions that two tunnels can meet in (docs/interop.md): what the client sees, and what
 //! each tunnel says of it. One mesh, many rows; with `PEER_ZTUNNEL` set, upstream's tunnel is also at either end.
 
+mod domains;
 mod rows;
 mod state;
 
 use std::{cmp::Reverse, fs, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use rig::{Mesh, NODES, Options, holds, yaml};
-use rows::{Fate, ROWS, Row};
+use rig::{Mesh, NODES, Options, holds, process, yaml};
+use rows::{Fate, Row};
 use serde_json::Value;
 use state::Addresses;
 
@@ -19,7 +20,8 @@ struct Bed {
     load: String,
     addresses: Addresses,
     _folder: tempfile::TempDir,
-    _told: tempfile::TempDir,
+    /// What the tunnels read at their start, by node.
+    told: tempfile::TempDir,
 }
 
 fn addresses(mesh: &Mesh) -> Result<Addresses> {
@@ -37,28 +39,47 @@ impl Bed {
         let told = tempfile::tempdir()?;
         for node in NODES {
             fs::write(told.path().join(node), "{}")?;
+            fs::write(told.path().join(node).with_extension("env"), "")?;
         }
         let local = format!(
-            "export XDS_ADDRESS= LOCAL_XDS_PATH={}/$NODE_NAME",
+            "cd {} && export XDS_ADDRESS= LOCAL_XDS_PATH=$PWD/$NODE_NAME && . ./$NODE_NAME.env && cd /",
             told.path().display()
         );
-        let (folder, options) = Options::prepared(&local, &[("node1", client), ("node2", server)])?;
+        let tunnels = [("node1", client), ("node2", server)];
+        let (folder, mut options) = Options::prepared(&local, &tunnels)?;
+        options.mesh_config = Some(domains::config(domains::OWN));
         let mut mesh = Mesh::new()?;
         let load = mesh.install(env!("CARGO_BIN_EXE_load"))?;
         mesh.write("objects.yaml", &objects(&load))?;
         mesh.up(&options)?;
         let addresses = addresses(&mesh)?;
-        for node in NODES {
-            fs::write(told.path().join(node), state::told(node, &addresses))?;
-            mesh.kill(&format!("ztunnel-{node}"))?;
-        }
-        Ok(Self {
+        let bed = Self {
             mesh,
             load,
             addresses,
             _folder: folder,
-            _told: told,
-        })
+            told,
+        };
+        bed.wall()?;
+        for node in NODES {
+            bed.tell(node, &state::told(node, &bed.addresses, domains::OWN), "")?;
+        }
+        Ok(bed)
+    }
+
+    /// Starts a node's tunnel anew, with what it is told and its settings, as a shell reads them.
+    fn tell(&self, node: &str, state: &str, settings: &str) -> Result<()> {
+        let file = self.told.path().join(node);
+        fs::write(&file, state)?;
+        fs::write(file.with_extension("env"), settings)?;
+        self.mesh.kill(&format!("ztunnel-{node}"))
+    }
+
+    /// What comes to HBONE's port of one pod is dropped on its way, as a NetworkPolicy does it.
+    fn wall(&self) -> Result<()> {
+        let rules = "table inet test { chain arriving { type filter hook input priority -300; \
+                     tcp dport 15008 drop; }; }";
+        process::in_network_of(&self.mesh, "shop/walled", &["nft", rules])
     }
 }
 
@@ -105,7 +126,8 @@ impl Bed {
                 (format!("@{name}6"), v6.to_string()),
             ]
         });
-        let services = state::SERVICES.map(|name| (format!("@{name}"), state::vip(name)));
+        let services = state::vips(&self.addresses);
+        let services = services.map(|(name, vip)| (format!("@{name}"), vip));
         let mut all: Vec<_> = pods.chain(services).collect();
         all.sort_by_key(|(name, _)| Reverse(name.len()));
         let fill = |text: String, (name, address): &(String, String)| text.replace(name, address);
@@ -131,21 +153,14 @@ impl Bed {
     /// Asks until each row of one pod fares as it should and is told as it should: at first the tunnels have just been
     /// started, and a line is written once the connection has ended.
     fn meet(&self, from: &str, ends: Ends) {
-        let mut left: Vec<&Row> = ROWS.iter().filter(|row| row.from == from).collect();
+        let mut left: Vec<&Row> = rows::all().filter(|row| row.from == from).collect();
         self.mesh.eventually("every branch is met", || {
             let fates = self.fates(from, &left)?;
-            let logs = NODES.map(|node| {
-                self.mesh
-                    .logs(&format!("ztunnel-{node}"))
-                    .unwrap_or_default()
-            });
+            let logs = self.logs();
             let mut wrong = Vec::new();
             for (row, fate) in left.iter().zip(&fates) {
-                let fits = ends.fits(row.fate, fate);
-                let told = self.told(row, ends, &logs);
-                let met = ensure_fits(fits, fate)
-                    .and(told)
-                    .with_context(|| row.branch);
+                let met = self.judge(row, ends, fate, &logs);
+                let met = met.with_context(|| row.branch);
                 wrong.extend(met.err().map(|error| (*row, format!("{error:#}"))));
             }
             let (rows, complaints): (Vec<_>, Vec<_>) = wrong.into_iter().unzip();
@@ -155,13 +170,26 @@ impl Bed {
         });
     }
 
+    /// The logs of the nodes' tunnels, in their order.
+    fn logs(&self) -> [String; 2] {
+        let log = |node| self.mesh.logs(&format!("ztunnel-{node}"));
+        NODES.map(|node| log(node).unwrap_or_default())
+    }
+
+    /// An error unless a row's connection, which fared as `fate` says, did so as it should, and the tunnels tell so.
+    fn judge(&self, row: &Row, ends: Ends, fate: &str, logs: &[String; 2]) -> Result<()> {
+        ensure!(ends.fits(row.fate, fate), "it was {fate}");
+        self.told(row, ends, logs)
+    }
+
     /// An error unless the tunnels have said of a row what they should. `logs`: of the nodes, in their order.
     fn told(&self, row: &Row, ends: Ends, logs: &[String; 2]) -> Result<()> {
         let tunnels = [
             (&logs[0], ends.client_is_ours),
             (&logs[1], ends.server_is_ours),
         ];
-        let (near, far) = if row.from == "client" { (0, 1) } else { (1, 0) };
+        let is_from_first = state::node_of(row.from) == Some(NODES[0]);
+        let (near, far) = if is_from_first { (0, 1) } else { (1, 0) };
         for (end, parts) in [(near, row.client), (far, row.server)] {
             let (log, ours) = tunnels[end];
             let parts: Vec<String> = parts
@@ -185,11 +213,6 @@ impl Bed {
         holds(&log, self.filled("\"for\":\"@client:"))?;
         holds(&log, CLIENT)
     }
-}
-
-fn ensure_fits(fits: bool, fate: &str) -> Result<()> {
-    ensure!(fits, "it was {fate}");
-    Ok(())
 }
 
 /// Whose tunnel is at which end.
@@ -230,10 +253,12 @@ fn every_branch(client: Option<PathBuf>, server: Option<PathBuf>) -> Result<()> 
         server_is_ours: server.is_none(),
     };
     let bed = Bed::start(client, server)?;
-    for pod in ["client", "server"] {
+    // The last asks for what takes ten seconds, once the rest is known to be there.
+    for pod in ["client", "server", "backend"] {
         bed.meet(pod, ends);
     }
-    bed.proxied()
+    bed.proxied()?;
+    bed.another_trust_domain(ends)
 }
 
 #[test]
@@ -260,6 +285,5 @@ fn every_branch_from_the_peers_tunnel_to_ours() -> Result<()> {
 #[test]
 fn every_branch_is_written_down() -> Result<()> {
     let page = include_str!("../../../docs/interop.md");
-    ROWS.iter()
-        .try_for_each(|row| holds(page, format!("| {} |", row.branch)))
+    rows::all().try_for_each(|row| holds(page, format!("| {} |", row.branch)))
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 pub(super) type Addresses = BTreeMap<&'static str, [IpAddr; 2]>;
 
 /// The pods, by node, and what each listens on.
-pub(super) const PODS: [(&str, &str, Option<u16>); 9] = [
+pub(super) const PODS: [(&str, &str, Option<u16>); 10] = [
     ("client", "node1", None),
     ("backend", "node1", Some(9001)),
     ("server", "node2", Some(9001)),
@@ -18,45 +18,19 @@ pub(super) const PODS: [(&str, &str, Option<u16>); 9] = [
     ("unsure", "node2", Some(9001)),
     ("proxied", "node2", Some(9002)),
     ("tunnelled", "node2", Some(9002)),
+    ("walled", "node2", Some(9001)),
     ("gateway", "node2", None),
 ];
 
-/// The services' addresses are 240.1.0.N, in the order of their names here.
-pub(super) const SERVICES: [&str; 26] = [
-    "direct",
-    "named",
-    "v6",
-    "empty",
-    "unhealthy",
-    "tolerant",
-    "weightless",
-    "strict",
-    "failover",
-    "passing",
-    "waypointed",
-    "by-address",
-    "weighted",
-    "unwaypointed",
-    "weightless-waypoints",
-    "passing-waypointed",
-    "other-waypoint",
-    "far",
-    "gatewayless",
-    "untrusted",
-    "far-guarded",
-    "far-unheard",
-    "impostor",
-    "vouched",
-    "unmapped",
-    "near-gateway",
-];
-
-/// The virtual address of a service.
-pub(super) fn vip(service: &str) -> String {
-    let position = SERVICES.iter().position(|name| *name == service);
-    let number = position.expect("a service of the list") + 1;
-    format!("240.1.0.{number}")
+/// Where a pod runs.
+pub(super) fn node_of(pod: &str) -> Option<&'static str> {
+    let mut pods = PODS.iter();
+    pods.find(|(name, ..)| *name == pod)
+        .map(|(_, node, _)| *node)
 }
+
+/// Who the server is.
+const SERVER: &str = "spiffe://cluster.local/ns/shop/sa/server";
 
 fn host(service: &str) -> String {
     format!("{service}.shop.svc.cluster.local")
@@ -74,10 +48,21 @@ fn gateway(destination: &str) -> Value {
     json!({ "destination": destination, "hboneMtlsPort": 15008 })
 }
 
-fn service(name: &str, more: Value) -> Value {
+/// The virtual address of the service at a place of [`addressed`].
+fn vip(place: usize) -> String {
+    format!("240.1.0.{}", place + 1)
+}
+
+/// The virtual addresses, by the services' names.
+pub(super) fn vips(addresses: &Addresses) -> impl Iterator<Item = (&'static str, String)> {
+    let all = addressed("node1", addresses).into_iter().enumerate();
+    all.map(|(place, (name, _))| (name, vip(place)))
+}
+
+fn service(place: usize, name: &str, more: Value) -> Value {
     let base = json!({
         "name": name, "namespace": "shop", "hostname": host(name),
-        "vips": [format!("/{}", vip(name))], "ports": { "9000": 9001 },
+        "vips": [format!("/{}", vip(place))], "ports": { "9000": 9001 },
     });
     merged(base, more)
 }
@@ -156,12 +141,12 @@ fn remote(name: &str, service: Value, more: Value) -> Value {
     merged(base, more)
 }
 
-fn workloads(addresses: &Addresses) -> Vec<Value> {
+fn workloads(addresses: &Addresses, domain: &str) -> Vec<Value> {
     let nodes: BTreeMap<_, _> = PODS.iter().map(|(name, node, _)| (*name, *node)).collect();
     let pod = |name: &str, more| pod(name, nodes[name], addresses, more);
     let far = || gateway("shop/way-over.shop.svc.cluster.local");
     vec![
-        pod("client", json!({})),
+        pod("client", json!({ "trustDomain": domain })),
         pod(
             "backend",
             json!({ "waypoint": gateway("shop/waypoint.shop.svc.cluster.local") }),
@@ -192,6 +177,7 @@ fn workloads(addresses: &Addresses) -> Vec<Value> {
             "tunnelled",
             json!({ "applicationTunnel": { "protocol": "NONE", "port": 9002 } }),
         ),
+        pod("walled", json!({})),
         pod(
             "gateway",
             json!({ "services": with_hbone(json!({}), "way-over") }),
@@ -245,10 +231,12 @@ fn workloads(addresses: &Addresses) -> Vec<Value> {
     ]
 }
 
-fn services(node: &str, addresses: &Addresses) -> Vec<Value> {
+/// The services that have an address, and what each has beside it: all that the first node is told of, of which the second
+/// is not told the last.
+fn addressed(node: &str, addresses: &Addresses) -> Vec<(&'static str, Value)> {
     let to = |name: &str| gateway(&format!("shop/{}", host(name)));
     let waypoint = json!({ "waypoint": to("waypoint") });
-    let server = json!(["spiffe://cluster.local/ns/shop/sa/server"]);
+    let server = json!([SERVER]);
     let balanced = |mode, preferences: &[&str]| {
         json!({
             "loadBalancer": { "routingPreferences": preferences, "mode": mode, "healthPolicy": "OnlyHealthy" },
@@ -267,24 +255,21 @@ fn services(node: &str, addresses: &Addresses) -> Vec<Value> {
     };
     let passing = balanced("Passthrough", &[]);
     let mut all = vec![
-        way("waypoint"),
-        way("way-over"),
-        merged(way("far-waypoint"), json!({ "subjectAltNames": server })),
-        service("direct", json!({})),
-        service("named", json!({ "ports": { "9000": 0 } })),
-        service("v6", json!({ "ipFamilies": "IPv6" })),
-        service("empty", json!({})),
-        service("unhealthy", json!({})),
-        service(
+        ("direct", json!({})),
+        ("named", json!({ "ports": { "9000": 0 } })),
+        ("v6", json!({ "ipFamilies": "IPv6" })),
+        ("empty", json!({})),
+        ("unhealthy", json!({})),
+        (
             "tolerant",
             json!({
                 "loadBalancer": { "routingPreferences": [], "mode": "Standard", "healthPolicy": "AllowAll" },
             }),
         ),
-        service("weightless", json!({})),
-        service("strict", balanced("Strict", &["Node"])),
-        service("failover", balanced("Failover", &["Network", "Node"])),
-        service(
+        ("weightless", json!({})),
+        ("strict", balanced("Strict", &["Node"])),
+        ("failover", balanced("Failover", &["Network", "Node"])),
+        (
             "passing",
             merged(
                 passing.clone(),
@@ -293,26 +278,26 @@ fn services(node: &str, addresses: &Addresses) -> Vec<Value> {
                 }),
             ),
         ),
-        service("waypointed", guarded(json!({}))),
-        service(
+        ("waypointed", guarded(json!({}))),
+        (
             "by-address",
             guarded(json!({ "waypoint": gateway(&format!("/{}", addresses["server"][0])) })),
         ),
-        service(
+        (
             "weighted",
             merged(weighted(1), json!({ "ports": { "9001": 9001 } })),
         ),
-        service("unwaypointed", json!({ "waypoint": to("nobody") })),
-        service("weightless-waypoints", guarded(weighted(0))),
-        service("passing-waypointed", guarded(passing)),
-        service("far", json!({ "subjectAltNames": server })),
-        service("near-gateway", json!({ "subjectAltNames": server })),
-        service("gatewayless", json!({ "subjectAltNames": server })),
-        service("untrusted", json!({})),
-        service("far-guarded", json!({ "waypoint": to("far-waypoint") })),
-        service("impostor", json!({})),
-        service("vouched", json!({ "subjectAltNames": server })),
-        service("unmapped", json!({ "ports": { "9000": 0 } })),
+        ("unwaypointed", json!({ "waypoint": to("nobody") })),
+        ("weightless-waypoints", guarded(weighted(0))),
+        ("passing-waypointed", guarded(passing)),
+        ("far", json!({ "subjectAltNames": server })),
+        ("near-gateway", json!({ "subjectAltNames": server })),
+        ("gatewayless", json!({ "subjectAltNames": server })),
+        ("untrusted", json!({})),
+        ("far-guarded", json!({ "waypoint": to("far-waypoint") })),
+        ("impostor", json!({})),
+        ("vouched", json!({ "subjectAltNames": server })),
+        ("unmapped", json!({ "ports": { "9000": 0 } })),
     ];
     // The client's tunnel takes the server for the waypoint; the server's own knows nothing of it.
     let misled = if node == "node1" {
@@ -320,11 +305,23 @@ fn services(node: &str, addresses: &Addresses) -> Vec<Value> {
     } else {
         json!({})
     };
-    all.push(service("other-waypoint", misled));
+    all.push(("other-waypoint", misled));
     if node == "node1" {
-        all.push(service("far-unheard", json!({ "subjectAltNames": server })));
+        all.push(("far-unheard", json!({ "subjectAltNames": server })));
     }
     all
+}
+
+fn services(node: &str, addresses: &Addresses) -> Vec<Value> {
+    let server = json!({ "subjectAltNames": [SERVER] });
+    let ways = [
+        way("waypoint"),
+        way("way-over"),
+        merged(way("far-waypoint"), server),
+    ];
+    let addressed = addressed(node, addresses).into_iter().enumerate();
+    let addressed = addressed.map(|(place, (name, more))| service(place, name, more));
+    ways.into_iter().chain(addressed).collect()
 }
 
 /// Upstream reads a match as a tagged value of YAML, and a port as a number, which JSON does not have: put in for these at
@@ -362,10 +359,10 @@ fn policies() -> Vec<Value> {
     ]
 }
 
-/// What the tunnel of a node is told.
-pub(super) fn told(node: &str, addresses: &Addresses) -> String {
+/// What the tunnel of a node is told, where the client is of the trust domain `domain`.
+pub(super) fn told(node: &str, addresses: &Addresses, domain: &str) -> String {
     let all = json!({
-        "workloads": workloads(addresses), "services": services(node, addresses), "policies": policies(),
+        "workloads": workloads(addresses, domain), "services": services(node, addresses), "policies": policies(),
     });
     let put_in = |text: String, (stand_in, tagged)| text.replace(stand_in, tagged);
     PUT_IN.into_iter().fold(all.to_string(), put_in)

@@ -23,7 +23,7 @@ use tokio::{
     time::timeout,
 };
 
-const USAGE: &str = "usage: load serve ADDR
+const USAGE: &str = "usage: load serve ADDR [--tell]      (--tell: a line with the end of each connection, `closed` or `reset`)
        load ping ADDR --size BYTES --count N --connections K [--rate PER_SECOND]
        load stream ADDR --flows N --seconds S
        load connect ADDR --seconds S --parallel K [--rate PER_SECOND]   (--seconds 0: until standard input ends)
@@ -85,7 +85,7 @@ async fn main() -> Result<()> {
         rest: words.collect(),
     };
     match command.as_str() {
-        "serve" => serve(address).await,
+        "serve" => serve(&arguments).await,
         "ping" => ping(&arguments).await,
         "stream" => stream(&arguments).await,
         "connect" => connect(&arguments).await,
@@ -103,7 +103,11 @@ async fn main() -> Result<()> {
     }
 }
 
-async fn serve(address: SocketAddr) -> Result<()> {
+async fn serve(arguments: &Arguments) -> Result<()> {
+    let (address, tell) = (
+        arguments.address,
+        arguments.rest.iter().any(|it| it == "--tell"),
+    );
     let socket = if address.is_ipv6() {
         TcpSocket::new_v6()?
     } else {
@@ -116,7 +120,10 @@ async fn serve(address: SocketAddr) -> Result<()> {
         let stream = accept(&listener).await;
         tokio::spawn(async move {
             // A client that resets is part of the load.
-            let _ = answer(stream).await;
+            let end = answer(stream).await.map_or("reset", |()| "closed");
+            if tell {
+                println!("{}", json!({"end": end}));
+            }
         });
     }
 }

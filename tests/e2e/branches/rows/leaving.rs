@@ -1,0 +1,278 @@
+//! Leaving a pod (15001).
+
+use super::{
+    COMPLETE,
+    Fate::{ByServer, Echoed, Ended},
+    INBOUND, NO_UPSTREAM, NO_WAYPOINT, OUTBOUND, RECURSION, Row, row,
+};
+
+pub(super) const ROWS: &[Row] = &[
+    row(
+        "loopback recursion",
+        "127.0.0.1:15001",
+        Ended,
+        &["127.0.0.1:15001", RECURSION],
+        &[],
+    ),
+    row(
+        "service waypoint missing",
+        "@unwaypointed:9000",
+        Ended,
+        &["dst.addr=@unwaypointed:9000", NO_WAYPOINT],
+        &[],
+    ),
+    row(
+        "service waypoint in another network",
+        "@far-guarded:9000",
+        Echoed,
+        &[
+            "dst.addr=@gateway:15008",
+            "far-guarded.shop.svc.cluster.local",
+            COMPLETE,
+        ],
+        &[
+            INBOUND,
+            "dst.hbone_addr=far-guarded.shop.svc.cluster.local:9000",
+            "sa/server",
+            COMPLETE,
+        ],
+    ),
+    row(
+        "service waypoint by name",
+        "@waypointed:9001",
+        Echoed,
+        &[
+            "dst.addr=@server:15008",
+            "dst.hbone_addr=@waypointed:9001",
+            COMPLETE,
+        ],
+        &[INBOUND, "dst.hbone_addr=@waypointed:9001", COMPLETE],
+    ),
+    row(
+        "service waypoint by address",
+        "@by-address:9001",
+        Echoed,
+        &["dst.hbone_addr=@by-address:9001", COMPLETE],
+        &[INBOUND, "dst.hbone_addr=@by-address:9001", COMPLETE],
+    ),
+    // Upstream's server does not look at weighted waypoints when it asks itself whether it stands in for a service.
+    row(
+        "service waypoint by weight",
+        "@weighted:9001",
+        ByServer {
+            ours: &Echoed,
+            peers: &Ended,
+        },
+        &["dst.addr=@server:15008", "dst.hbone_addr=@weighted:9001"],
+        &[
+            INBOUND,
+            "dst.hbone_addr=@weighted:9001 || ip mismatch: @server != @weighted",
+        ],
+    ),
+    row(
+        "waypoints without weight",
+        "@weightless-waypoints:9001",
+        Echoed,
+        &["dst.hbone_addr=@weightless-waypoints:9001", COMPLETE],
+        &[INBOUND, "dst.hbone_addr=@weightless-waypoints:9001"],
+    ),
+    row(
+        "passthrough service with a waypoint",
+        "@passing-waypointed:9001",
+        Echoed,
+        &["dst.hbone_addr=@passing-waypointed:9001", COMPLETE],
+        &[INBOUND, "dst.hbone_addr=@passing-waypointed:9001"],
+    ),
+    row(
+        "passthrough service",
+        "@plain:9001",
+        Echoed,
+        &["dst.addr=@plain:9001", OUTBOUND, COMPLETE],
+        &[],
+    ),
+    row(
+        "unknown port of a service",
+        "@direct:9999",
+        Ended,
+        &["dst.addr=@direct:9999", NO_UPSTREAM],
+        &[],
+    ),
+    row(
+        "service without endpoints",
+        "@empty:9000",
+        Ended,
+        &["dst.addr=@empty:9000", NO_UPSTREAM],
+        &[],
+    ),
+    row(
+        "unknown destination",
+        "[@plain6]:9001",
+        Echoed,
+        &["dst.addr=[@plain6]:9001", OUTBOUND, COMPLETE],
+        &[],
+    ),
+    row(
+        "another network by a gateway's name",
+        "@far:9000",
+        Echoed,
+        &[
+            "dst.addr=@gateway:15008",
+            "far.shop.svc.cluster.local",
+            COMPLETE,
+        ],
+        &[
+            INBOUND,
+            "dst.hbone_addr=far.shop.svc.cluster.local:9000",
+            "sa/server",
+            COMPLETE,
+        ],
+    ),
+    row(
+        "another network by a gateway's address",
+        "@near-gateway:9000",
+        Echoed,
+        &[
+            "dst.addr=@gateway:15008",
+            "near-gateway.shop.svc.cluster.local",
+            COMPLETE,
+        ],
+        &[
+            INBOUND,
+            "dst.hbone_addr=near-gateway.shop.svc.cluster.local:9000",
+            "sa/gateway",
+        ],
+    ),
+    row(
+        "another network without a gateway",
+        "@gatewayless:9000",
+        Ended,
+        &["dst.addr=@gatewayless:9000", NO_UPSTREAM],
+        &[],
+    ),
+    row(
+        "another network, nobody expected there",
+        "@untrusted:9000",
+        Ended,
+        &[
+            "untrusted.shop.svc.cluster.local",
+            "refused: the peer is || identity verification error",
+        ],
+        &[
+            INBOUND,
+            "dst.hbone_addr=untrusted.shop.svc.cluster.local:9000",
+            "sa/gateway",
+        ],
+    ),
+    row(
+        "workload waypoint",
+        "240.1.1.1:9001",
+        Echoed,
+        &[
+            "dst.addr=@server:15008",
+            "dst.hbone_addr=240.1.1.1:9001",
+            COMPLETE,
+        ],
+        &[INBOUND, "dst.hbone_addr=240.1.1.1:9001"],
+    ),
+    row(
+        "workload waypoint missing",
+        "240.1.1.2:9001",
+        Ended,
+        &["dst.addr=240.1.1.2:9001", NO_WAYPOINT],
+        &[],
+    ),
+    row(
+        "workload waypoint before a pod",
+        "@backend:9001",
+        Echoed,
+        &[
+            "dst.addr=@server:15008",
+            "dst.hbone_addr=@backend:9001",
+            COMPLETE,
+        ],
+        &[INBOUND, "dst.hbone_addr=@backend:9001"],
+    ),
+    Row {
+        branch: "the waypoint itself",
+        from: "server",
+        to: "@backend:9001",
+        fate: Echoed,
+        client: &[
+            "dst.addr=@backend:15008",
+            "dst.hbone_addr=@backend:9001",
+            COMPLETE,
+        ],
+        server: &[
+            INBOUND,
+            "sa/server",
+            "dst.hbone_addr=@backend:9001",
+            COMPLETE,
+        ],
+    },
+    row(
+        "HBONE by service",
+        "@direct:9000",
+        Echoed,
+        &[
+            "dst.addr=@server:15008",
+            "dst.hbone_addr=@server:9001",
+            "dst.service=\"direct.shop.svc.cluster.local\"",
+            COMPLETE,
+        ],
+        &[
+            INBOUND,
+            "src.addr=@client:",
+            "dst.hbone_addr=@server:9001",
+            "sa/client",
+            "sa/server",
+            COMPLETE,
+        ],
+    ),
+    row(
+        "HBONE by name",
+        "direct.shop.svc.cluster.local:9000",
+        Echoed,
+        &["dst.service=\"direct.shop.svc.cluster.local\"", COMPLETE],
+        &[INBOUND, "sa/client", COMPLETE],
+    ),
+    row(
+        "HBONE by a pod's IPv4 address",
+        "@server:9001",
+        Echoed,
+        &[
+            "dst.addr=@server:15008",
+            "dst.hbone_addr=@server:9001",
+            COMPLETE,
+        ],
+        &[INBOUND, "dst.hbone_addr=@server:9001"],
+    ),
+    row(
+        "HBONE by a pod's IPv6 address",
+        "[@server6]:9001",
+        Echoed,
+        &[
+            "dst.addr=[@server6]:15008",
+            "dst.hbone_addr=[@server6]:9001",
+            COMPLETE,
+        ],
+        &[
+            INBOUND,
+            "src.addr=[@client6]:",
+            "dst.hbone_addr=[@server6]:9001",
+            COMPLETE,
+        ],
+    ),
+    Row {
+        branch: "a pod to itself",
+        from: "server",
+        to: "@direct:9000",
+        fate: Echoed,
+        client: &[
+            OUTBOUND,
+            "sa/server",
+            "dst.service=\"direct.shop.svc.cluster.local\"",
+            COMPLETE,
+        ],
+        server: &[],
+    },
+];
