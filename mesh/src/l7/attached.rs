@@ -63,6 +63,10 @@ impl<T: Targeted> Attached<T> {
         self.by_key.iter().map(|(_, it)| it)
     }
 
+    pub(super) fn get(&self, key: &PolicyKey) -> Option<&Arc<T>> {
+        self.by_key.get(key)
+    }
+
     /// The waypoint's, then the service's own.
     pub(super) fn of(&self, service: Option<&NamespacedHostname>) -> impl Iterator<Item = &Arc<T>> {
         let waypoint = self.by_target.get(&Target::Waypoint);

@@ -304,7 +304,10 @@ impl View {
                 changes.backends.extend(put(&mut self.backends, key, *it));
             }
             Resource::Policy(it) => changes.policies.extend(self.policies.put(it)),
-            Resource::Authentication(it) => {
+            Resource::Authentication(mut it) => {
+                if let Some(last) = self.authentications.get(&it.key) {
+                    it.keep_keys(last);
+                }
                 changes.authentications.extend(self.authentications.put(it));
             }
             Resource::Telemetry(it) => changes.telemetry.extend(self.telemetry.put(it)),

@@ -125,6 +125,7 @@ fn rule(keys: &[Value]) -> JwtRule {
         issuer: ISSUER.into(),
         audiences: Vec::new(),
         keys: Jwks::Keys(json!({"keys": keys}).to_string().into()),
+        keys_from: None,
         from: Vec::new(),
         payload_header: None,
         claim_headers: Vec::new(),

@@ -518,10 +518,11 @@ fn policies_of_requests_round_trip() {
 
 #[test]
 fn authentications_round_trip() {
-    let rule = |keys| JwtRule {
+    let rule = |keys, from: Option<&str>| JwtRule {
         issuer: "https://issuer".into(),
         audiences: vec!["aud".into()],
         keys,
+        keys_from: from.map(Into::into),
         from: vec![
             TokenPlace::Header {
                 name: header("x-token"),
@@ -540,8 +541,11 @@ fn authentications_round_trip() {
         key: key(),
         targets: targets(),
         rules: vec![
-            rule(Jwks::Keys("{}".into())),
-            rule(Jwks::Unavailable("never fetched".into())),
+            rule(Jwks::Keys("{}".into()), None),
+            rule(
+                Jwks::Unavailable("never fetched".into()),
+                Some("https://keys"),
+            ),
         ],
     }));
 }

@@ -53,6 +53,7 @@ fn closed_rule(wire: &wire::JwtRule, fault: &InvalidResource) -> JwtRule {
         issuer: wire.issuer.as_str().into(),
         audiences: Vec::new(),
         keys: Jwks::Unavailable(fault.to_string().into()),
+        keys_from: None,
         from: Vec::new(),
         payload_header: None,
         claim_headers: Vec::new(),
@@ -78,6 +79,7 @@ fn understood_rule(wire: &wire::JwtRule) -> Result<JwtRule> {
         issuer: wire.issuer.as_str().into(),
         audiences: texts(&wire.audiences),
         keys,
+        keys_from: wire.keys_from.as_deref().map(Into::into),
         from: list("from", &wire.from)?,
         payload_header: payload
             .map(|it| header_name("payload_header", it))
@@ -109,6 +111,7 @@ impl From<&JwtRule> for wire::JwtRule {
             issuer: it.issuer.to_string(),
             audiences: wire_texts(&it.audiences),
             jwks: Some(keys),
+            keys_from: it.keys_from.as_ref().map(ToString::to_string),
             from: wire_list(&it.from),
             payload_header: it.payload_header.as_ref().map(ToString::to_string),
             claim_headers: claims.collect(),

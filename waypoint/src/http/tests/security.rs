@@ -161,6 +161,7 @@ impl Issuer {
             issuer: "https://issuer".into(),
             audiences: Vec::new(),
             keys: Jwks::Keys(keys.to_string().into()),
+            keys_from: Some("https://issuer/keys".into()),
             from: Vec::new(),
             payload_header: None,
             claim_headers: vec![("x-sub".parse().unwrap(), vec!["sub".into()])],
@@ -217,6 +218,34 @@ async fn users_with_a_token_may_and_others_may_not() {
         );
         assert!(answer.body.starts_with(b"Jwt "));
     }
+}
+
+#[tokio::test]
+async fn a_control_plane_that_has_not_fetched_keys_yet_takes_none_away() {
+    let (rig, _echo) = rig_of(Version::HTTP_11).await;
+    let issuer = Issuer::new();
+    let without = |from: Option<&str>| {
+        authentication(JwtRule {
+            keys: Jwks::Unavailable("not fetched yet".into()),
+            keys_from: from.map(Into::into),
+            ..issuer.rule()
+        })
+    };
+    let mut client = rig.client(Version::HTTP_11).await;
+    let mut status_after = async |resource: Resource| {
+        rig.tell([resource]);
+        let token = format!("Bearer {}", issuer.token("a"));
+        let request = client.request("GET", "/").header("authorization", token);
+        let answer = client.send(request.body(full("")).unwrap()).await;
+        Answer::of(answer).await.status
+    };
+    let own = Some("https://issuer/keys");
+    assert_eq!(status_after(without(own)).await, StatusCode::UNAUTHORIZED);
+    let fetched = authentication(issuer.rule());
+    assert_eq!(status_after(fetched).await, StatusCode::OK);
+    assert_eq!(status_after(without(own)).await, StatusCode::OK);
+    let moved = without(Some("https://other/keys"));
+    assert_eq!(status_after(moved).await, StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]

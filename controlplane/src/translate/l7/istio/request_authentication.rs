@@ -1,9 +1,10 @@
 //! RequestAuthentication with targets to what waypoints verify.
 //!
-//! Keys are the rule's own, or the last that were fetched. Where none were ever fetched, or the object could not be
-//! read, every token of the issuer is refused.
+//! Keys are the rule's own, or the last that were fetched. Where none were fetched yet, waypoints go on with the last
+//! that they were told from the same place, and refuse every token of the issuer where there are none; as they do where
+//! the object could not be read.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use mesh::{
     l7::{
@@ -25,13 +26,26 @@ use crate::{
 /// Of a fetch of keys.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where keys are fetched.
+/// What waypoints do meanwhile.
+const NO_KEYS: &str =
+    "waypoints go on with the last that they were told, and refuse its tokens where there are none";
+
+/// Where keys are fetched. Its text stands after "keys", and is the place by which waypoints know them again.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum KeySource {
     /// From this URL.
     Url(Str),
     /// From the URL that the issuer's OpenID configuration names.
     Issuer(Str),
+}
+
+impl fmt::Display for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url(url) => write!(f, "from {url}"),
+            Self::Issuer(issuer) => write!(f, "of issuer {issuer}"),
+        }
+    }
 }
 
 /// What came of fetching keys.
@@ -72,12 +86,14 @@ pub fn translate(
         };
         let (keys, remark) = keys(&source, fetched(&source));
         rule.keys = keys;
+        rule.keys_from = Some(source.to_string().into());
         remarks.extend(remark);
     }
     if !policy.faults.is_empty() {
         let problems = policy.faults.join("; ");
         for rule in &mut rules {
             rule.keys = Jwks::Unavailable(problems.as_str().into());
+            rule.keys_from = None;
         }
         remarks.push(format!(
             "every token of its issuers is refused, because of: {problems}"
@@ -101,10 +117,6 @@ pub fn translate(
 }
 
 fn keys(source: &KeySource, fetched: Option<Fetched>) -> (Jwks, Option<String>) {
-    let of = match source {
-        KeySource::Url(url) => format!("from {url}"),
-        KeySource::Issuer(issuer) => format!("of issuer {issuer}"),
-    };
     match fetched {
         Some(Fetched {
             keys: Some(keys),
@@ -114,7 +126,7 @@ fn keys(source: &KeySource, fetched: Option<Fetched>) -> (Jwks, Option<String>) 
             keys: Some(keys),
             failure: Some(failure),
         }) => {
-            let remark = format!("the last good keys {of} stay in force: {failure}");
+            let remark = format!("the last good keys {source} stay in force: {failure}");
             (Jwks::Keys(keys), Some(remark))
         }
         Some(Fetched {
@@ -122,11 +134,11 @@ fn keys(source: &KeySource, fetched: Option<Fetched>) -> (Jwks, Option<String>) 
             failure,
         }) => {
             let failure = failure.as_deref().unwrap_or("not fetched yet");
-            let remark = format!("no keys {of}, its tokens are refused: {failure}");
+            let remark = format!("no keys {source}: {failure}; {NO_KEYS}");
             (Jwks::Unavailable(failure.into()), Some(remark))
         }
         None => {
-            let remark = format!("no keys {of} yet, its tokens are refused until they are fetched");
+            let remark = format!("no keys {source} yet; {NO_KEYS}");
             (Jwks::Unavailable("not fetched yet".into()), Some(remark))
         }
     }
@@ -169,6 +181,7 @@ fn jwt_rule(rule: &crd::JwtRule, path: &str, found: &mut Findings) -> JwtRule {
             true => Jwks::Unavailable("not fetched yet".into()),
             false => Jwks::Keys(rule.jwks.as_str().into()),
         },
+        keys_from: None,
         from: places(rule, path, found),
         payload_header: match payload.is_empty() {
             true => None,
