@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, str::FromStr};
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 use time::OffsetDateTime;
 use tracing::{
     Event, Level, Metadata, Subscriber,
@@ -48,7 +48,7 @@ pub(super) struct Lines {
 /// A span's fields, kept with the span.
 enum SpanFields {
     Plain(String),
-    Json(Map<String, Value>),
+    Json(Ordered),
 }
 
 impl Lines {
@@ -194,13 +194,13 @@ where
     let metadata = event.metadata();
     let mut visitor = JsonVisitor::default();
     event.record(&mut visitor);
-    let mut object = Map::new();
-    object.insert("level".to_owned(), level(metadata).into());
-    object.insert("time".to_owned(), timestamp(now).into());
-    object.insert("scope".to_owned(), scope(metadata).into());
-    object.insert("message".to_owned(), visitor.message.into());
-    for (key, value) in visitor.fields {
-        object.entry(key).or_insert(value);
+    let mut object = Ordered::default();
+    object.add("level", level(metadata));
+    object.add("time", timestamp(now));
+    object.add("scope", scope(metadata));
+    object.add("message", visitor.message);
+    for (key, value) in visitor.fields.0 {
+        object.add(key, value);
     }
     for span in context
         .event_scope(event)
@@ -208,12 +208,48 @@ where
         .flat_map(|s| s.from_root())
     {
         if let Some(SpanFields::Json(fields)) = span.extensions().get::<SpanFields>() {
-            object
-                .entry(span.name())
-                .or_insert_with(|| Value::Object(fields.clone()));
+            object.add(span.name(), fields.to_value());
         }
     }
-    Value::Object(object).to_string()
+    object.to_string()
+}
+
+/// An object whose keys stand in the order in which they were added, so that a line begins with what every line has.
+#[derive(Clone, Default)]
+struct Ordered(Vec<(&'static str, Value)>);
+
+impl Ordered {
+    /// Adds a key that is not there yet.
+    fn add(&mut self, key: &'static str, value: impl Into<Value>) {
+        if self.0.iter().all(|(known, _)| *known != key) {
+            self.0.push((key, value.into()));
+        }
+    }
+
+    /// The same; a key that is there gets the new value.
+    fn set(&mut self, key: &'static str, value: Value) {
+        match self.0.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, old)) => *old = value,
+            None => self.0.push((key, value)),
+        }
+    }
+
+    fn to_value(&self) -> Value {
+        let pairs = self.0.iter();
+        let pairs = pairs.map(|(key, value)| ((*key).to_owned(), value.clone()));
+        Value::Object(pairs.collect())
+    }
+}
+
+impl fmt::Display for Ordered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("{")?;
+        for (place, (key, value)) in self.0.iter().enumerate() {
+            let separator = if place == 0 { "" } else { "," };
+            write!(f, "{separator}{}:{value}", Value::from(*key))?;
+        }
+        f.write_str("}")
+    }
 }
 
 /// Appends `text` with control characters escaped: what comes from peers must not be able to forge a line.
@@ -267,12 +303,12 @@ impl Visit for PlainVisitor {
 #[derive(Default)]
 struct JsonVisitor {
     message: String,
-    fields: Map<String, Value>,
+    fields: Ordered,
 }
 
 impl JsonVisitor {
     fn push(&mut self, field: &Field, value: Value) {
-        self.fields.insert(field.name().to_owned(), value);
+        self.fields.set(field.name(), value);
     }
 }
 

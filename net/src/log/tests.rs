@@ -132,6 +132,19 @@ fn a_json_line_has_flat_fields_and_nested_spans() {
 }
 
 #[test]
+fn a_json_line_begins_with_what_every_line_has_and_keeps_the_order_of_fields() {
+    let log = || info!(zebra = 1, ant = 2, level = "forged", "hello");
+    let lines = lines_of(Format::Json, "trace", log);
+    let line = &lines[0];
+    assert!(
+        line.starts_with("{\"level\":\"info\",\"time\":\""),
+        "{line}"
+    );
+    let rest = "\"message\":\"hello\",\"zebra\":1,\"ant\":2}";
+    assert!(line.ends_with(rest), "{line}");
+}
+
+#[test]
 fn an_access_line_is_as_the_specification_shows_it() {
     let lines = plain(|| access::complete(&record()));
     let expected = "info\taccess\tconnection complete\tsrc.addr=10.1.0.5:40000 \
