@@ -411,6 +411,19 @@ impl Factory {
             })
     }
 
+    /// Fails where a connection cannot keep its client's address, for want of a right.
+    ///
+    /// # Errors
+    /// [`SocketError`].
+    pub fn check_transparent(&self) -> Result<(), SocketError> {
+        let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        self.inside(address, || {
+            let draft = Draft::new(address, Type::STREAM)?;
+            let set = set_transparent(&draft.socket, address.ip());
+            draft.named(Operation::Set("IP_TRANSPARENT"), set)
+        })
+    }
+
     /// Whether the address is one of the namespace's own. Where that cannot be told, it is.
     pub fn is_local(&self, address: IpAddr) -> bool {
         let address = SocketAddr::new(address.to_canonical(), 0);

@@ -26,7 +26,7 @@ use tokio::{
 
 use crate::{
     authorize,
-    config::{HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT},
+    config::{HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, OriginalSource},
     dns,
     identities::Held,
     inbound, inbound_plaintext, outbound,
@@ -110,6 +110,9 @@ impl Listeners {
         join: impl Fn(TcpListener) -> Listener,
     ) -> Result<Self, SocketError> {
         let config = &node.config;
+        if config.inpod.original_source == OriginalSource::Required {
+            sockets.check_transparent()?;
+        }
         let (dns_tcp, dns_udp) = match config.dns.enabled {
             true => (
                 sockets.listen_loopback(config.dns.port)?,

@@ -1,7 +1,7 @@
 use tokio::time::timeout;
 
 use super::*;
-use crate::fixture::{SOON, fresh_netns};
+use crate::fixture::{SOON, fresh_netns, without_network_rights};
 
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
@@ -106,6 +106,18 @@ async fn sockets_carry_the_mark_and_the_options() {
         assert_eq!(socket.tcp_user_timeout().expect("open"), Some(longest));
     }
     assert_eq!(SockRef::from(&client).mark().ok(), Some(PACKET_MARK));
+}
+
+#[test]
+fn who_may_not_keep_clients_addresses_is_told_so_beforehand() {
+    let refused = without_network_rights(|| own().check_transparent());
+    let error = refused.expect_err("no right to");
+    assert_eq!(error.io_kind(), io::ErrorKind::PermissionDenied);
+    assert!(error.to_string().contains("IP_TRANSPARENT"), "{error}");
+    let Some(netns) = fresh_netns() else { return };
+    Factory::for_pod(netns)
+        .check_transparent()
+        .expect("whoever makes namespaces may");
 }
 
 #[tokio::test]
