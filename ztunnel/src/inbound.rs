@@ -36,6 +36,7 @@ use crate::{
     handshakes::Slot,
     pod::{Pod, TLS_DEADLINE, WAIT},
     revocations::RestsOn,
+    socks5,
     stages::begin_and_carry,
 };
 
@@ -366,7 +367,9 @@ impl Inbound {
                     authority: authority.clone(),
                     forwarded_host: forwarded_host.clone(),
                 };
-                tunnel(view, &facts).map(|target| (workload, target))
+                tunnel(view, &facts)
+                    .and_then(|target| socks5::refuse_ours(node.config.socks5, target))
+                    .map(|target| (workload, target))
             })
         };
         let ((record, target), view) = node.state.decide(deadline, decide).await?;

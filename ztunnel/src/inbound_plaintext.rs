@@ -22,7 +22,7 @@ use crate::{
     authorize::authorize,
     flow::{Early, Flow, Live},
     pod::{Pod, WAIT},
-    reset,
+    reset, socks5,
     stages::begin_and_carry,
 };
 
@@ -170,7 +170,9 @@ impl Inbound {
                     workload: workload.clone(),
                     original_dst: self.original,
                 };
-                plaintext(view, &facts).map(|target| (workload, target))
+                plaintext(view, &facts)
+                    .and_then(|target| socks5::refuse_ours(node.config.socks5, target))
+                    .map(|target| (workload, target))
             })
         };
         let ((record, target), view) = node.state.decide(deadline, decide).await?;
