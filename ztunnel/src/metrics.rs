@@ -292,7 +292,7 @@ impl DnsMetrics {
         );
         registry.register(
             "istio_dns_upstream_failures",
-            "Forwarded questions that no name server answered",
+            "Forwarded questions that no name server could answer",
             new.upstream_failures.clone(),
         );
         registry.register(

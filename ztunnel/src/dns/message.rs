@@ -111,6 +111,13 @@ pub fn admit_name(reply: &mut [u8]) {
     }
 }
 
+/// Whether a name server says that it could not answer, or would not: SERVFAIL or REFUSED (RFC 1035 4.1.1).
+pub fn is_failure(reply: &[u8]) -> bool {
+    const REFUSED: u8 = 5;
+    let code = reply.get(3).map(|flags| flags & 0x0f);
+    code.is_some_and(|code| code == RawCode::ServFail as u8 || code == REFUSED)
+}
+
 /// The name that an alias leads to, as [`AddressQuery::name`] writes it.
 pub(super) fn target(alias: &Record) -> Option<String> {
     match &alias.data {
@@ -364,6 +371,16 @@ mod tests {
         assert!(matches!(inspect(&[0; 11]), Received::Garbage));
         assert!(matches!(inspect(&[0xff; 30]), Received::NotARequest));
         assert!(matches!(inspect(&[0x7f; 30]), Received::Other(_)));
+    }
+
+    #[test]
+    fn a_name_server_that_cannot_answer_has_failed_and_one_that_denies_has_not() {
+        let mut reply = query("web.a.", RecordType::A, None);
+        for (code, failed) in [(0, false), (2, true), (3, false), (5, true)] {
+            reply[3] = 0x80 | code;
+            assert_eq!(is_failure(&reply), failed, "{code}");
+        }
+        assert!(!is_failure(&[]));
     }
 
     #[test]

@@ -226,8 +226,12 @@ fn tell(client: &Workload, name: &str, kind: RecordType, answered: &Answer) {
         tracing::Level::DEBUG,
         src.workload = %client.name,
         src.namespace = %client.namespace,
-        query = ?kind,
-        domain = name,
+        query = match kind {
+            RecordType::A => "A",
+            RecordType::Aaaa => "AAAA",
+            RecordType::Other => "other",
+        },
+        domain = format!("{name}."),
         result,
         endpoints,
         "dns question"

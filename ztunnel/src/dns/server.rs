@@ -60,7 +60,7 @@ pub(crate) trait Names: Send + Sync + 'static {
     /// A question of this type arrived over this transport.
     fn asked(&self, kind: &str, transport: Transport);
 
-    /// It was carried to a name server, which took so long; `false`: in vain.
+    /// It was carried to a name server, which took so long; `answered`: it could say whether the name is there.
     fn forwarded(&self, kind: &str, transport: Transport, took: Duration, answered: bool);
 }
 
@@ -252,8 +252,9 @@ impl<N: Names> Server<N> {
         let started = Instant::now();
         let upstreams = self.names.upstreams(self.upstreams.current());
         let replied = forward::exchange(&self.sockets, &upstreams, transport, request).await;
+        let answered = replied.as_ref().is_ok_and(|it| !message::is_failure(it));
         self.names
-            .forwarded(kind, transport, started.elapsed(), replied.is_ok());
+            .forwarded(kind, transport, started.elapsed(), answered);
         match replied {
             Ok(reply) => Some(reply),
             Err(error) => {
