@@ -383,7 +383,7 @@ impl Party {
         Self {
             pod: told(&workload.name),
             labels: Arc::new(PartyLabels {
-                workload: told(&workload.workload_name),
+                workload: told(workload.workload_name()),
                 canonical_service: told(&workload.canonical_name),
                 canonical_revision: told(&workload.canonical_revision),
                 namespace: told(&workload.namespace),

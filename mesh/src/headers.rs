@@ -52,7 +52,7 @@ impl From<&Workload> for Baggage {
             cluster: told(&workload.cluster_id),
             namespace: told(&workload.namespace),
             workload_type: workload.workload_type,
-            workload_name: told(&workload.workload_name),
+            workload_name: told(workload.workload_name()),
             service_name: told(&workload.canonical_name),
             service_version: told(&workload.canonical_revision),
             region: told(&workload.locality.region),

@@ -20,7 +20,10 @@ use crate::{
     shared::Shared,
 };
 
+mod addresses;
 mod document;
+
+pub use addresses::Addresses;
 
 /// One running instance (Istio workload.proto `Workload`), checked and normalised.
 ///
@@ -36,7 +39,7 @@ pub struct Workload {
     /// Name of the pod or entry; how a node tunnel binds its pods to their records.
     pub name: Str,
     /// Addresses in the order of the wire; never IPv4-mapped; empty for workloads known by host name or behind a gateway.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Addresses,
     /// Node it runs on; empty when unknown.
     pub node: Str,
     /// Where it runs.
@@ -72,8 +75,8 @@ pub struct Template {
     pub canonical_revision: Str,
     /// Telemetry: what owns it.
     pub workload_type: WorkloadType,
-    /// Telemetry: name of the owner.
-    pub workload_name: Str,
+    /// Telemetry: name of the owner; `None`: it is the record's own. Read it by [`Workload::workload_name`].
+    pub owner_name: Option<Str>,
     /// Terminates HBONE itself.
     pub native_tunnel: bool,
     /// How its application wants tunnelled connections handed over.
@@ -171,12 +174,22 @@ impl Workload {
         Self {
             uid,
             name,
-            addresses: Vec::new(),
+            addresses: Addresses::default(),
             node: Str::default(),
             locality: Arc::default(),
             status: Health::default(),
             template: Arc::new(template),
         }
+    }
+
+    /// Telemetry: name of the owner, say of a Deployment (Istio workload.proto `Workload.workload_name`).
+    pub fn workload_name(&self) -> &Str {
+        self.owner_name.as_ref().unwrap_or(&self.name)
+    }
+
+    /// Has `owner` for [`Self::workload_name`].
+    pub fn set_workload_name(&mut self, owner: Str) {
+        self.owner_name = (owner != self.name).then_some(owner);
     }
 
     /// Its addresses, each with the network; none for a host-network workload, whose address is its node's.
@@ -205,7 +218,7 @@ impl Template {
             canonical_name: Str::default(),
             canonical_revision: Str::default(),
             workload_type: WorkloadType::default(),
-            workload_name: Str::default(),
+            owner_name: Some(Str::default()),
             native_tunnel: false,
             application_tunnel: None,
             services: PortsOfServices::new(),
@@ -226,10 +239,12 @@ impl Template {
             &mut self.service_account,
             &mut self.canonical_name,
             &mut self.canonical_revision,
-            &mut self.workload_name,
             &mut self.cluster_id,
         ] {
             texts.share(text);
+        }
+        if let Some(owner) = &mut self.owner_name {
+            texts.share(owner);
         }
     }
 
@@ -389,4 +404,43 @@ fn default_cluster_id() -> Str {
 
 fn default_capacity() -> u32 {
     1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A record as it is read from the wire, where nothing is shared yet.
+    fn record(name: &str, owner: &str) -> Workload {
+        let uid = WorkloadUid(format!("cluster//Pod/ns/{name}").into());
+        let mut record = Workload::new(uid, name.into(), "ns".into());
+        record.set_workload_name(owner.into());
+        record
+    }
+
+    #[test]
+    fn records_share_a_template_whether_one_owner_has_them_or_each_is_its_own() {
+        let mut commons = Commons::default();
+        let mut shared = |name, owner| {
+            let mut record = record(name, owner);
+            record.share(&mut commons);
+            record
+        };
+        let [a, b] = [shared("web-1", "web"), shared("web-2", "web")];
+        let [c, d] = [shared("db", "db"), shared("vm", "vm")];
+        assert!(Arc::ptr_eq(&a.template, &b.template));
+        assert!(Arc::ptr_eq(&c.template, &d.template));
+        let names = [&a, &b, &c, &d].map(|it| &**it.workload_name());
+        assert_eq!(names, ["web", "web", "db", "vm"]);
+    }
+
+    #[test]
+    fn addresses_keep_their_order_and_number() {
+        let all: Vec<IpAddr> = (1..4).map(|last| [10, 0, 0, last].into()).collect();
+        for count in 0..=all.len() {
+            let kept = Addresses::from(all[..count].to_vec());
+            assert_eq!(*kept, all[..count]);
+            assert_eq!(Vec::from(kept), all[..count]);
+        }
+    }
 }

@@ -244,7 +244,7 @@ fn own_record(node: &Node, mesh: &MeshView) -> Arc<Workload> {
         it.addresses = node.instance_ip.parse().into_iter().collect();
         it.tunnel_protocol = TunnelProtocol::Hbone;
         it.canonical_name = node.gateway.clone();
-        it.workload_name = node.gateway.clone();
+        it.set_workload_name(node.gateway.clone());
         it
     })
 }

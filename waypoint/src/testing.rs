@@ -136,7 +136,7 @@ impl Rig {
     pub(crate) fn plain_endpoint(&self, name: &str, address: IpAddr) -> Workload {
         let uid = WorkloadUid(format!("Kubernetes//Pod/shop/{name}").into());
         let mut workload = Workload::new(uid, name.into(), "shop".into());
-        workload.addresses = vec![address];
+        workload.addresses = vec![address].into();
         workload.service_account = "web".into();
         let key = service().key();
         workload

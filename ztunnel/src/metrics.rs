@@ -257,7 +257,7 @@ impl Metrics {
         let canonical_service = or_unknown(&source.canonical_name);
         let canonical_revision = or_unknown(&source.canonical_revision);
         let labels = OnDemandDnsLabels {
-            source_workload: or_unknown(&source.workload_name),
+            source_workload: or_unknown(source.workload_name()),
             source_canonical_service: canonical_service.clone(),
             source_canonical_revision: canonical_revision.clone(),
             source_workload_namespace: or_unknown(&source.namespace),

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     fixture::{gateway, pod, service, view},
-    workload::Health,
+    workload::{Addresses, Health},
 };
 
 const SERVICE: &str = "a/web.a";
@@ -53,7 +53,7 @@ fn other_networks_plaintext_pods_sick_ones_and_the_gateway_itself_are_no_endpoin
         ..endpoint("a/sick", "10.0.0.3")
     };
     let unplaced = Workload {
-        addresses: Vec::new(),
+        addresses: Addresses::default(),
         ..endpoint("a/unplaced", "10.0.0.4")
     };
     let twin = Workload {

@@ -7,7 +7,7 @@ use crate::{
 fn client() -> Workload {
     {
         let mut it = pod("a/client-1", &["10.1.0.5"]);
-        it.workload_name = "client".into();
+        it.set_workload_name("client".into());
         it.workload_type = WorkloadType::Deployment;
         it.canonical_name = "client".into();
         it.canonical_revision = "v2".into();
@@ -22,7 +22,7 @@ fn client() -> Workload {
 fn web() -> Workload {
     {
         let mut it = pod("b/web-1", &["10.1.1.9"]);
-        it.workload_name = "web".into();
+        it.set_workload_name("web".into());
         it.canonical_name = "web".into();
         it
     }

@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::*;
 use crate::{
     fixture::{pod, service},
-    workload::{Health, Locality},
+    workload::{Addresses, Health, Locality},
 };
 
 const WEB: &str = "a/web.a.svc.cluster.local";
@@ -182,7 +182,7 @@ fn health_is_judged_when_an_endpoint_is_chosen() {
 #[test]
 fn a_rare_usable_endpoint_among_many_is_found() {
     let many = (0..1_000).map(|at_| Workload {
-        addresses: Vec::new(),
+        addresses: Addresses::default(),
         ..at(&format!("w{at_}"), "")
     });
     let all = endpoints(many.chain([at("usable", "")]));

@@ -30,7 +30,7 @@ fn full_workload() -> Workload {
         it.canonical_name = "web".into();
         it.canonical_revision = "v1".into();
         it.workload_type = WorkloadType::CronJob;
-        it.workload_name = "web-v1".into();
+        it.set_workload_name("web-v1".into());
         it.native_tunnel = true;
         it.application_tunnel = Some(ApplicationTunnel {
             protocol: ApplicationProtocol::Proxy,
@@ -193,7 +193,8 @@ fn drawn_records_survive_the_wire() {
         workload.hostname = [None, Some("h".into())][pick(2)].clone();
         workload.locality = [Arc::default(), workload.locality][pick(2)].clone();
         workload.capacity = u32::try_from(pick(3)).unwrap();
-        workload.addresses.truncate(pick(3));
+        let kept = workload.addresses.iter().copied().take(pick(3));
+        workload.addresses = kept.collect();
         workload.trust_domain =
             [TrustDomain::default(), workload.trust_domain.clone()][pick(2)].clone();
         assert_eq!(
@@ -340,7 +341,7 @@ fn a_mapped_address_is_an_ipv4_address() {
         ..minimal()
     };
     let workload = Workload::try_from(sent).unwrap();
-    assert_eq!(workload.addresses, ["10.0.0.1".parse::<IpAddr>().unwrap()]);
+    assert_eq!(*workload.addresses, ["10.0.0.1".parse::<IpAddr>().unwrap()]);
     assert_eq!(
         cidr(&mapped.octets(), 104),
         Ok("10.0.0.0/8".parse().unwrap())

@@ -10,9 +10,9 @@ use crate::{
     identity::TrustDomain,
     names::{NamespacedHostname, Str, WorkloadUid},
     workload::{
-        ApplicationProtocol, ApplicationTunnel, DEFAULT_CLUSTER, DEFAULT_SERVICE_ACCOUNT, Health,
-        Locality, NetworkMode, PodDns, PortMap, PortsOfServices, Template, TunnelProtocol,
-        Workload, WorkloadType,
+        Addresses, ApplicationProtocol, ApplicationTunnel, DEFAULT_CLUSTER,
+        DEFAULT_SERVICE_ACCOUNT, Health, Locality, NetworkMode, PodDns, PortMap, PortsOfServices,
+        Template, TunnelProtocol, Workload, WorkloadType,
     },
 };
 
@@ -45,7 +45,7 @@ impl TryFrom<wire::Workload> for Workload {
             network: wire.network.into(),
             canonical_name: wire.canonical_name.into(),
             canonical_revision: wire.canonical_revision.into(),
-            workload_name: wire.workload_name.into(),
+            owner_name: (wire.workload_name != wire.name).then(|| wire.workload_name.into()),
             namespace: wire.namespace.into(),
         };
         Ok(Self {
@@ -67,7 +67,7 @@ fn uid(wire: &wire::Workload) -> Result<WorkloadUid, InvalidResource> {
     Ok(WorkloadUid(wire.uid.as_str().into()))
 }
 
-fn addresses(wire: &wire::Workload) -> Result<Vec<std::net::IpAddr>, InvalidResource> {
+fn addresses(wire: &wire::Workload) -> Result<Addresses, InvalidResource> {
     let addresses = wire.addresses.iter().enumerate().map(|(at, bytes)| {
         address(bytes).map_err(|problem| InvalidResource::new(format!("addresses[{at}]"), problem))
     });
@@ -246,7 +246,7 @@ impl From<&Workload> for wire::Workload {
             canonical_name: workload.canonical_name.to_string(),
             canonical_revision: workload.canonical_revision.to_string(),
             workload_type: wire_type(workload.workload_type).into(),
-            workload_name: workload.workload_name.to_string(),
+            workload_name: workload.workload_name().to_string(),
             native_tunnel: workload.native_tunnel,
             application_tunnel: workload.application_tunnel.map(wire_tunnel),
             services: services.collect(),

@@ -3,14 +3,14 @@
 //! There `services` is a list of keys, since a dump tells an endpoint's ports with the service; a local file gives a map
 //! with the ports. Both are read.
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ApplicationTunnel, GatewayAddress, Health, Locality, NetworkMode, PodDns, PortsOfServices,
-    Template, TunnelProtocol, Workload, WorkloadType, default_capacity, default_cluster_id,
-    default_service_account,
+    Addresses, ApplicationTunnel, GatewayAddress, Health, Locality, NetworkMode, PodDns,
+    PortsOfServices, Template, TunnelProtocol, Workload, WorkloadType, default_capacity,
+    default_cluster_id, default_service_account,
 };
 use crate::{
     dump::{is_default, workload_services},
@@ -26,7 +26,7 @@ pub(super) struct Document {
     name: Str,
     namespace: Str,
     #[serde(rename = "workloadIps", default)]
-    addresses: Vec<IpAddr>,
+    addresses: Addresses,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     hostname: Option<Str>,
     #[serde(default, skip_serializing_if = "is_default")]
@@ -91,7 +91,7 @@ impl From<Document> for Workload {
             canonical_name: document.canonical_name,
             canonical_revision: document.canonical_revision,
             workload_type: document.workload_type,
-            workload_name: document.workload_name,
+            owner_name: (document.workload_name != document.name).then_some(document.workload_name),
             native_tunnel: document.native_tunnel,
             application_tunnel: document.application_tunnel,
             services: document.services,
@@ -118,7 +118,7 @@ impl From<Workload> for Document {
         let template = Arc::unwrap_or_clone(workload.template);
         Self {
             uid: workload.uid,
-            name: workload.name,
+            name: workload.name.clone(),
             addresses: workload.addresses,
             node: workload.node,
             locality: workload.locality,
@@ -134,7 +134,7 @@ impl From<Workload> for Document {
             canonical_name: template.canonical_name,
             canonical_revision: template.canonical_revision,
             workload_type: template.workload_type,
-            workload_name: template.workload_name,
+            workload_name: template.owner_name.unwrap_or_else(|| workload.name.clone()),
             native_tunnel: template.native_tunnel,
             application_tunnel: template.application_tunnel,
             services: template.services,

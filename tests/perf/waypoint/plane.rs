@@ -214,7 +214,7 @@ fn mesh() -> Vec<Resource> {
     let service = service();
     let uid = WorkloadUid("Kubernetes//Pod/shop/web-1".into());
     let mut workload = Workload::new(uid, "web-1".into(), "shop".into());
-    workload.addresses = vec![BACKEND];
+    workload.addresses = vec![BACKEND].into();
     workload.service_account = "web".into();
     workload.tunnel_protocol = TunnelProtocol::Hbone;
     workload.services = [(service.key(), PortMap::new())].into_iter().collect();

@@ -255,7 +255,7 @@ fn behind(rig: &Rig, name: &str, address: IpAddr) {
     service.ports = [(443, 8444)].into_iter().collect();
     let uid = WorkloadUid(format!("Kubernetes//Pod/shop/{name}").into());
     let mut workload = Workload::new(uid, name.into(), "shop".into());
-    workload.addresses = vec![address];
+    workload.addresses = vec![address].into();
     workload.services = [(service.key(), PortMap::new())].into_iter().collect();
     rig.tell_mesh(vec![service.into(), workload.into()]);
 }
@@ -400,7 +400,7 @@ async fn an_endpoint_of_another_network_is_reached_by_a_tunnel_in_a_tunnel() {
             "istio".into(),
         );
         it.network = "far".into();
-        it.addresses = vec![address];
+        it.addresses = vec![address].into();
         it.service_account = "gateway".into();
         it.tunnel_protocol = TunnelProtocol::Hbone;
         it

@@ -46,7 +46,7 @@ async fn an_endpoint_that_refuses_is_passed_over() {
     }));
     // In the service, outside the mesh, and nobody listens there.
     let mut dead = plain_workload("dead", &[(&web, APP_PORT)]);
-    dead.addresses = vec!["127.0.0.77".parse().unwrap()];
+    dead.addresses = vec!["127.0.0.77".parse().unwrap()].into();
     dead.tunnel_protocol = TunnelProtocol::None;
     rig.publish([Resource::Workload(dead)]);
     let listener = rig.listen();

@@ -169,7 +169,7 @@ impl Known {
             .min_by_key(|it| !it.uid.is_pod());
         let made = || {
             here()
-                .filter(|it| &*it.workload_name == name)
+                .filter(|it| &**it.workload_name() == name)
                 .min_by_key(|it| it.name.clone())
         };
         exact.or_else(made).cloned()

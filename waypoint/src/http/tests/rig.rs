@@ -326,7 +326,7 @@ impl Rig {
             let name = format!("{name}-{at}");
             let uid = WorkloadUid(format!("Kubernetes//Pod/{}/{name}", key.namespace).into());
             let mut workload = Workload::new(uid, name.into(), key.namespace.clone());
-            workload.addresses = vec![backend.address.ip()];
+            workload.addresses = vec![backend.address.ip()].into();
             let ports = [(PORT, backend.address.port())].into_iter().collect();
             workload.services = [(key.clone(), ports)].into_iter().collect();
             upserts.push(workload.into());

@@ -70,12 +70,12 @@ fn workload(pod: &Pod, node: &str) -> Workload {
     let uid = format!("Kubernetes//Pod/ns/{}", pod.name);
     let uid = mesh::names::WorkloadUid(uid.into());
     let mut workload = Workload::new(uid, pod.name.into(), "ns".into());
-    workload.addresses = vec![pod.v4, pod.v6];
+    workload.addresses = vec![pod.v4, pod.v6].into();
     workload.tunnel_protocol = TunnelProtocol::Hbone;
     workload.service_account = format!("sa-{}", pod.name).into();
     workload.node = node.into();
     workload.canonical_name = pod.name.into();
-    workload.workload_name = pod.name.into();
+    workload.set_workload_name(pod.name.into());
     workload
 }
 
