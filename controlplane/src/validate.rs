@@ -7,8 +7,8 @@ use ipnet::IpNet;
 
 use crate::{
     crd::{MatchLabels, TargetRef},
-    object::{Meta, Object},
-    translate::policy::target_kind,
+    object::{Gateway, Meta, Object},
+    translate::{l7::config, policy::target_kind},
 };
 
 pub mod admission;
@@ -52,13 +52,13 @@ pub fn validate(object: &Object) -> Vec<Problem> {
         Object::TlsRoute(route) => gateway_api::tls_route(route, &mut found),
         Object::TcpRoute(route) => gateway_api::tcp_route(route, &mut found),
         Object::BackendTlsPolicy(policy) => gateway_api::backend_tls(&policy.spec, &mut found),
+        Object::Gateway(gateway) => annotations(gateway, &mut found),
         Object::BackendTrafficPolicy(policy) => {
             gateway_api::backend_traffic(&policy.spec, &mut found);
         }
         // Kubernetes' own kinds are validated by their own rules; where a value means nothing, translation leaves it out.
         Object::ConfigMap(_)
         | Object::EndpointSlice(_)
-        | Object::Gateway(_)
         | Object::GatewayClass(_)
         | Object::Namespace(_)
         | Object::Node(_)
@@ -168,6 +168,14 @@ fn metadata(meta: &Meta, found: &mut Findings) {
                 format!("{value:?} is no label value"),
             );
         }
+    }
+}
+
+/// A waypoint without the bounds that were asked for serves as well.
+fn annotations(gateway: &Gateway, found: &mut Findings) {
+    for problem in config::of_gateway(gateway).problems {
+        let path = format!("metadata.annotations[{:?}]", config::BUCKETS);
+        found.warning(path, problem);
     }
 }
 

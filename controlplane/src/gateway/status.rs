@@ -11,7 +11,7 @@ use super::{Deployed, class::Role, names, plan::annotation};
 use crate::{
     crd::{Gateway, Listener},
     output::{Condition, Truth},
-    translate::{condition, waypoint::HBONE_PORT},
+    translate::{condition, l7::config, waypoint::HBONE_PORT},
 };
 
 /// What there is to say of a Gateway.
@@ -116,7 +116,10 @@ impl Status {
             found if found.is_empty() => told.to_vec(),
             found => found,
         };
-        let accepted = accepted(role, &judged, usable, deployment);
+        let mut accepted = accepted(role, &judged, usable, deployment);
+        if let Some(remark) = left_out(gateway) {
+            accepted.message.to_mut().push_str(&remark);
+        }
         let programmed = programmed(usable, deployment, &addresses);
         let works = programmed.status == Truth::True;
         let listeners = judged
@@ -143,6 +146,14 @@ impl Status {
             addresses,
         }
     }
+}
+
+/// What an annotation asks for in vain.
+fn left_out(gateway: &Gateway) -> Option<String> {
+    let own = annotation(gateway, config::BUCKETS);
+    let problems = config::Buckets::read(own, &gateway.spec.infrastructure).problems;
+    let remark = || format!("; {}: {}", config::BUCKETS, problems.join("; "));
+    (!problems.is_empty()).then(remark)
 }
 
 fn accepted(

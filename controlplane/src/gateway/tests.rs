@@ -318,6 +318,21 @@ fn addresses_are_told_with_the_first_ready_pod_and_stay_without_one() {
 }
 
 #[test]
+fn an_annotation_that_is_left_out_is_told_in_the_status() {
+    let mut gateway = waypoint();
+    let annotations = gateway.metadata.annotations.get_or_insert_default();
+    let key = "sidecar.istio.io/statsHistogramBuckets";
+    annotations.insert(key.into(), r#"{"istiocustom": [2, 1]}"#.into());
+    let deployment = Deployment::Applied(Applied::default());
+    let role = class::Role::Waypoint;
+    let status = Status::new(&settings(&[]), &gateway, role, &deployment, &[]);
+    let accepted = &status.conditions[0];
+    assert_eq!(accepted.status, Truth::True);
+    let told = format!("; {key}: istiocustom: [2,1] are not");
+    assert!(accepted.message.contains(&told), "{accepted:?}");
+}
+
+#[test]
 fn a_status_that_says_it_already_is_not_written_again() {
     let status = status_of(true, &[]);
     let first = status::written(&status, &json!({}), 3, "2026-01-01T00:00:00Z").unwrap();

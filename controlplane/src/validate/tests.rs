@@ -38,6 +38,20 @@ fn table(kind: &str, rows: &[(&str, &str)]) {
 }
 
 #[test]
+fn bounds_of_histograms_that_are_none_are_told() {
+    let text = r#"{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway,
+        metadata: {name: w, namespace: a, annotations: {sidecar.istio.io/statsHistogramBuckets: "[1]"}},
+        spec: {gatewayClassName: leyline-waypoint, listeners: []}}"#;
+    let document = parse(text).unwrap().remove(0);
+    let (object, faults) = read_object(Kind::Gateway, &document);
+    assert_eq!(faults, []);
+    let found = validate(&object.unwrap());
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0].severity, Severity::Warning);
+    assert!(found[0].message.starts_with("is no JSON object"));
+}
+
+#[test]
 fn authorization_policies_are_checked_as_the_webhook_checks_them() {
     table(
         "AuthorizationPolicy",
