@@ -212,7 +212,7 @@ impl Process {
             traffic: traffic.clone(),
         };
         let accepting = tokio::spawn(accepting.serve(listeners.hbone, of_listening));
-        let readiness = ready::serve(listeners.readiness, ready, of_services.clone());
+        let readiness = ready::serve(listeners.readiness, ready.clone(), of_services.clone());
         tasks.spawn(readiness);
         let stats = metrics::serve(listeners.stats, Arc::new(registry), of_services.clone());
         tasks.spawn(stats);
@@ -223,6 +223,8 @@ impl Process {
             config,
             address,
             own,
+            #[cfg(test)]
+            ready,
             services,
             traffic,
             listening,
@@ -270,6 +272,8 @@ pub(crate) struct Running {
     address: Option<SocketAddr>,
     /// Closed when it is to end.
     own: Gate,
+    #[cfg(test)]
+    ready: Ready,
     services: drain::Trigger,
     /// Held open by each connection.
     traffic: drain::Trigger,
@@ -285,6 +289,12 @@ impl Running {
     #[cfg(test)]
     pub(crate) fn address(&self) -> SocketAddr {
         self.address.expect("a listener has an address")
+    }
+
+    /// What it waits for.
+    #[cfg(test)]
+    pub(crate) fn ready(&self) -> &Ready {
+        &self.ready
     }
 
     /// Tells when clients are told to go.

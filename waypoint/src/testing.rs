@@ -59,6 +59,28 @@ pub(crate) struct Rig {
     tasks: JoinSet<()>,
 }
 
+/// The settings of a waypoint on loopback, some of them other than usual.
+pub(crate) fn config(settings: &[(&str, &str)]) -> Config {
+    let defaults = [
+        ("POD_NAME", "wp-1"),
+        ("POD_NAMESPACE", "shop"),
+        ("SERVICE_ACCOUNT", "wp"),
+        ("FAKE_CA", "true"),
+        ("XDS_ADDRESS", ""),
+        ("MINIMUM_DRAIN_DURATION", "1ms"),
+        ("LEYLINE_HBONE_ADDRESS", "127.0.0.1:0"),
+        ("LEYLINE_ADMIN_ADDRESS", "127.0.0.1:0"),
+        ("LEYLINE_STATS_ADDRESS", "127.0.0.1:0"),
+        ("LEYLINE_READINESS_ADDRESS", "127.0.0.1:0"),
+    ];
+    let find = |name: &str| {
+        let all = settings.iter().chain(&defaults);
+        let found = all.clone().find(|(key, _)| *key == name);
+        found.map(|(_, text)| (*text).to_owned())
+    };
+    Config::from_lookup(&find).expect("good settings")
+}
+
 impl Rig {
     /// Knows nothing but itself.
     pub(crate) fn new() -> Self {
@@ -67,24 +89,7 @@ impl Rig {
 
     /// The same, with settings.
     pub(crate) fn with(settings: &[(&str, &str)]) -> Self {
-        let defaults = [
-            ("POD_NAME", "wp-1"),
-            ("POD_NAMESPACE", "shop"),
-            ("SERVICE_ACCOUNT", "wp"),
-            ("FAKE_CA", "true"),
-            ("XDS_ADDRESS", ""),
-            ("MINIMUM_DRAIN_DURATION", "1ms"),
-            ("LEYLINE_HBONE_ADDRESS", "127.0.0.1:0"),
-            ("LEYLINE_ADMIN_ADDRESS", "127.0.0.1:0"),
-            ("LEYLINE_STATS_ADDRESS", "127.0.0.1:0"),
-            ("LEYLINE_READINESS_ADDRESS", "127.0.0.1:0"),
-        ];
-        let find = |name: &str| {
-            let all = settings.iter().chain(&defaults);
-            let found = all.clone().find(|(key, _)| *key == name);
-            found.map(|(_, text)| (*text).to_owned())
-        };
-        let config = Config::from_lookup(&find).expect("good settings");
+        let config = config(settings);
         let ca = Arc::new(TestCa::new("cluster.local", &Policy::default()));
         let snapshots = Snapshots::new(&config.node);
         let process = Process::new(config)

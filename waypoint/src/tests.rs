@@ -1,6 +1,7 @@
 //! The frame as a whole: real HBONE on loopback, in one process.
 
 mod east_west;
+mod readiness;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::{HeaderMap, StatusCode};
