@@ -42,13 +42,14 @@ pub(crate) fn measure(name: &'static str, lab: &Lab, table: &mut Table) -> Resul
     Ok(())
 }
 
-/// Waits until both tunnels have grown by what they must, and then for ten seconds have had next to nothing to do.
+/// Waits until both tunnels have grown by what they must, and then for ten seconds they and the control plane, which may be
+/// longer about what it has still to tell them, have had next to nothing to do.
 fn learned(lab: &Lab, least: f64) -> Result<()> {
     const AT_REST: usize = 5;
-    let (mut before, mut rested) = (lab.cpu()?, 0);
+    let (mut before, mut rested) = (lab.told()?, 0);
     for _ in 0..DEADLINE.as_secs() / 2 {
         thread::sleep(Duration::from_secs(2));
-        let now = lab.cpu()?;
+        let now = lab.told()?;
         let resting = now - before < 0.1 && lab.resident()? >= least;
         rested = if resting { rested + 1 } else { 0 };
         if rested == AT_REST {

@@ -5,7 +5,7 @@ use std::{env, path::PathBuf, thread, time::Duration};
 use anyhow::{Context, Result, ensure};
 use rig::{
     Mesh, NODES, Options, Running,
-    process::{Process, tunnels},
+    process::{Process, of_role, tunnels},
     yaml::{idle_pod, pod, service},
 };
 
@@ -127,6 +127,13 @@ impl Lab {
             .into_iter()
             .map(|(_, process)| process.cpu())
             .sum()
+    }
+
+    /// Processor time of the tunnels and of the control plane that tells them what they know.
+    pub(crate) fn told(&self) -> Result<f64> {
+        let control = of_role(self.mesh.supervisor()?, "controlplane")?;
+        let control = control.into_iter().map(Process::cpu);
+        Ok(self.cpu()? + control.sum::<Result<f64>>()?)
     }
 }
 
