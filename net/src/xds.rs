@@ -11,6 +11,7 @@ mod backoff;
 mod client;
 mod demand;
 mod session;
+mod stream;
 
 use std::{
     collections::BTreeMap,

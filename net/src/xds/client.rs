@@ -6,20 +6,18 @@ use tokio::{
     sync::mpsc,
     time::{Instant, sleep, sleep_until, timeout},
 };
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
-    Code, Request, Status, Streaming,
-    metadata::{Ascii, MetadataKey, MetadataValue},
+    Code, Status,
+    metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue},
 };
 use tracing::{debug, info, warn};
 
-use proto::xds::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-
 use super::{
-    BoxError, Config, Demand, Found, Handler, MAX_RESPONSE, Termination,
+    BoxError, Config, Demand, Found, Handler, Termination,
     backoff::{Backoff, Outage},
     demand::Waiters,
     session::{Session, Taken, Versions, answer},
+    stream::{self, Responses},
     wire::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
 };
 use crate::{
@@ -157,7 +155,7 @@ impl<H: Handler> Client<H> {
             let _ = requests.send(request).await;
         }
         let deadline = Instant::now() + self.config.answer_deadline;
-        let mut responses = self.open(ReceiverStream::new(outgoing)).await?;
+        let mut responses = self.open(outgoing).await?;
         info!("connected to the control plane");
         if let Some(ready) = &self.config.ready {
             ready.explain("the control plane has not told all yet");
@@ -196,24 +194,20 @@ impl<H: Handler> Client<H> {
 
     async fn open(
         &self,
-        outgoing: ReceiverStream<DeltaDiscoveryRequest>,
-    ) -> Result<Streaming<DeltaDiscoveryResponse>, Ended> {
+        outgoing: mpsc::Receiver<DeltaDiscoveryRequest>,
+    ) -> Result<Responses, Ended> {
         let deadline = self.config.answer_deadline;
-        let mut request = Request::new(outgoing);
-        self.add_metadata(&mut request).await?;
+        let metadata = self.metadata().await?;
         let channel = (self.config.connect)().map_err(Ended::Connect)?;
-        let mut client =
-            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
-        let call = client.delta_aggregated_resources(request);
-        match timeout(deadline, call).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
+        match timeout(deadline, stream::open(channel, metadata, outgoing)).await {
+            Ok(Ok(responses)) => Ok(responses),
             Ok(Err(status)) => Err(Ended::Status(Box::new(status))),
             Err(_) => Err(Ended::Silent(deadline)),
         }
     }
 
-    async fn add_metadata<T>(&self, request: &mut Request<T>) -> Result<(), Ended> {
-        let metadata = request.metadata_mut();
+    async fn metadata(&self) -> Result<MetadataMap, Ended> {
+        let mut metadata = MetadataMap::new();
         for (key, value) in &self.config.metadata {
             let bad = || Ended::Metadata { key: key.clone() };
             let parsed: MetadataKey<Ascii> = key.to_ascii_lowercase().parse().map_err(|_| bad())?;
@@ -228,7 +222,7 @@ impl<H: Handler> Client<H> {
             value.set_sensitive(true);
             metadata.insert("authorization", value);
         }
-        Ok(())
+        Ok(metadata)
     }
 
     async fn take(
