@@ -58,37 +58,41 @@ fn a_peer_vanishes(client: Option<PathBuf>, server: Option<PathBuf>) -> Result<(
         told_to_the_server(&scene);
     }
 
-    // The tunnel that is dead is not tried again.
+    // Where another thread's tunnel has not noticed yet, one more may be lost on it.
     in_network_of(&scene.mesh, "shop/teller", &["nft", BACK])?;
-    scene.ping("shop/client", TELLER)?;
+    scene.mesh.eventually("the peer is dialled anew", || {
+        scene.ping("shop/client", TELLER)
+    });
     Ok(())
 }
 
 fn told_to_the_client(scene: &Scene, end: &Value) -> Result<()> {
     holds(&end["errors"].to_string(), "reset by peer")?;
-    let line = ["teller.shop", "direction=\"outbound\"", "tunnel lost"];
-    let line = scene.access_line("node1", &line);
-    holds(&line, "timed out")?;
+    let line = [
+        "teller.shop",
+        "direction=\"outbound\"",
+        "tunnel lost",
+        "timed out",
+    ];
+    scene.access_line("node1", &line);
     let metrics = scene.mesh.metrics("node1")?;
-    let failed = metrics.lines().any(|line| {
+    let failed = metrics.lines().filter(|line| {
         line.starts_with("istio_tcp_connections_failed_total{")
             && line.contains("teller.shop")
             && line.contains("response_flags=\"CONNECT\"")
-            && line.ends_with(" 2")
     });
-    ensure!(failed, "the metrics tell of no lost tunnel");
+    let counts = failed.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u32>().ok());
+    ensure!(counts.sum::<u32>() >= 2, "{metrics}");
     Ok(())
 }
 
 fn told_to_the_server(scene: &Scene) {
-    scene
-        .mesh
-        .eventually("the server is told of two resets", || {
-            let log = scene.mesh.logs("shop/teller")?;
-            let resets = log.matches("{\"end\":\"reset\"}").count();
-            ensure!(resets == 2, "{log}");
-            Ok(())
-        });
+    scene.mesh.eventually("the server is told of resets", || {
+        let log = scene.mesh.logs("shop/teller")?;
+        let resets = log.matches("{\"end\":\"reset\"}").count();
+        ensure!(resets >= 2, "{log}");
+        Ok(())
+    });
     let line = [
         "sa/teller",
         "direction=\"inbound\"",

@@ -23,7 +23,11 @@ const REFUSED: Row = Row {
     to: "@server:9001",
     fate: Fate::Ended,
     client: &["dst.hbone_addr=@server:9001", "alert || alert"],
-    server: &[INBOUND, "src.addr=@client:", "trust domain || trust domain"],
+    server: &[
+        INBOUND,
+        "src.addr=@client:",
+        "trust domain || SanTrustDomainError",
+    ],
 };
 
 const TAKEN: Row = Row {
