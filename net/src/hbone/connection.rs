@@ -227,6 +227,33 @@ impl<IO> Metered<IO> {
     }
 }
 
+impl<IO: AsyncRead + Unpin> Metered<IO> {
+    /// A peer that refuses our certificate sends an alert and hangs up. Whoever writes then may notice the second first:
+    /// the failure waits until the alert has been read, which a connection that has been hung up on soon lets us.
+    fn once_heard<T>(
+        &mut self,
+        result: Poll<io::Result<T>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset};
+        let Poll::Ready(Err(error)) = &result else {
+            return result;
+        };
+        let hung_up = matches!(error.kind(), BrokenPipe | ConnectionReset);
+        // One that has been in HTTP/2 has taken our certificate.
+        if !hung_up || self.state.read.load(Ordering::Relaxed) > 0 {
+            return result;
+        }
+        let mut byte = [0];
+        match Pin::new(&mut self.io).poll_read(cx, &mut ReadBuf::new(&mut byte)) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Err(error)) => self.failed(&error),
+            Poll::Ready(Ok(())) => {}
+        }
+        result
+    }
+}
+
 impl<IO: AsyncRead + Unpin> AsyncRead for Metered<IO> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -247,7 +274,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Metered<IO> {
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Metered<IO> {
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Metered<IO> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -255,7 +282,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Metered<IO> {
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.io).poll_write(cx, buf);
         self.wrote(&result);
-        result
+        self.once_heard(result, cx)
     }
 
     fn poll_write_vectored(
@@ -265,7 +292,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Metered<IO> {
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
         self.wrote(&result);
-        result
+        self.once_heard(result, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -273,7 +300,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Metered<IO> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let result = Pin::new(&mut self.io).poll_flush(cx);
+        self.once_heard(result, cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -2,21 +2,27 @@ use std::{
     future::pending,
     io,
     net::Ipv4Addr,
+    pin::Pin,
     sync::atomic::{AtomicUsize, Ordering},
+    task::{Context, Poll},
 };
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{HeaderMap, Method, Request, StatusCode};
 use mesh::flow::EndReason;
+use rustls::AlertDescription;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
     net::{TcpListener, TcpStream},
     sync::{Notify, mpsc},
     task::JoinHandle,
 };
 
-use super::*;
+use super::{
+    connection::{ConnectionState, Metered},
+    *,
+};
 use crate::{
     testing::TestCa,
     tls::{self, Policy, WorkloadCertificate},
@@ -334,6 +340,51 @@ async fn the_kernels_own_patience_is_told_as_ours_is() {
     let target = mesh.target("192.0.2.1:15008".parse().unwrap());
     let error = pool.connect(&target, head()).await.unwrap_err();
     assert_eq!(error.end_reason(), EndReason::TunnelTimedOut);
+}
+
+/// A peer that has refused our certificate and hung up: writes fail, and its alert can still be read.
+struct Refusing;
+
+impl AsyncRead for Refusing {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let alert = rustls::Error::AlertReceived(AlertDescription::CertificateUnknown);
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, alert)))
+    }
+}
+
+impl AsyncWrite for Refusing {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_of_our_certificate_is_heard_by_who_writes_first() {
+    for flushed in [false, true] {
+        let state = ConnectionState::new();
+        let mut io = Metered {
+            io: Refusing,
+            state: Arc::clone(&state),
+        };
+        let failed = match flushed {
+            true => io.flush().await,
+            false => io.write(b"PRI").await.map(drop),
+        };
+        assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(state.alert(), Some(AlertDescription::CertificateUnknown));
+    }
 }
 
 #[tokio::test]
