@@ -125,6 +125,15 @@ pub enum Peer {
 }
 
 impl Attribute {
+    /// A field of what Envoy's filter state holds of a peer; its key with or without the prefix that it once had.
+    pub(crate) fn of_filter_state(key: &str, field: &str) -> Option<Self> {
+        match key.strip_prefix("wasm.").unwrap_or(key) {
+            "downstream_peer" => Some(Self::Source(Peer::of(field)?)),
+            "upstream_peer" => Some(Self::Destination(Peer::of(field)?)),
+            _ => None,
+        }
+    }
+
     pub(super) fn of(path: &[&str]) -> Option<Self> {
         let header = |name: &str| name.parse::<HeaderName>().ok();
         Some(match path {
@@ -133,14 +142,16 @@ impl Attribute {
             ["response", "trailers", name] => Self::Trailer(header(name)?),
             ["request", "referer"] => Self::RequestHeader(http::header::REFERER),
             ["request", "useragent"] => Self::RequestHeader(http::header::USER_AGENT),
-            ["downstream_peer", field] => Self::Source(Peer::of(field)?),
-            ["upstream_peer", field] => Self::Destination(Peer::of(field)?),
+            ["filter_state", key, field] => Self::of_filter_state(key, field)?,
+            [key @ ("downstream_peer" | "upstream_peer"), field] => {
+                Self::of_filter_state(key, field)?
+            }
             [root, field] => Self::Plain(plain(root, field)?),
             _ => return None,
         })
     }
 
-    pub(super) fn wanted(&self, wanted: &mut Wanted) {
+    pub(crate) fn wanted(&self, wanted: &mut Wanted) {
         match self {
             Self::RequestHeader(name) => Wanted::add(&mut wanted.request, name),
             Self::ResponseHeader(name) => Wanted::add(&mut wanted.response, name),
@@ -149,7 +160,7 @@ impl Attribute {
         }
     }
 
-    pub(super) fn value<'a>(&'a self, record: &'a RequestRecord) -> Option<Value<'a>> {
+    pub(crate) fn value<'a>(&'a self, record: &'a RequestRecord) -> Option<Value<'a>> {
         match self {
             Self::Plain(plain) => plain.value(record),
             Self::RequestHeader(name) => header(&record.request_headers, name),
@@ -299,7 +310,7 @@ impl Peer {
             "name" => Self::Name,
             "workload" => Self::Workload,
             "namespace" => Self::Namespace,
-            "cluster_id" => Self::Cluster,
+            "cluster_id" | "cluster" => Self::Cluster,
             "app" | "service" | "canonical_name" => Self::Service,
             "version" | "revision" => Self::Revision,
             "principal" => Self::Principal,

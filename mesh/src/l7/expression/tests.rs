@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::l7::response_flags::Flag;
+use crate::{flow::Party, l7::response_flags::Flag};
 
 fn record() -> RequestRecord {
     RequestRecord {
@@ -14,6 +14,10 @@ fn record() -> RequestRecord {
         flags: Flag::NoHealthyUpstream.into(),
         duration: Some(Duration::from_millis(1500)),
         route: Some("main".into()),
+        source: Party {
+            pod: Some("client-1".into()),
+            ..Party::default()
+        },
         ..RequestRecord::default()
     }
 }
@@ -61,6 +65,12 @@ fn expressions_of_users_are_evaluated() {
         ("response.flags != 0", Some("true")),
         ("connection.mtls", Some("true")),
         ("1.5 < 2", Some("true")),
+        ("downstream_peer.name", Some("client-1")),
+        (
+            "filter_state['wasm.downstream_peer'].name",
+            Some("client-1"),
+        ),
+        ("filter_state.upstream_peer.cluster", None),
     ] {
         check(source, expected);
     }

@@ -1,6 +1,10 @@
 //! What an operator tells of a request.
 
-use std::{borrow::Cow, net::SocketAddr, time::Duration};
+use std::{
+    borrow::Cow,
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
 
 use http::{HeaderMap, HeaderName};
 
@@ -8,7 +12,8 @@ use super::date::Date;
 use crate::{
     flow::Security,
     l7::{
-        expression::{Expression, Value, Wanted},
+        condition::parameter,
+        expression::{Attribute, Expression, Value, Wanted},
         record::{RequestRecord, joined},
     },
     names::Str,
@@ -21,6 +26,14 @@ pub(super) enum Operator {
     Plain(Plain),
     /// `START_TIME(format)`.
     StartTime(Option<Str>),
+    /// `EMIT_TIME(format)`: when the line is written.
+    EmitTime(Option<Str>),
+    /// `REQ_WITHOUT_QUERY(header?other)`, `PATH(NQ)`.
+    WithoutQuery(Header, Option<Header>),
+    /// `QUERY_PARAM(name)`, decoded.
+    QueryParameter(Str),
+    /// `FILTER_STATE(peer:FIELD:name)`.
+    Attribute(Attribute),
     /// `REQ(header?other)`.
     Request(Header, Option<Header>),
     /// `RESP(header?other)`.
@@ -114,11 +127,15 @@ pub(super) fn plain(name: &str) -> Option<Plain> {
         "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT"
         | "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT" => P::ClientAddress,
         "DOWNSTREAM_REMOTE_PORT" | "DOWNSTREAM_DIRECT_REMOTE_PORT" => P::ClientPort,
-        "DOWNSTREAM_LOCAL_ADDRESS" => P::Local,
-        "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => P::LocalAddress,
-        "DOWNSTREAM_LOCAL_PORT" => P::LocalPort,
-        "UPSTREAM_HOST" | "UPSTREAM_REMOTE_ADDRESS" => P::Upstream,
-        "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => P::UpstreamAddress,
+        "DOWNSTREAM_LOCAL_ADDRESS" | "DOWNSTREAM_DIRECT_LOCAL_ADDRESS" => P::Local,
+        "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT"
+        | "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_WITHOUT_PORT" => P::LocalAddress,
+        "DOWNSTREAM_LOCAL_PORT" | "DOWNSTREAM_DIRECT_LOCAL_PORT" => P::LocalPort,
+        // Endpoints have no names of their own here.
+        "UPSTREAM_HOST" | "UPSTREAM_HOST_NAME" | "UPSTREAM_REMOTE_ADDRESS" => P::Upstream,
+        "UPSTREAM_HOST_NAME_WITHOUT_PORT" | "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => {
+            P::UpstreamAddress
+        }
         "UPSTREAM_REMOTE_PORT" => P::UpstreamPort,
         "UPSTREAM_LOCAL_ADDRESS" => P::UpstreamLocal,
         "UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => P::UpstreamLocalAddress,
@@ -147,8 +164,19 @@ impl Operator {
         };
         match self {
             Self::Plain(plain) => plain.value(record),
-            Self::StartTime(None) => Some(owned(Date::of(record.start).rfc3339())),
-            Self::StartTime(Some(format)) => Some(owned(Date::of(record.start).format(format))),
+            Self::StartTime(format) => time(record.start, format.as_deref()),
+            Self::EmitTime(format) => {
+                let end = record.start + record.duration.unwrap_or_default();
+                time(end, format.as_deref())
+            }
+            Self::WithoutQuery(name, other) => {
+                first(name, other, &record.request_headers).map(without_query)
+            }
+            Self::QueryParameter(name) => {
+                let (_, query) = record.path.split_once('?')?;
+                parameter(query, name).map(Value::Text)
+            }
+            Self::Attribute(attribute) => attribute.value(record),
             Self::Request(name, other) => first(name, other, &record.request_headers),
             Self::Response(name, other) => first(name, other, &record.response_headers),
             Self::Trailer(name, other) => first(name, other, &record.response_trailers),
@@ -158,15 +186,40 @@ impl Operator {
 
     pub(super) fn wanted(&self, wanted: &mut Wanted) {
         let (names, first, other) = match self {
-            Self::Request(first, other) => (&mut wanted.request, first, other),
+            Self::Request(first, other) | Self::WithoutQuery(first, other) => {
+                (&mut wanted.request, first, other)
+            }
             Self::Response(first, other) => (&mut wanted.response, first, other),
             Self::Trailer(first, other) => (&mut wanted.trailers, first, other),
             Self::Expression(expression) => return expression.wanted(wanted),
-            Self::Plain(_) | Self::StartTime(_) => return,
+            Self::Attribute(attribute) => return attribute.wanted(wanted),
+            Self::Plain(_) | Self::StartTime(_) | Self::EmitTime(_) | Self::QueryParameter(_) => {
+                return;
+            }
         };
         for header in [Some(first), other.as_ref()].into_iter().flatten() {
             header.wanted(names);
         }
+    }
+}
+
+fn time(time: SystemTime, format: Option<&str>) -> Option<Value<'static>> {
+    let date = Date::of(time);
+    Some(owned(match format {
+        None => date.rfc3339(),
+        Some(format) => date.format(format),
+    }))
+}
+
+fn without_query(value: Value<'_>) -> Value<'_> {
+    let before = |text: &str| text.find('?').unwrap_or(text.len());
+    match value {
+        Value::Text(Cow::Borrowed(text)) => Value::Text(Cow::Borrowed(&text[..before(text)])),
+        Value::Text(Cow::Owned(mut text)) => {
+            text.truncate(before(&text));
+            Value::Text(Cow::Owned(text))
+        }
+        other => other,
     }
 }
 

@@ -6,7 +6,7 @@ use super::{
     Environment, InvalidFormat, Piece,
     operator::{Header, Operator, Plain, plain},
 };
-use crate::l7::expression::Expression;
+use crate::l7::expression::{Attribute, Expression};
 
 pub(super) fn parse(
     text: &str,
@@ -114,19 +114,56 @@ fn operator(name: &str, arguments: Option<&str>, text: &str) -> Result<Operator,
         ("REQ", arguments) => header(arguments).map(|(a, b)| Operator::Request(a, b)),
         ("RESP", arguments) => header(arguments).map(|(a, b)| Operator::Response(a, b)),
         ("TRAILER", arguments) => header(arguments).map(|(a, b)| Operator::Trailer(a, b)),
+        ("REQ_WITHOUT_QUERY", arguments) => {
+            header(arguments).map(|(a, b)| Operator::WithoutQuery(a, b))
+        }
+        ("PATH", arguments) => path(arguments).ok_or_else(refused),
+        ("QUERY_PARAM", Some(name)) if !name.is_empty() => {
+            Ok(Operator::QueryParameter(name.into()))
+        }
+        ("QUERY_PARAM", _) => Err(refused()),
+        ("EMIT_TIME", format) => Ok(Operator::EmitTime(format.map(Into::into))),
         ("START_TIME", format) => Ok(Operator::StartTime(format.map(Into::into))),
         ("GRPC_STATUS", None | Some("CAMEL_STRING")) => Ok(Operator::Plain(Plain::GrpcName)),
         ("GRPC_STATUS", Some("NUMBER")) => Ok(Operator::Plain(Plain::GrpcNumber)),
         ("CEL", Some(source)) => Expression::parse(source)
             .map(|parsed| Operator::Expression(Box::new(parsed)))
             .map_err(|error| InvalidFormat::Expression(source.to_owned(), error)),
-        // Envoy's dynamic metadata and filter state: nothing here fills them.
-        ("METADATA" | "DYNAMIC_METADATA" | "CLUSTER_METADATA" | "FILTER_STATE", Some(_)) => {
+        ("FILTER_STATE", Some(arguments)) => Ok(filter_state(arguments)),
+        // Envoy's dynamic metadata: nothing here fills it.
+        ("METADATA" | "DYNAMIC_METADATA" | "CLUSTER_METADATA", Some(_)) => {
             Ok(Operator::Plain(Plain::Nothing))
         }
         ("GRPC_STATUS", Some(_)) => Err(refused()),
         (name, _) => Err(InvalidFormat::Command(name.to_owned())),
     }
+}
+
+/// `PATH(WQ|NQ:ORIG|PATH|ORIG_OR_PATH)`: with the query or without; as it came, as it goes on, or the first that there is.
+fn path(arguments: Option<&str>) -> Option<Operator> {
+    let split = |text| str::split_once(text, ':').unwrap_or((text, ""));
+    let (query, which) = arguments.map(split).unwrap_or_default();
+    let (first, other) = match which {
+        "ORIG" => (Header::OriginalPath, None),
+        "PATH" => (Header::Path, None),
+        "" | "ORIG_OR_PATH" => (Header::OriginalPath, Some(Header::Path)),
+        _ => return None,
+    };
+    match query {
+        "" | "WQ" => Some(Operator::Request(first, other)),
+        "NQ" => Some(Operator::WithoutQuery(first, other)),
+        _ => None,
+    }
+}
+
+/// What Envoy's filter state holds is known here of peers alone.
+fn filter_state(arguments: &str) -> Operator {
+    let mut parts = arguments.split(':');
+    let attribute = match (parts.next(), parts.next(), parts.next()) {
+        (Some(key), Some("FIELD"), Some(field)) => Attribute::of_filter_state(key, field),
+        _ => None,
+    };
+    attribute.map_or(Operator::Plain(Plain::Nothing), Operator::Attribute)
 }
 
 fn header(name: &str) -> Option<Header> {

@@ -160,6 +160,26 @@ fn operators_tell_what_envoys_do() {
         ("%TRACE_ID% %STREAM_ID% %CONNECTION_ID%", "- id-1 7"),
         ("%UPSTREAM_REQUEST_ATTEMPT_COUNT% %RESPONSE_FLAGS%", "1 RL"),
         ("%FILTER_STATE(wasm.x:TYPED)% %METADATA(ROUTE:x)%", "- -"),
+        (
+            "%FILTER_STATE(downstream_peer:FIELD:name)% %FILTER_STATE(wasm.downstream_peer:FIELD:name):3%",
+            "client-1 cli",
+        ),
+        (
+            "%FILTER_STATE(upstream_peer:FIELD:name)% %FILTER_STATE(downstream_peer:PLAIN)% \
+             %FILTER_STATE(downstream_peer:FIELD:type)%",
+            "- - -",
+        ),
+        (
+            "%REQ_WITHOUT_QUERY(:PATH)% %REQ_WITHOUT_QUERY(X-ENVOY-ORIGINAL-PATH?:PATH):3%",
+            "/new /ol",
+        ),
+        (
+            "%PATH% %PATH(NQ)% %PATH(WQ:PATH)% %PATH(NQ:ORIG)%",
+            "/old?q=1 /old /new?q=1 /old",
+        ),
+        ("%QUERY_PARAM(q)% %QUERY_PARAM(r)%", "1 -"),
+        ("%EMIT_TIME%", "2026-01-02T03:04:05.690Z"),
+        ("%UPSTREAM_HOST_NAME_WITHOUT_PORT%", "10.0.0.2"),
     ] {
         assert_eq!(
             line(&LogFormat::Text(format.into()), &record),
@@ -225,6 +245,10 @@ fn formats_that_nobody_can_render_are_refused() {
         parse("%REQ(a):x%"),
         Err(InvalidFormat::Arguments("REQ(a):x".to_owned()))
     );
+    for wrong in ["PATH(XQ)", "PATH(WQ:ELSE)", "QUERY_PARAM", "QUERY_PARAM()"] {
+        let refused = Err(InvalidFormat::Arguments(wrong.to_owned()));
+        assert_eq!(parse(&format!("%{wrong}%")), refused);
+    }
     assert_eq!(
         parse("%PROTOCOL(x)%"),
         Err(InvalidFormat::Arguments("PROTOCOL(x)".to_owned()))
