@@ -226,11 +226,16 @@ pub(super) fn resolv_conf(plan: &PodPlan) -> String {
     text
 }
 
-/// The `resolv.conf` of the mesh's own parts.
-pub(super) fn parts_resolv_conf() -> String {
+/// The `resolv.conf` of the mesh's own parts. Virtual addresses lead nowhere in the namespace of the control plane, where
+/// the server itself is.
+pub(super) fn parts_resolv_conf(of_control_plane: bool) -> String {
+    let server = match of_control_plane {
+        true => address::CONTROL,
+        false => address::CLUSTER_DNS,
+    };
     format!(
         "nameserver {}\nsearch svc.cluster.local cluster.local\noptions ndots:5\n",
-        address::CLUSTER_DNS.v4
+        server.v4
     )
 }
 

@@ -390,17 +390,20 @@ impl Mesh {
     async fn start_parts(&mut self, plan: &Plan, teller: &Teller) -> Result<()> {
         // The control plane reads who may ask for what: that must be there first.
         self.world.reconcile();
-        let resolver = self.runtime.etc().join("parts.resolv.conf");
-        fs::write(&resolver, observe::parts_resolv_conf())?;
-        let files = vec![(resolver, PathBuf::from("/etc/resolv.conf"))];
         let runtime = self.runtime.clone();
-        let settings = Settings {
-            runtime: &runtime,
-            folder: &plan.folder,
-            mesh_config: plan.mesh_config.as_deref(),
-            files,
+        let settings = |name, of_control_plane| -> Result<_> {
+            let resolver = runtime.etc().join(name);
+            fs::write(&resolver, observe::parts_resolv_conf(of_control_plane))?;
+            Ok(Settings {
+                runtime: &runtime,
+                folder: &plan.folder,
+                mesh_config: plan.mesh_config.as_deref(),
+                files: vec![(resolver, PathBuf::from("/etc/resolv.conf"))],
+            })
         };
-        let part = settings.control_plane(&self.control, self.control_handle.clone());
+        let control_plane = settings("control.resolv.conf", true)?;
+        let settings = settings("parts.resolv.conf", false)?;
+        let part = control_plane.control_plane(&self.control, self.control_handle.clone());
         self.start_part(part)?;
         self.await_ready(CONTROL_PLANE, teller).await?;
         // Waypoints have waited for its authority.
