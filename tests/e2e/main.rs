@@ -18,6 +18,7 @@ mod same_node;
 mod scene;
 mod system;
 mod telemetry;
+mod tokens;
 mod traffic;
 mod upgrade;
 mod vanish;

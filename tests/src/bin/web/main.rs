@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 const USAGE: &str = "usage: web serve ADDR NAME
   a server of HTTP/1.1 and HTTP/2; it answers what it got, as JSON, except for paths of its own:
     /status/CODE  /slow/MS  /fail/N/KEY (503 for the first N)  /stream/N (N blocks of 64 KiB)  /echo  /upgrade  /seen
+    /keys/X (a JWK set of one Ed25519 key)
 web reset ADDR STAGE        a server that resets a connection at `accept`, `request`, `head` or `body`
 web get URL [--method M] [--header 'NAME: VALUE']... [--body BYTES] [--count N] [--rate PER_SECOND] [--parallel K] [--h2]
             [--until-input-ends] [--abort-after BYTES]

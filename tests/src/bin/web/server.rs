@@ -94,6 +94,10 @@ async fn answer(
         ["stream", blocks] => state.stream(blocks.parse().unwrap_or(0)),
         ["echo"] => Response::new(request.into_body().map_err(Error::from).boxed()),
         ["upgrade"] => upgraded(request),
+        ["keys", x] => json_of(
+            StatusCode::OK,
+            &json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "x": x}]}),
+        ),
         _ => state.tell(StatusCode::OK, request).await,
     })
 }
