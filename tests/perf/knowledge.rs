@@ -42,10 +42,11 @@ pub(crate) fn measure(name: &'static str, lab: &Lab, table: &mut Table) -> Resul
     Ok(())
 }
 
-/// Waits until both tunnels have grown by what they must, and then for ten seconds they and the control plane, which may be
+/// Waits until both tunnels have grown by what they must, and then for sixteen seconds they and the control plane, which may be
 /// longer about what it has still to tell them, have had next to nothing to do.
 fn learned(lab: &Lab, least: f64) -> Result<()> {
-    const AT_REST: usize = 5;
+    // Allocators hand back what nobody uses within ten seconds.
+    const AT_REST: usize = 8;
     let (mut before, mut rested) = (lab.told()?, 0);
     for _ in 0..DEADLINE.as_secs() / 2 {
         thread::sleep(Duration::from_secs(2));
