@@ -80,12 +80,13 @@ struct Accepted<'a> {
 }
 
 impl Authentication {
-    /// Looks at a request's tokens by the policies of its service. Removes what clients must not forge, and tokens that
+    /// Looks at a request's tokens by the policies of its service; `authority`: what the client asked. Removes what clients must not forge, and tokens that
     /// are not forwarded; writes the headers that rules ask for.
     pub(crate) fn check<'a>(
         &self,
         policies: impl Iterator<Item = &'a Arc<RequestAuthentication>>,
         parts: &mut Parts,
+        authority: &str,
         now: SystemTime,
     ) -> Verdict {
         let policies: Vec<_> = policies.map(|policy| self.compiled(policy)).collect();
@@ -98,7 +99,7 @@ impl Authentication {
         }
         match accept(&rules, parts, now) {
             Ok(accepted) => apply(&accepted, parts),
-            Err(reason) => Verdict::Refused(refusal(reason, parts)),
+            Err(reason) => Verdict::Refused(refusal(reason, authority, parts)),
         }
     }
 
@@ -292,15 +293,12 @@ fn with_lists(token: &Accepted<'_>) -> Map<String, Value> {
     all
 }
 
-fn refusal(reason: InvalidToken, parts: &Parts) -> Refusal {
+fn refusal(reason: InvalidToken, authority: &str, parts: &Parts) -> Refusal {
     let status = match reason {
         InvalidToken::Audience => StatusCode::FORBIDDEN,
         _ => StatusCode::UNAUTHORIZED,
     };
-    let host = parts.headers.get(header::HOST);
-    let host = host.and_then(|host| host.to_str().ok());
-    let host = host.or_else(|| parts.uri.authority().map(http::uri::Authority::as_str));
-    let realm = format!("http://{}{}", host.unwrap_or_default(), parts.uri.path());
+    let realm = format!("http://{authority}{}", parts.uri.path());
     let realm: String = realm.chars().filter(|c| !matches!(c, '"' | '\\')).collect();
     let text = format!("Bearer realm=\"{realm}\", error=\"invalid_token\"");
     let fallback = || HeaderValue::from_static("Bearer error=\"invalid_token\"");

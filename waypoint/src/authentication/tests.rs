@@ -160,7 +160,7 @@ fn bearer(token: &str) -> Parts {
 
 fn check(rules: Vec<JwtRule>, parts: &mut Parts) -> Verdict {
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(NOW);
-    Authentication::default().check([policy(rules)].iter(), parts, now)
+    Authentication::default().check([policy(rules)].iter(), parts, "web.default", now)
 }
 
 #[track_caller]
@@ -396,7 +396,12 @@ fn rotated_keys_hold_from_the_next_policy_on() {
     let authentication = Authentication::default();
     let mut policies = vec![policy(vec![rule(&[old.jwk("k")])])];
     let verdict = |policies: &[_], signer: &Signer| {
-        authentication.check(policies.iter(), &mut bearer(&signer.token(&claims())), now)
+        authentication.check(
+            policies.iter(),
+            &mut bearer(&signer.token(&claims())),
+            "web.default",
+            now,
+        )
     };
     assert!(matches!(verdict(&policies, &old), Verdict::Verified(_)));
     assert!(matches!(verdict(&policies, &new), Verdict::Refused(_)));

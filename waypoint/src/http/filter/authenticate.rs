@@ -16,7 +16,9 @@ pub(crate) fn apply(exchange: &mut Exchange, parts: &mut Parts) -> Result<(), Bo
     let service = exchange.connection.service.as_ref();
     let policies = snapshot.l7.authentications_for(service);
     let authentication = &exchange.connection.waypoint.authentication;
-    match authentication.check(policies, parts, SystemTime::now()) {
+    let head = exchange.head.as_ref();
+    let authority = head.map_or("", |head| head.authority.as_str());
+    match authentication.check(policies, parts, authority, SystemTime::now()) {
         Verdict::Anonymous => {}
         Verdict::Verified(claims) => exchange.claims = Some(Arc::from(claims)),
         Verdict::Refused(refusal) => {

@@ -214,7 +214,7 @@ async fn users_with_a_token_may_and_others_may_not() {
         assert!(
             answer
                 .header("www-authenticate")
-                .starts_with("Bearer realm=")
+                .starts_with("Bearer realm=\"http://echo/\"")
         );
         assert!(answer.body.starts_with(b"Jwt "));
     }
