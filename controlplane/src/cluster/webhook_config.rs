@@ -25,6 +25,8 @@ use crate::{ca::Current, validate::admission::ALWAYS_REJECT};
 const MANAGER: &str = "leyline-webhook-controller";
 const IGNORE: &str = "Ignore";
 const FAIL: &str = "Fail";
+/// The revision of objects and control planes that name none.
+const DEFAULT: &str = "default";
 
 /// The object with which the API server proves that it asks us.
 const PROBE: &str = "leyline-webhook-probe";
@@ -42,7 +44,9 @@ pub(crate) struct WebhookConfig {
     /// The configuration's name.
     name: String,
     /// The revision whose objects it is about; `None`: those of none.
-    revision: Option<String>,
+    about: Option<String>,
+    /// This control plane's revision.
+    revision: String,
     state: Mutex<State>,
     changed: tokio::sync::Notify,
 }
@@ -75,21 +79,23 @@ enum StepError {
     NotAsked,
 }
 
-/// The names of a revision's configurations (control-plane.md 13), each with the revision that it is about.
-pub(crate) fn names(namespace: &str, revision: &str) -> Vec<(String, Option<String>)> {
-    match revision {
-        "" | "default" => vec![
-            (
-                format!("istio-validator-{namespace}"),
-                Some("default".to_owned()),
-            ),
-            ("istiod-default-validator".to_owned(), None),
-        ],
-        revision => vec![(
-            format!("istio-validator-{revision}-{namespace}"),
-            Some(revision.to_owned()),
-        )],
-    }
+/// The names of the configurations that may be a revision's (control-plane.md 13), each with the revision that it is about.
+pub(crate) fn names(namespace: &str, revision: &str) -> [(String, Option<String>); 2] {
+    let own = match revision {
+        DEFAULT => format!("istio-validator-{namespace}"),
+        revision => format!("istio-validator-{revision}-{namespace}"),
+    };
+    [
+        (own, Some(revision.to_owned())),
+        ("istiod-default-validator".to_owned(), None),
+    ]
+}
+
+/// Whether a configuration leads to this revision's control plane: the one for objects without a revision is whose label it
+/// bears, so that it can be handed on.
+fn is_of(found: &Configuration, revision: &str) -> bool {
+    let label = found.labels().get("istio.io/rev");
+    label.map_or(DEFAULT, String::as_str) == revision
 }
 
 /// The next step, for what was found and the roots in force.
@@ -152,14 +158,16 @@ impl WebhookConfig {
         client: Client,
         authority: Arc<Current>,
         namespace: &str,
-        (name, revision): (String, Option<String>),
+        revision: &str,
+        (name, about): (String, Option<String>),
     ) -> Self {
         Self {
             client,
             authority,
             namespace: namespace.to_owned(),
             name,
-            revision,
+            about,
+            revision: revision.to_owned(),
             state: Mutex::default(),
             changed: tokio::sync::Notify::new(),
         }
@@ -232,7 +240,9 @@ impl WebhookConfig {
         let roots = self.authority.load().roots_pem();
         let step = {
             let state = self.state.lock();
-            step(state.found.as_ref(), &roots, state.proven)
+            let own = state.found.as_ref();
+            let own = own.filter(|found| is_of(found, &self.revision));
+            step(own, &roots, state.proven)
         };
         match step {
             Step::Rest => Ok(true),
@@ -266,7 +276,7 @@ impl WebhookConfig {
         probe
             .annotations_mut()
             .insert(ALWAYS_REJECT.to_owned(), "true".to_owned());
-        if let Some(revision) = &self.revision {
+        if let Some(revision) = &self.about {
             probe
                 .labels_mut()
                 .insert("istio.io/rev".to_owned(), revision.clone());

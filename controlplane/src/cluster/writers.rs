@@ -62,11 +62,15 @@ impl Writers {
             roots.run(leadership.clone())
         });
         let handouts = futures_util::future::join_all(handouts);
-        let webhooks = webhook_config::names(&self.namespace, &self.revision)
+        let revision = match self.revision.as_str() {
+            "" => "default",
+            revision => revision,
+        };
+        let webhooks = webhook_config::names(&self.namespace, revision)
             .into_iter()
             .map(|name| {
                 let (client, authority) = (self.client.clone(), self.ca.current());
-                WebhookConfig::new(client, authority, &self.namespace, name)
+                WebhookConfig::new(client, authority, &self.namespace, revision, name)
             })
             .map(|config| config.run(leadership.clone()));
         let webhooks = futures_util::future::join_all(webhooks);

@@ -54,8 +54,14 @@ fn asked(api: &FakeApi, asked: bool) {
 
 fn lead(api: &FakeApi) -> (Arc<Current>, JoinHandle<()>) {
     let authority = Current::new(authority());
-    let name = names("istio-system", "default").remove(0);
-    let config = WebhookConfig::new(api.client(), authority.clone(), "istio-system", name);
+    let [name, _] = names("istio-system", "default");
+    let config = WebhookConfig::new(
+        api.client(),
+        authority.clone(),
+        "istio-system",
+        "default",
+        name,
+    );
     (authority, tokio::spawn(config.run(Leadership::alone())))
 }
 
@@ -80,7 +86,32 @@ fn names_are_upstreams() {
         of("default"),
         ["istio-validator-istio-system", "istiod-default-validator"]
     );
-    assert_eq!(of("canary"), ["istio-validator-canary-istio-system"]);
+    assert_eq!(
+        of("canary"),
+        [
+            "istio-validator-canary-istio-system",
+            "istiod-default-validator"
+        ]
+    );
+}
+
+#[test]
+fn the_validator_of_objects_without_a_revision_is_whose_label_it_bears() {
+    let labelled = |label: Option<&str>| {
+        let labels = label.map(|label| ("istio.io/rev".to_owned(), label.to_owned()));
+        let mut found = Configuration::default();
+        found.metadata.labels = Some(labels.into_iter().collect());
+        found
+    };
+    for (label, default, canary) in [
+        (None, true, false),
+        (Some("default"), true, false),
+        (Some("canary"), false, true),
+    ] {
+        let found = labelled(label);
+        let held = (is_of(&found, "default"), is_of(&found, "canary"));
+        assert_eq!(held, (default, canary), "{label:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
