@@ -15,7 +15,7 @@ use proto::workload::{
 use super::{FailurePolicy, Settings, condition, network_address};
 use crate::{
     crd::{AllowedRoutes, FromNamespaces, Listener},
-    gateway::names::MANAGED,
+    gateway::{class::is_east_west, names::MANAGED},
     object::{Gateway, GatewayClass, Labels, Meta, Name},
     output::{Condition, Truth},
 };
@@ -43,6 +43,8 @@ pub struct Waypoint {
     pub binding: Option<ApplicationTunnel>,
     serves: Serves,
     allows: Allows,
+    /// Its class, where that makes it a gateway between networks.
+    between_networks: Option<Str>,
 }
 
 /// `istio.io/waypoint-for`.
@@ -139,12 +141,16 @@ impl Waypoint {
             address(network, gateway),
             listener(gateway, binding.as_ref()),
         );
+        let class_name = gateway.spec.gateway_class_name.as_str();
+        let controller = class.map(|class| class.spec.controller_name.as_str());
+        let between_networks = is_east_west(class_name, controller).then(|| class_name.into());
         (address.is_some() || listener.is_some()).then(|| Self {
             name: gateway.meta.name.clone(),
             address,
             binding,
             serves: Serves::parse(serves.map(|text| &**text)),
             allows: Allows::new(listener),
+            between_networks,
         })
     }
 
@@ -378,6 +384,12 @@ fn usable(
     let Some(waypoint) = find(name) else {
         return Err(not_ready(false));
     };
+    if let Some(class) = &waypoint.between_networks {
+        let message = format!(
+            "Gateway {name} is of class {class}: a gateway between networks, and no waypoint"
+        );
+        return refused("AttachmentDenied", false, message);
+    }
     if user.private && name.namespace != user.object.name.namespace {
         let message =
             format!("waypoint {name} is in another namespace, from which this is not visible");

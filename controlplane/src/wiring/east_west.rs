@@ -14,7 +14,9 @@ use crate::{
     graph::{Collection, Context, Graph, Index},
     object::Name,
     output::{Resource, ResourceKey},
-    translate::{remote::exported_workload, scope::Scope, waypoint, workload_resource},
+    translate::{
+        remote::exported_workload, scope::Scope, service::Claim, waypoint, workload_resource,
+    },
 };
 
 /// What is on the inner side of gateways between networks.
@@ -132,6 +134,10 @@ fn is_alone(facts: &Facts) -> bool {
 /// Global services, and those of the waypoints in front of them.
 fn known(graph: &mut Graph, joins: &Joins) -> Collection<Str, Vec<Arc<bool>>> {
     let facts = joins.facts.clone();
+    let by_address = joins.winners.index(|_, claim| {
+        let addresses = claim.service.addresses.iter();
+        addresses.map(of_address).collect()
+    });
     let (needed, _) = graph.derive(&joins.winners, move |cx, key, claim| {
         if facts.scope(cx, claim) != Scope::Global {
             return Vec::new();
@@ -139,8 +145,9 @@ fn known(graph: &mut Graph, joins: &Joins) -> Collection<Str, Vec<Arc<bool>>> {
         let service = &claim.service;
         let weighted = service.weighted_waypoints.iter();
         let weighted = weighted.filter_map(|it| it.destination.as_ref());
-        let waypoints = service.waypoint.iter().chain(weighted).filter_map(host);
-        let of_waypoint = |host| ((host, key.clone()), false);
+        let waypoints = service.waypoint.iter().chain(weighted);
+        let waypoints = waypoints.flat_map(|it| behind(cx, &by_address, it));
+        let of_waypoint = |service| ((service, key.clone()), false);
         let mut needed: Vec<_> = waypoints.map(of_waypoint).collect();
         needed.push(((key.clone(), key.clone()), true));
         needed.sort();
@@ -150,12 +157,29 @@ fn known(graph: &mut Graph, joins: &Joins) -> Collection<Str, Vec<Arc<bool>>> {
     graph.group(&needed.index(|(service, _), _| vec![service.clone()]))
 }
 
-/// The service behind a waypoint's reference. Those that are deployed here are named; one that is given by address is not told
-/// of, and what is in front of it refused.
-fn host(waypoint: &wire::GatewayAddress) -> Option<Str> {
-    match waypoint.destination.as_ref()? {
-        Destination::Hostname(host) => Some(format!("{}/{}", host.namespace, host.hostname).into()),
-        Destination::Address(_) => None,
+/// A network and an address of it.
+type Place = (String, Vec<u8>);
+
+fn of_address(address: &wire::NetworkAddress) -> Place {
+    (address.network.clone(), address.address.to_vec())
+}
+
+/// The service behind a waypoint's reference: by its name, or by an address that it has. What leads to a pod's own address is
+/// not told of, and what is in front of it refused.
+fn behind(
+    cx: &Context<'_>,
+    by_address: &Index<Place, Str, Arc<Claim>>,
+    waypoint: &wire::GatewayAddress,
+) -> Vec<Str> {
+    match &waypoint.destination {
+        Some(Destination::Hostname(host)) => {
+            vec![format!("{}/{}", host.namespace, host.hostname).into()]
+        }
+        Some(Destination::Address(address)) => {
+            let found = cx.find(by_address, &of_address(address)).into_iter();
+            found.map(|(service, _)| service).collect()
+        }
+        None => Vec::new(),
     }
 }
 

@@ -53,14 +53,7 @@ impl Facts {
             traffic,
             private,
         };
-        // What ends at a gateway between networks is never a service's waypoint.
-        let east_west = self.east_west.collection();
-        let has_others = self.settings.has_others;
-        let find = |name: &Name| match has_others && cx.get(east_west, name).is_some() {
-            true => None,
-            false => cx.get(&self.waypoints, name),
-        };
-        waypoint::resolve(&self.settings, &user, find)
+        waypoint::resolve(&self.settings, &user, |name| cx.get(&self.waypoints, name))
     }
 
     /// Of the ServiceEntries of a namespace, where the mesh has a rule for it.
