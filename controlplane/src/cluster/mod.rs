@@ -19,3 +19,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 /// Whether a namespace, by its name and labels, is one that the mesh looks at (`meshConfig.discoverySelectors`).
 pub type Discovery = Arc<dyn Fn(&str, &BTreeMap<String, String>) -> bool + Send + Sync>;
+
+/// Whether there is no such object, or no such kind: for a kind the answer is a page and no status of Kubernetes' own, for
+/// which the client's `is_not_found` does not look at the code.
+pub(crate) fn is_absent(status: &kube::core::Status) -> bool {
+    status.code == 404
+}

@@ -28,7 +28,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::{
-    Discovery,
+    Discovery, is_absent,
     leader::Leadership,
     queue::{Outcome, Pace, Queue},
 };
@@ -253,7 +253,7 @@ impl Roots {
                     .insert(namespace, self.handout.print_of(&written));
                 Outcome::Done
             }
-            Err(kube::Error::Api(status)) if status.is_not_found() => Outcome::Done,
+            Err(kube::Error::Api(status)) if is_absent(&status) => Outcome::Done,
             Err(source) => Outcome::Failed(WriteError {
                 config_map,
                 namespace,

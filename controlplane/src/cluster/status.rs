@@ -27,6 +27,7 @@ use self::{
     plan::{Part, Place, Standing},
 };
 use super::{
+    is_absent,
     leader::Leadership,
     queue::{Outcome, Pace, Queue},
 };
@@ -206,7 +207,7 @@ impl Statuses {
             Err(WriteError::Refused {
                 source: kube::Error::Api(status),
                 ..
-            }) if status.is_not_found() => Outcome::Done,
+            }) if is_absent(&status) => Outcome::Done,
             Err(error) => Outcome::Failed(error),
         }
     }
@@ -261,7 +262,7 @@ impl Statuses {
             let request = request.map_err(kube::Error::HttpError)?;
             let page: Page = match self.client.request(request).await {
                 // Its CRD is not installed.
-                Err(kube::Error::Api(status)) if status.is_not_found() => return Ok(()),
+                Err(kube::Error::Api(status)) if is_absent(&status) => return Ok(()),
                 page => page?,
             };
             let mut state = self.state.lock();

@@ -504,6 +504,30 @@ async fn a_kind_that_cannot_be_listed_does_not_keep_others_from_being_written() 
     assert!(has("ZtunnelAccepted", "taken")(object.as_ref()));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_kind_that_the_cluster_does_not_have_holds_nothing_up_and_is_not_looked_for_again() {
+    let api = FakeApi::new();
+    put_policy(&api);
+    // As the client has it of the API server's page for a group that it does not know.
+    api.on(|call| {
+        let unknown = call.resource == "wasmplugins";
+        let (reason, message) = ("Failed to parse error data", "404 page not found");
+        unknown.then_some(Answer::Refuse(404, reason, message))
+    });
+    let told = policy(1, vec![condition("ZtunnelAccepted", Truth::True, "taken")]);
+    let _leader = lead(&api, vec![told]);
+    // Before the first look would be made again.
+    tokio::time::sleep(LOOK_SOON / 2).await;
+    let object = api.object(POLICY.0, POLICY.1, POLICY.2);
+    assert!(has("ZtunnelAccepted", "taken")(object.as_ref()));
+    tokio::time::sleep(LOOK_AGAIN / 2).await;
+    let calls = api.calls();
+    let looks = calls
+        .iter()
+        .filter(|call| call.verb == "list" && call.resource == "wasmplugins");
+    assert_eq!(looks.count(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_that_came_in_past_admission_is_told_what_is_wrong_with_it() {
     let api = FakeApi::new();
