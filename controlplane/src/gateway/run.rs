@@ -376,7 +376,7 @@ impl Controller {
             .unwrap_or_default())
     }
 
-    /// The class's overlays: the oldest ConfigMap counts.
+    /// The class's overlays: the oldest ConfigMap counts, of those that are not another revision's.
     async fn defaults(&self, class: &str) -> Result<Option<ConfigMap>, ReconcileError> {
         let system = &self.settings.mesh.system_namespace;
         let maps = Api::<ConfigMap>::namespaced(self.client.clone(), system);
@@ -388,7 +388,11 @@ impl Controller {
             let created = map.metadata.creation_timestamp.as_ref().map(|time| time.0);
             (created.unwrap_or(Timestamp::MAX), map.metadata.name.clone())
         };
-        Ok(found.items.into_iter().min_by_key(age))
+        let own = &self.settings.mesh.revision;
+        let revision = |map: &ConfigMap| map.labels().get(names::REVISION).cloned();
+        let found = found.items.into_iter();
+        let found = found.filter(|map| revision(map).is_none_or(|revision| revision == *own));
+        Ok(found.min_by_key(age))
     }
 
     async fn deploy(
