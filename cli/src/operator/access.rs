@@ -34,6 +34,12 @@ pub(crate) struct Access {
     /// Group to impersonate; may be repeated
     #[arg(long = "as-group", global = true, value_name = "GROUP")]
     pub impersonate_groups: Vec<String>,
+    /// istioctl's, for scripts that set them: there is nothing here to log
+    #[arg(long = "log_output_level", global = true, hide = true)]
+    log_output_level: Option<String>,
+    /// As the one before
+    #[arg(long, global = true, hide = true)]
+    vklog: Option<String>,
 }
 
 /// Where the mesh's parts are unless told otherwise.
@@ -55,6 +61,8 @@ impl Access {
                 .or_else(|| before.istio_namespace.clone()),
             impersonate: self.impersonate.or_else(|| before.impersonate.clone()),
             impersonate_groups: groups,
+            log_output_level: self.log_output_level,
+            vklog: self.vklog,
         }
     }
 

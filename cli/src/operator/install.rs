@@ -1,4 +1,4 @@
-//! `leyline install` and `leyline uninstall`: the embedded chart through helm, then a wait until every part is ready.
+//! `leyline install`: the embedded chart through helm, then a wait until every part is ready.
 
 use std::{
     ffi::OsString,
@@ -9,12 +9,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, Subcommand};
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
-    core::v1::{ConfigMap, Namespace, Pod},
+    core::v1::Pod,
 };
-use kube::{Api, api::DeleteParams};
+use kube::Api;
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -23,6 +23,7 @@ use super::{
     definitions, duration,
     helm::{self, Helm},
     output,
+    shared_parts::{self, Kept},
 };
 use crate::screen;
 
@@ -42,7 +43,7 @@ pub(crate) struct Install {
         value_name = "FILE"
     )]
     files: Vec<PathBuf>,
-    /// Revision of the control plane, for canary upgrades
+    /// Revision of the control plane, for canary upgrades: beside another revision it comes alone
     #[arg(long, short)]
     revision: Option<String>,
     /// Print what would be applied, and change nothing
@@ -62,23 +63,27 @@ pub(crate) struct Install {
     manifests: Option<PathBuf>,
 }
 
-/// Remove the mesh
+/// What an install would apply
 #[derive(Debug, Args)]
-pub(crate) struct Uninstall {
-    #[command(flatten)]
-    access: Access,
-    /// Only the control plane of this revision
-    #[arg(long, short)]
-    revision: Option<String>,
-    /// Every revision, and what the mesh left in the cluster: the certificate authority's key, root certificates, leases
-    #[arg(long, conflicts_with = "revision")]
-    purge: bool,
-    /// Do not ask
-    #[arg(long, short = 'y', visible_alias = "skip-confirmation")]
-    yes: bool,
-    /// The helm program, where it is not on PATH
-    #[arg(long, value_name = "PATH")]
-    helm: Option<PathBuf>,
+pub(crate) struct Manifest {
+    #[command(subcommand)]
+    what: ManifestWhat,
+}
+
+#[derive(Debug, Subcommand)]
+enum ManifestWhat {
+    /// Print the objects; takes what install takes
+    Generate(Install),
+}
+
+/// `leyline manifest`.
+pub(crate) async fn manifest(command: Manifest, before: &Access) -> Result<ExitCode> {
+    let ManifestWhat::Generate(install) = command.what;
+    let print = Install {
+        dry_run: true,
+        ..install
+    };
+    self::install(print, before).await
 }
 
 /// `leyline install`.
@@ -92,12 +97,20 @@ pub(crate) async fn install(command: Install, before: &Access) -> Result<ExitCod
         None => helm::unpack(folder.path())?,
     };
     let release = helm::release(command.revision.as_deref());
-    let arguments = arguments(&command, &release, &namespace, &chart)?;
+    let cluster = Cluster::connect(&access).await;
     if command.dry_run {
-        output::print(&helm.run(&arguments)?)?;
+        // Without a cluster, there are no others.
+        let kept = match &cluster {
+            Ok(cluster) => shared_parts::of_others(cluster, &namespace, &release).await,
+            Err(_) => Ok(Vec::new()),
+        };
+        let kept = kept.unwrap_or_default();
+        output::print(&helm.run(&arguments(&command, &release, &namespace, &chart, &kept)?)?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let cluster = Cluster::connect(&access).await?;
+    let cluster = cluster?;
+    let kept = shared_parts::of_others(&cluster, &namespace, &release).await?;
+    let arguments = arguments(&command, &release, &namespace, &chart, &kept)?;
     let releases = helm.releases(&namespace)?.into_iter();
     let mut own = releases.filter(|it| it.name == release);
     if let Some(problem) = own.find_map(|it| it.unfinished()) {
@@ -126,6 +139,9 @@ pub(crate) async fn install(command: Install, before: &Access) -> Result<ExitCod
             );
         }
     }
+    for Kept { part, release } in &kept {
+        println!("{} {part}: release {release} has it", mark(true));
+    }
     helm.run(&arguments).context("apply the chart")?;
     println!("{} applied", mark(true));
     let revision = command.revision.as_deref();
@@ -137,7 +153,7 @@ pub(crate) async fn install(command: Install, before: &Access) -> Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-fn mark(good: bool) -> String {
+pub(super) fn mark(good: bool) -> String {
     let screen = screen::output();
     match good {
         true => screen.good("ok"),
@@ -150,6 +166,7 @@ fn arguments(
     release: &str,
     namespace: &str,
     chart: &Path,
+    kept: &[Kept],
 ) -> Result<Vec<OsString>> {
     let verbs: &[&str] = match command.dry_run {
         true => &["template", "--include-crds"],
@@ -165,6 +182,10 @@ fn arguments(
     for file in &command.files {
         check_values(file)?;
         arguments.extend(["--values".into(), file.into()]);
+    }
+    // The user's own settings stand over these.
+    for kept in kept {
+        arguments.extend(["--set".into(), kept.setting().into()]);
     }
     for setting in &command.set {
         arguments.extend(["--set".into(), chart_setting(setting)?.into()]);
@@ -339,7 +360,7 @@ async fn not_ready(cluster: &Cluster, namespace: &str, waiting: &[&Part]) -> any
     anyhow::Error::msg(text)
 }
 
-fn confirmed(what: &str) -> Result<bool> {
+pub(super) fn confirmed(what: &str) -> Result<bool> {
     if !io::stdin().is_terminal() {
         bail!("{what}?\n  remedy: there is no terminal to ask on: say -y");
     }
@@ -351,141 +372,6 @@ fn confirmed(what: &str) -> Result<bool> {
         answer.trim().to_ascii_lowercase().as_str(),
         "y" | "yes"
     ))
-}
-
-/// `leyline uninstall`.
-pub(crate) async fn uninstall(command: Uninstall, before: &Access) -> Result<ExitCode> {
-    let access = command.access.clone().or(before);
-    let namespace = access.istio_namespace().to_owned();
-    let cluster = Cluster::connect(&access).await?;
-    let helm = Helm::find(command.helm.as_deref(), &access)?;
-    let ours = helm.releases(&namespace)?;
-    let wanted = helm::release(command.revision.as_deref());
-    let chosen: Vec<_> = ours
-        .iter()
-        .map(|it| it.name.clone())
-        .filter(|name| command.purge || *name == wanted)
-        .collect();
-    if chosen.is_empty() && !command.purge {
-        let known: Vec<_> = ours.iter().map(|it| it.name.as_str()).collect();
-        bail!(
-            "no release {wanted} of Leyline in namespace {namespace}{}",
-            match known.is_empty() {
-                true => "\n  remedy: was it installed to another namespace (-i)?".to_owned(),
-                false => format!("\n  remedy: there are: {}", known.join(", ")),
-            }
-        );
-    }
-    let left = ours.len() - chosen.len();
-    let what = consequences(&cluster, &chosen, &namespace, left == 0).await?;
-    if !command.yes && !confirmed(&what)? {
-        bail!("nothing was changed");
-    }
-    for release in &chosen {
-        let arguments = ["uninstall", release, "--namespace", &namespace, "--wait"];
-        helm.run(&arguments.map(OsString::from))
-            .with_context(|| {
-                format!(
-                    "remove release {release}\n  remedy: if node agents did not leave in time, see why (kubectl -n \
-                     {namespace} get pods -l k8s-app=istio-cni-node), then leyline uninstall once more"
-                )
-            })?;
-        println!("{} release {release} removed", mark(true));
-    }
-    if command.purge {
-        purge(&cluster, &namespace).await?;
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// What the removal does, with the pods that it concerns.
-async fn consequences(
-    cluster: &Cluster,
-    releases: &[String],
-    namespace: &str,
-    last: bool,
-) -> Result<String> {
-    let what = format!(
-        "Remove {} from namespace {namespace} of {}",
-        releases.join(", "),
-        cluster.url
-    );
-    if !last {
-        return Ok(what);
-    }
-    let pods = cluster.list("pods", &cluster.all::<Pod>(), "").await?.items;
-    let enrolled: Vec<_> = pods.iter().filter(|it| is_enrolled(it)).collect();
-    if enrolled.is_empty() {
-        return Ok(what);
-    }
-    let mut namespaces: Vec<_> = enrolled
-        .iter()
-        .map(|it| PodName::from(*it).namespace)
-        .collect();
-    namespaces.sort();
-    namespaces.dedup();
-    Ok(format!(
-        "{} pods of {} are in the mesh. They leave it: their traffic is plaintext from then on, and no policy is enforced.\n\
-         {what}",
-        enrolled.len(),
-        namespaces.join(", ")
-    ))
-}
-
-/// Whether the agent has told that the pod's traffic goes through its node's tunnel.
-pub(crate) fn is_enrolled(pod: &Pod) -> bool {
-    let annotations = pod.metadata.annotations.as_ref();
-    annotations
-        .and_then(|it| it.get("ambient.istio.io/redirection"))
-        .is_some_and(|it| it == "enabled")
-}
-
-/// What helm does not own: written by the control plane while it ran.
-async fn purge(cluster: &Cluster, namespace: &str) -> Result<()> {
-    const ROOT: &str = "istio-ca-root-cert";
-    let params = DeleteParams::default();
-    let namespaces = cluster
-        .list("namespaces", &cluster.all::<Namespace>(), "")
-        .await?;
-    let mut removed = 0;
-    for name in namespaces
-        .items
-        .into_iter()
-        .filter_map(|it| it.metadata.name)
-    {
-        let api: Api<ConfigMap> = cluster.within(&name);
-        removed += usize::from(gone(cluster, &api, ROOT, &params).await?);
-    }
-    println!(
-        "{} root certificates removed from {removed} namespaces",
-        mark(true)
-    );
-    let secrets: Api<k8s_openapi::api::core::v1::Secret> = cluster.within(namespace);
-    if gone(cluster, &secrets, "istio-ca-secret", &params).await? {
-        println!("{} the certificate authority's own key removed", mark(true));
-    }
-    let leases: Api<k8s_openapi::api::coordination::v1::Lease> = cluster.within(namespace);
-    let held = cluster.list("leases", &leases, "").await?.items;
-    let names = held.into_iter().filter_map(|it| it.metadata.name);
-    for name in names.filter(|it| it.starts_with("istio-") || it.starts_with("leyline-")) {
-        gone(cluster, &leases, &name, &params).await?;
-    }
-    Ok(())
-}
-
-/// Deletes an object; false where there is none.
-async fn gone<K>(cluster: &Cluster, api: &Api<K>, name: &str, params: &DeleteParams) -> Result<bool>
-where
-    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
-{
-    let call = async {
-        match api.delete(name, params).await {
-            Ok(_) => Ok(true),
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
-            Err(error) => Err(error),
-        }
-    };
-    cluster.ask(format!("delete {name}"), call).await
 }
 
 #[cfg(test)]

@@ -14,8 +14,10 @@ mod install;
 mod object;
 pub(crate) mod output;
 mod remote_clusters;
+mod shared_parts;
 mod status;
 mod stream;
+mod uninstall;
 mod version;
 mod waypoint;
 pub(crate) mod ztunnel_config;
@@ -30,9 +32,10 @@ use self::access::Access;
 /// A command for operators.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Operator {
-    #[command(visible_alias = "apply")]
+    #[command(visible_aliases = ["apply", "upgrade"])]
     Install(install::Install),
-    Uninstall(install::Uninstall),
+    Manifest(install::Manifest),
+    Uninstall(uninstall::Uninstall),
     Version(version::Version),
     #[command(visible_aliases = ["proxy-status", "ps"])]
     Status(status::Status),
@@ -56,7 +59,8 @@ pub(crate) fn run(command: Operator, before: &Access) -> Result<ExitCode> {
     runtime.block_on(until_interrupted(async {
         match command {
             Operator::Install(it) => install::install(it, before).await,
-            Operator::Uninstall(it) => install::uninstall(it, before).await,
+            Operator::Manifest(it) => install::manifest(it, before).await,
+            Operator::Uninstall(it) => uninstall::uninstall(it, before).await,
             Operator::Version(it) => version::run(it, before).await,
             Operator::Status(it) => status::run(it, before).await,
             Operator::ZtunnelConfig(it) => ztunnel_config::run(it, before).await,

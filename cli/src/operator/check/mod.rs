@@ -28,7 +28,7 @@ use self::evaluate::{CertificateFacts, Check, Facts, NodeFacts, Outcome, PodFact
 use super::{
     access::Access,
     cluster::{ADMIN_PORT, Cluster, PodName, is_ready, is_running, node_of, problem},
-    install::is_enrolled,
+    uninstall::is_enrolled,
     output::{self, Form},
     status,
     ztunnel_config::{
