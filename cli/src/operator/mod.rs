@@ -17,6 +17,7 @@ mod remote_clusters;
 mod shared_parts;
 mod status;
 mod stream;
+mod tag;
 mod uninstall;
 mod version;
 mod waypoint;
@@ -47,6 +48,7 @@ pub(crate) enum Operator {
     Check(check::CheckCommand),
     Analyze(analyze::Analyze),
     RemoteClusters(remote_clusters::RemoteClusters),
+    Tag(tag::Tag),
 }
 
 /// Runs a command; its exit code. `before` is what stood before the command's name.
@@ -70,6 +72,7 @@ pub(crate) fn run(command: Operator, before: &Access) -> Result<ExitCode> {
             Operator::Check(it) => check::run(it, before).await,
             Operator::Analyze(it) => analyze::run(it, before).await,
             Operator::RemoteClusters(it) => remote_clusters::run(it, before).await,
+            Operator::Tag(it) => tag::run(it, before).await,
         }
     }))
 }
