@@ -5,6 +5,7 @@ pub(crate) mod access;
 mod analyze;
 mod check;
 pub(crate) mod cluster;
+mod create_remote_secret;
 mod definitions;
 mod duration;
 pub(crate) mod explain;
@@ -49,6 +50,7 @@ pub(crate) enum Operator {
     Analyze(analyze::Analyze),
     RemoteClusters(remote_clusters::RemoteClusters),
     Tag(tag::Tag),
+    CreateRemoteSecret(create_remote_secret::CreateRemoteSecret),
 }
 
 /// Runs a command; its exit code. `before` is what stood before the command's name.
@@ -73,6 +75,7 @@ pub(crate) fn run(command: Operator, before: &Access) -> Result<ExitCode> {
             Operator::Analyze(it) => analyze::run(it, before).await,
             Operator::RemoteClusters(it) => remote_clusters::run(it, before).await,
             Operator::Tag(it) => tag::run(it, before).await,
+            Operator::CreateRemoteSecret(it) => create_remote_secret::run(it, before).await,
         }
     }))
 }
