@@ -6,6 +6,7 @@ mod network;
 mod selectors;
 #[cfg(test)]
 mod tests;
+pub(super) mod validate;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
