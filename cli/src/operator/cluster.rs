@@ -51,7 +51,7 @@ pub(crate) struct Answer {
 
 impl Answer {
     /// The body, where the status says that it is what was asked for.
-    fn success(self, what: &str) -> Result<Bytes> {
+    pub(crate) fn success(self, what: &str) -> Result<Bytes> {
         if self.status != 200 {
             let text = String::from_utf8_lossy(&self.body);
             bail!("{what} answers {}: {}", self.status, text.trim());

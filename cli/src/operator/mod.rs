@@ -3,6 +3,7 @@
 
 pub(crate) mod access;
 mod analyze;
+mod bug_report;
 mod check;
 pub(crate) mod cluster;
 mod create_remote_secret;
@@ -51,6 +52,7 @@ pub(crate) enum Operator {
     Validate(analyze::validate::Validate),
     RemoteClusters(remote_clusters::RemoteClusters),
     Tag(tag::Tag),
+    BugReport(bug_report::BugReport),
     CreateRemoteSecret(create_remote_secret::CreateRemoteSecret),
 }
 
@@ -77,6 +79,7 @@ pub(crate) fn run(command: Operator, before: &Access) -> Result<ExitCode> {
             Operator::Validate(it) => analyze::validate::run(it, before).await,
             Operator::RemoteClusters(it) => remote_clusters::run(it, before).await,
             Operator::Tag(it) => tag::run(it, before).await,
+            Operator::BugReport(it) => bug_report::run(it, before).await,
             Operator::CreateRemoteSecret(it) => create_remote_secret::run(it, before).await,
         }
     }))

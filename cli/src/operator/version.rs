@@ -104,6 +104,19 @@ pub(crate) async fn run(command: Version, before: &Access) -> Result<ExitCode> {
     }
 }
 
+/// All versions of a cluster, as JSON.
+pub(super) async fn told(cluster: &Cluster) -> Result<Value> {
+    let (servers, served) = remote(cluster, None).await?;
+    let versions = Versions {
+        client_version: Build {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        },
+        mesh_version: Some(servers),
+        data_plane_version: Some(served),
+    };
+    Ok(serde_json::to_value(&versions)?)
+}
+
 async fn remote(cluster: &Cluster, revision: Option<&str>) -> Result<(Vec<Server>, Vec<Served>)> {
     if cluster.control_planes().await?.is_empty() {
         return Ok((Vec::new(), Vec::new()));

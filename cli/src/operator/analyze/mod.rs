@@ -366,8 +366,20 @@ const KINDS: [(&str, &[&str], &str); 22] = [
 const GATEWAY_API: &str = "gateway.networking.k8s.io";
 const NETWORK_POLICY: &str = "NetworkPolicy";
 
+/// The findings of a whole cluster's objects, as JSON.
+pub(super) async fn judged(objects: &[Value], root: &str) -> Result<Value> {
+    let (known, of) = (objects.to_vec(), root.to_owned());
+    let statuses =
+        tokio::task::spawn_blocking(move || statuses(&BTreeMap::new(), &known, &of)).await??;
+    let mut told_of = selectors::findings(&BTreeMap::new(), objects, root);
+    told_of.extend(network::findings(objects));
+    let silent = suppressed(&BTreeMap::new(), objects);
+    let found = findings(&statuses, told_of, None, &silent);
+    Ok(serde_json::to_value(found)?)
+}
+
 /// The cluster's objects; a kind that the cluster does not have is none.
-async fn exported(cluster: &Cluster) -> Result<Vec<Value>> {
+pub(super) async fn exported(cluster: &Cluster) -> Result<Vec<Value>> {
     let mut objects = Vec::new();
     for (group, versions, kind) in KINDS {
         for version in versions {

@@ -21,16 +21,16 @@ use k8s_openapi::{
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::api::{ListParams, PostParams};
-use serde_json::json;
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use self::evaluate::{CertificateFacts, Check, Facts, NodeFacts, Outcome, PodFacts, Webhook};
 use super::{
     access::Access,
     cluster::{ADMIN_PORT, Cluster, PodName, is_ready, is_running, node_of, problem},
-    uninstall::is_enrolled,
     output::{self, Form},
     status,
+    uninstall::is_enrolled,
     ztunnel_config::{
         dump::{Certificates, Dump},
         tables::instant,
@@ -59,19 +59,9 @@ const MAX_DUMPS: usize = 64;
 pub(crate) async fn run(command: CheckCommand, before: &Access) -> Result<ExitCode> {
     let access = command.access.clone().or(before);
     let cluster = Cluster::connect(&access).await?;
-    let checks = match gather(&cluster, command.pre).await {
-        Err(error) => vec![evaluate::unreachable(&format!("{error:#}"))],
-        Ok(facts) => {
-            let mut checks = evaluate::prerequisites(&facts);
-            if !command.pre {
-                checks.extend(evaluate::mesh(&facts));
-            }
-            checks
-        }
-    };
+    let checks = checks(&cluster, command.pre).await;
     let worst = worst(&checks);
-    let json = json!({"result": worst, "checks": checks});
-    match command.output.text(&json)? {
+    match command.output.text(&answer(&checks))? {
         Some(text) => output::print(&text)?,
         None => output::print(&text(&checks))?,
     }
@@ -79,6 +69,28 @@ pub(crate) async fn run(command: CheckCommand, before: &Access) -> Result<ExitCo
         Outcome::Fail => ExitCode::FAILURE,
         Outcome::Pass | Outcome::Warn => ExitCode::SUCCESS,
     })
+}
+
+/// Every check, as JSON.
+pub(super) async fn told(cluster: &Cluster) -> Result<Value> {
+    Ok(answer(&checks(cluster, false).await))
+}
+
+async fn checks(cluster: &Cluster, prerequisites_only: bool) -> Vec<Check> {
+    match gather(cluster, prerequisites_only).await {
+        Err(error) => vec![evaluate::unreachable(&format!("{error:#}"))],
+        Ok(facts) => {
+            let mut checks = evaluate::prerequisites(&facts);
+            if !prerequisites_only {
+                checks.extend(evaluate::mesh(&facts));
+            }
+            checks
+        }
+    }
+}
+
+fn answer(checks: &[Check]) -> Value {
+    json!({"result": worst(checks), "checks": checks})
 }
 
 fn worst(checks: &[Check]) -> Outcome {
