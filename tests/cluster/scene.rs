@@ -122,6 +122,15 @@ impl<'a> Scene<'a> {
         Ok(())
     }
 
+    /// Waits until a Gateway is deployed and serves.
+    pub(crate) fn programmed(&self, gateway: &str) -> Result<()> {
+        let (gateway, condition) = (format!("gateway/{gateway}"), "condition=Programmed");
+        self.bed
+            .kube()
+            .wait(&self.namespace, &gateway, condition, 120)
+            .with_context(|| self.bed.evidence())
+    }
+
     /// Waits until pods are no longer in the mesh.
     #[track_caller]
     pub(crate) fn left(&self, pods: &[&str]) {

@@ -69,15 +69,7 @@ spec:
 
     fn add_waypoint(&self) -> Result<()> {
         self.scene.apply(GATEWAY)?;
-        self.bed
-            .kube()
-            .wait(
-                &self.scene.namespace,
-                "gateway/waypoint",
-                "condition=Programmed",
-                120,
-            )
-            .with_context(|| self.bed.evidence())?;
+        self.scene.programmed("waypoint")?;
         self.label_namespace(USE_WAYPOINT)?;
         self.bed.eventually("requests pass the waypoint", || {
             let found = self.get("client", "/", &[])?;

@@ -171,15 +171,39 @@ impl Bed {
         if self.rig.is_some() {
             self.load(&mesh_images()?)?;
         }
+        self.leyline_install(values, &[])
+    }
+
+    /// The same, of the control plane of another revision beside the mesh.
+    pub fn install_revision(&self, revision: &str) -> Result<()> {
+        self.leyline_install(&[], &["--revision", revision])
+    }
+
+    fn leyline_install(&self, values: &[&str], flags: &[&str]) -> Result<()> {
         let helm = self.helm.display().to_string();
         let mut line = words(&["install", "--yes", "--readiness-timeout", "5m", "--helm"]);
         line.push(helm);
+        line.extend(words(flags));
         for value in chart_values(values) {
             line.extend(["--set".to_owned(), value]);
         }
         self.leyline(&line)
             .map(drop)
             .with_context(|| self.evidence())
+    }
+
+    /// `leyline uninstall --revision`.
+    pub fn uninstall_revision(&self, revision: &str) -> Result<()> {
+        let helm = self.helm.display().to_string();
+        let line = [
+            "uninstall",
+            "--yes",
+            "--helm",
+            &helm,
+            "--revision",
+            revision,
+        ];
+        self.leyline(&line).map(drop)
     }
 
     /// `helm upgrade --install`, without waiting.
