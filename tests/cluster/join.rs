@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use rig::cluster::bed::{alone, shared};
 
-use crate::scene::{Scene, Start, job, strangers};
+use crate::scene::{Scene, Start, job, pod, strangers};
 
 #[test]
 fn joining_and_leaving_refuses_no_connection_and_cuts_none() -> Result<()> {
@@ -72,3 +72,35 @@ fn a_pod_that_says_none_and_a_pod_on_the_host_network_stay_outside() -> Result<(
     }
     Ok(())
 }
+
+#[test]
+fn pods_of_an_excluded_namespace_stay_outside_whatever_their_labels_say() -> Result<()> {
+    let (_turn, bed) = shared()?;
+    let scene = Scene::empty(bed, "beside-excluded", Start::InMesh)?;
+    let label = "labels: {istio.io/dataplane-mode: ambient, ";
+    let name = "client-excluded";
+    let echo = "[leyline, tool, echo, '9000']";
+    let excluded = pod(name, bed.node(0), echo, "")
+        .replace("labels: {", label)
+        .replace("  serviceAccountName: client\n", "");
+    bed.kube().apply_in(EXCLUDED, &excluded)?;
+    let taken = bed
+        .kube()
+        .wait(EXCLUDED, &format!("pod/{name}"), "condition=Ready", 120)
+        .and_then(|()| {
+            // What the same agent takes in after it has been taken in.
+            scene.apply(&pod("client", bed.node(0), echo, ""))?;
+            scene.ready(&["client"])?;
+            scene.joined(&["client"])?;
+            bed.kube().json(&["-n", EXCLUDED, "pod", name])
+        });
+    let delete = ["-n", EXCLUDED, "delete", "pod", name, "--wait=false"];
+    bed.kube().run(&delete)?;
+    let annotations = taken?["metadata"]["annotations"].clone();
+    let redirection = &annotations["ambient.istio.io/redirection"];
+    ensure!(redirection.is_null(), "it was taken in: {annotations}");
+    Ok(())
+}
+
+/// The chart's `cni.excludeNamespaces`.
+const EXCLUDED: &str = "kube-system";

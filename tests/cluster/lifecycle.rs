@@ -1,14 +1,15 @@
-//! Restarts, upgrades and losses, with new connections and held ones all the while. Each test has the cluster to itself.
+//! Restarts, upgrades and losses, with new connections and held ones all the while. Each test that concerns the mesh itself has
+//! the cluster to itself.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rig::{
-    cluster::bed::{Bed, SYSTEM, Traffic, alone},
+    cluster::bed::{Bed, SYSTEM, Traffic, alone, shared},
     until,
 };
 
-use crate::scene::{Scene, Start, pod};
+use crate::scene::{Scene, Start, pod, service};
 
 /// New connections a second, and held ones, while something restarts.
 const RATE: u32 = 50;
@@ -121,6 +122,63 @@ fn an_upgrade_of_every_part_refuses_no_connection_and_cuts_none_in_their_grace()
     }
     joins(&scene, "client-after")?;
     load.lived_through_grace()
+}
+
+#[test]
+fn a_roll_out_of_the_server_fails_no_new_connection() -> Result<()> {
+    let (_turn, bed) = shared()?;
+    let scene = Scene::start(bed, "rollout", Start::InMesh)?;
+    scene.apply(&deployment("server", bed.node(1)))?;
+    let namespace = scene.namespace.as_str();
+    bed.kube().rolled_out(namespace, "deployment/server", 120)?;
+    // Only the Deployment's pods are behind the service.
+    scene.apply(&service("server", 80, 8080).replace("app: server", "app: rolled"))?;
+    let (client, address) = (scene.pod("client"), scene.service());
+    bed.eventually("the client reaches the service", || {
+        bed.ping(&client, &address)
+    });
+    let new = bed.new_connections(&client, &address, 25)?;
+    bed.kube()
+        .run(&["-n", namespace, "rollout", "restart", "deployment/server"])?;
+    bed.kube()
+        .rolled_out(namespace, "deployment/server", 120)
+        .with_context(|| bed.evidence())?;
+    bed.eventually("the old pods are gone", || {
+        let line = ["pods", "-n", namespace, "-l", "app=rolled"];
+        let pods = bed.kube().json(&line)?;
+        let count = pods["items"].as_array().map_or(0, Vec::len);
+        ensure!(count == 2, "{count} pods");
+        Ok(())
+    });
+    let made = new.none_failed(25)?;
+    eprintln!("{made} new connections, none failed");
+    Ok(())
+}
+
+/// Two servers that go on for some seconds when they are told to end, as who rolls out without loss lets them.
+fn deployment(account: &str, node: &str) -> String {
+    format!(
+        "---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {account}}}
+spec:
+  replicas: 2
+  selector: {{matchLabels: {{app: rolled}}}}
+  template:
+    metadata: {{labels: {{app: rolled}}}}
+    spec:
+      serviceAccountName: {account}
+      nodeSelector: {{kubernetes.io/hostname: {node}}}
+      terminationGracePeriodSeconds: 12
+      containers:
+      - name: main
+        image: leyline.dev/tests:dev
+        command: [load, serve, '[::]:8080']
+        readinessProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 1}}
+        lifecycle: {{preStop: {{sleep: {{seconds: 10}}}}}}
+"
+    )
 }
 
 #[test]

@@ -139,3 +139,30 @@ spec: {ports: [{port: 80}]}
     );
     Ok(())
 }
+
+#[test]
+fn a_bug_report_has_each_parts_log_and_what_it_knows() -> Result<()> {
+    let (_turn, bed) = shared()?;
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().display().to_string();
+    bed.leyline(&["bug-report", "--output-dir", &path])?;
+    let archive = folder.path().join("bug-report.tar.gz");
+    let mut tar = std::process::Command::new("tar");
+    let listed = tar.arg("-tzf").arg(archive).output()?;
+    ensure!(listed.status.success(), "{listed:?}");
+    let listed = String::from_utf8(listed.stdout)?;
+    let tunnel = bed.daemon("ztunnel", bed.node(0))?;
+    let agent = bed.daemon("istio-cni-node", bed.node(1))?;
+    for file in [
+        "check.json".to_owned(),
+        "analyze.json".to_owned(),
+        "objects/Pod.json".to_owned(),
+        format!("istio-system/{tunnel}/istio-proxy.log"),
+        format!("istio-system/{tunnel}/config_dump"),
+        format!("istio-system/{agent}/install-cni.log"),
+    ] {
+        let file = format!("bug-report/{file}");
+        ensure!(listed.lines().any(|it| it == file), "no {file}:\n{listed}");
+    }
+    rig::holds(&listed, "/debug/syncz")
+}

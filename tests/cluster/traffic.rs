@@ -134,7 +134,77 @@ spec:
     bed.eventually("the outside host is reached", || {
         bed.ping(&scene.pod("client"), &format!("{OUTSIDE_HOST}:7007"))
     });
+    // With the entry goes its address.
+    let delete = ["-n", "entry", "delete", "serviceentry", "outside"];
+    bed.kube().run(&delete)?;
+    bed.eventually("the entry's host is not known any more", || {
+        bed.refused(&scene.pod("client"), &address)
+    });
     Ok(())
+}
+
+#[test]
+fn service_entries_lead_to_their_endpoints_in_the_mesh_and_outside_it() -> Result<()> {
+    let (_turn, bed) = shared()?;
+    let scene = Scene::start(bed, "endpoints", Start::InMesh)?;
+    let apart = pod(
+        "server-apart",
+        bed.node(1),
+        "[load, serve, '[::]:8080']",
+        "",
+    );
+    scene.apply(&apart.replace("labels: {", "labels: {istio.io/dataplane-mode: none, "))?;
+    scene.ready(&["server-apart"])?;
+    let [inside, outside] = ["server", "server-apart"].map(|name| bed.pod_ip(&scene.pod(name)));
+    let endpoint = format!("endpoints: [{{address: '{}'}}]", inside?);
+    let entries = [
+        entry("inline", &endpoint),
+        entry("entries", "workloadSelector: {labels: {of: entries}}"),
+        entry("pods", "workloadSelector: {labels: {app: server-apart}}"),
+        entry("members", "workloadSelector: {labels: {app: server}}"),
+    ];
+    scene.apply(&format!(
+        "---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: apart}}
+spec: {{address: '{}', labels: {{of: entries}}}}
+{}",
+        outside?,
+        entries.concat()
+    ))?;
+    let client = scene.pod("client");
+    for name in ["inline", "entries", "pods", "members"] {
+        let address = format!("{name}.endpoints.example:7000");
+        bed.eventually(&format!("{name} leads to its endpoint"), || {
+            bed.ping(&client, &address)
+        });
+    }
+    // A pod that is in the mesh is reached as such, by whatever name.
+    let outbound = [
+        "direction=\"outbound\"",
+        "members.endpoints.example",
+        "dst.hbone_addr=",
+    ];
+    scene.access_line(bed.node(0), &outbound);
+    Ok(())
+}
+
+/// A ServiceEntry of the mesh, by whose port 7000 port 8080 of its endpoints is reached.
+fn entry(name: &str, endpoints: &str) -> String {
+    format!(
+        "---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: {name}}}
+spec:
+  hosts: [{name}.endpoints.example]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{{number: 7000, targetPort: 8080, name: tcp, protocol: TCP}}]
+  {endpoints}
+"
+    )
 }
 
 #[test]
