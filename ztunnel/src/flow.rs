@@ -1,7 +1,7 @@
 //! One connection as it is told: its metrics, its access line and its place in dumps come from one record.
 
 use std::{
-    fmt,
+    fmt, io,
     net::SocketAddr,
     pin::pin,
     sync::{
@@ -316,8 +316,18 @@ fn told(end: copy::End) -> (EndReason, Option<String>) {
         copy::End::Finished(_) => (EndReason::Complete, None),
         copy::End::Reset(Side::Downstream) => (EndReason::SourceReset, None),
         copy::End::Reset(Side::Upstream) => (EndReason::DestinationReset, None),
-        copy::End::Failed(_, error) => (EndReason::TunnelLost, Some(Chain(&error).to_string())),
+        copy::End::Failed(_, error) => (lost(&error), Some(Chain(&error).to_string())),
         copy::End::Cancelled => (EndReason::Drained, None),
+    }
+}
+
+/// What the loss of a connection under way is called. The system's errors are of plain connections: tunnels have their own.
+fn lost(error: &io::Error) -> EndReason {
+    use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+    match (error.raw_os_error(), error.kind()) {
+        (Some(_), TimedOut) => EndReason::ConnectTimedOut,
+        (Some(_), HostUnreachable | NetworkUnreachable) => EndReason::ConnectUnreachable,
+        _ => EndReason::TunnelLost,
     }
 }
 
@@ -411,5 +421,34 @@ impl Early<'_> {
             }
         };
         found.map_or_else(Party::default, |it| Party::of_workload(it, None))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use net::{copy::Side, hbone::StreamError};
+
+    use super::*;
+
+    #[test]
+    fn a_plain_connection_that_is_lost_is_no_tunnel_that_is() {
+        const ETIMEDOUT: i32 = 110;
+        const EHOSTUNREACH: i32 = 113;
+        let tunnels: io::Error = StreamError::Broken(io::ErrorKind::TimedOut).into();
+        for (error, expected) in [
+            (tunnels, EndReason::TunnelLost),
+            (
+                io::Error::from_raw_os_error(ETIMEDOUT),
+                EndReason::ConnectTimedOut,
+            ),
+            (
+                io::Error::from_raw_os_error(EHOSTUNREACH),
+                EndReason::ConnectUnreachable,
+            ),
+        ] {
+            let text = Chain(&error).to_string();
+            let (reason, told) = told(copy::End::Failed(Side::Upstream, error));
+            assert_eq!((reason, told), (expected, Some(text)));
+        }
     }
 }
