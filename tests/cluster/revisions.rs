@@ -273,7 +273,16 @@ spec: {{action: DENY}}
 
 /// An error unless the API server asks this webhook, and takes nothing without it.
 fn is_asked(bed: &Bed, name: &str) -> Result<()> {
-    let found = bed.kube().json(&["validatingwebhookconfiguration", name])?;
+    let line = [
+        "validatingwebhookconfiguration",
+        name,
+        "--show-managed-fields",
+    ];
+    let found = bed.kube().json(&line)?;
+    let owners = found["metadata"]["managedFields"].as_array();
+    let ours = |it: &Value| it["manager"] == "leyline-webhook-controller";
+    // Else a chart that was rendered just before it was written is refused for a conflict.
+    ensure!(!owners.into_iter().flatten().any(ours), "{owners:#?}");
     let webhook = &found["webhooks"][0];
     let trusts = webhook["clientConfig"]["caBundle"].is_string();
     ensure!(trusts && webhook["failurePolicy"] == "Fail", "{webhook:#}");

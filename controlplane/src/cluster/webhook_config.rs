@@ -7,7 +7,10 @@ mod tests;
 use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
-use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration as Configuration;
+use k8s_openapi::{
+    api::admissionregistration::v1::ValidatingWebhookConfiguration as Configuration,
+    apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry,
+};
 use kube::{
     Api, Client, ResourceExt as _,
     api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams},
@@ -133,6 +136,25 @@ fn step(found: Option<&Configuration>, roots: &str, proven: bool) -> Step {
     }
 }
 
+/// Gives up what is ours in a configuration, its values staying as they are: else a chart that was rendered just before we
+/// made the policy strict, and says the old one, is refused for a conflict. What it undoes is written again.
+fn disown(found: &Configuration) -> Option<Value> {
+    let owners = found.metadata.managed_fields.as_deref()?;
+    let is_anothers = |it: &&ManagedFieldsEntry| it.manager.as_deref() != Some(MANAGER);
+    let others: Vec<_> = owners.iter().filter(is_anothers).collect();
+    // An empty list would change nothing.
+    let some = !others.is_empty() && others.len() < owners.len();
+    some.then(|| {
+        json!({
+            "metadata": {
+                "name": found.name_any(),
+                "resourceVersion": found.resource_version(),
+                "managedFields": others,
+            },
+        })
+    })
+}
+
 /// Lists are replaced whole by a merge: every webhook goes with it as it was found.
 fn patch(name: &str, found: &Configuration, patches: Vec<Value>) -> Value {
     let mut webhooks = json!(found.webhooks);
@@ -247,15 +269,11 @@ impl WebhookConfig {
         match step {
             Step::Rest => Ok(true),
             Step::Patch(patch) => {
-                let params = PatchParams {
-                    field_manager: Some(MANAGER.to_owned()),
-                    ..PatchParams::default()
-                };
-                let (api, patch) = (self.api(), Patch::Merge(&patch));
-                let written = api.patch(&self.name, &params, &patch).await;
-                let failed = |error| StepError::Patch(self.name.clone(), error);
-                let written = written.map_err(failed)?;
+                let mut written = self.write(&patch).await?;
                 tracing::info!(configuration = self.name, "webhook configuration written");
+                if let Some(patch) = disown(&written) {
+                    written = self.write(&patch).await?;
+                }
                 self.state.lock().found = Some(written);
                 Ok(false)
             }
@@ -266,6 +284,16 @@ impl WebhookConfig {
                 Ok(false)
             }
         }
+    }
+
+    async fn write(&self, patch: &Value) -> Result<Configuration, StepError> {
+        let params = PatchParams {
+            field_manager: Some(MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let (api, patch) = (self.api(), Patch::Merge(patch));
+        let written = api.patch(&self.name, &params, &patch).await;
+        written.map_err(|error| StepError::Patch(self.name.clone(), error))
     }
 
     /// Creates, as a dry run, what our webhook refuses. That it is refused proves the whole way.

@@ -177,3 +177,20 @@ async fn edits_and_new_roots_are_followed() {
     assert!(idle, "what is right is left alone: {calls:?}");
     task.abort();
 }
+
+#[test]
+fn what_is_written_is_owned_by_whoever_owned_it_before() {
+    let of = |managers: &[&str]| {
+        let entries = managers.iter().map(|it| json!({"manager": it}));
+        let found = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "ValidatingWebhookConfiguration",
+            "metadata": {"name": NAME, "managedFields": entries.collect::<Vec<_>>()},
+        });
+        let found: Configuration = serde_json::from_value(found).unwrap();
+        disown(&found).map(|patch| patch["metadata"]["managedFields"].clone())
+    };
+    assert_eq!(of(&["helm", MANAGER]), Some(json!([{"manager": "helm"}])));
+    assert_eq!(of(&["helm"]), None);
+    assert_eq!(of(&[MANAGER]), None);
+}
