@@ -80,8 +80,8 @@ struct Accepted<'a> {
 }
 
 impl Authentication {
-    /// Looks at a request's tokens by the policies of its service; `authority`: what the client asked. Removes what clients must not forge, and tokens that
-    /// are not forwarded; writes the headers that rules ask for.
+    /// Looks at a request's tokens by the policies of its service; `authority`: what the client asked. Removes what clients must
+    /// not forge, and tokens that are not forwarded; writes the headers that rules ask for.
     pub(crate) fn check<'a>(
         &self,
         policies: impl Iterator<Item = &'a Arc<RequestAuthentication>>,
