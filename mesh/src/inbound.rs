@@ -28,6 +28,8 @@ pub struct PlaintextFacts {
     pub workload: Arc<Workload>,
     /// Where the peer connected to; an IPv4-mapped address is unwrapped.
     pub original_dst: SocketAddr,
+    /// The port on which the tunnel serves SOCKS5, where it does: one more of its own.
+    pub socks5: Option<u16>,
 }
 
 /// What is known of one CONNECT request to the pod.
@@ -43,6 +45,8 @@ pub struct TunnelFacts {
     pub authority: Authority,
     /// `host=` of the Forwarded header.
     pub forwarded_host: Option<Str>,
+    /// The port on which the tunnel serves SOCKS5, where it does: one more of its own.
+    pub socks5: Option<u16>,
 }
 
 /// Where the bytes go inside the pod.
@@ -57,11 +61,16 @@ pub struct InboundTarget {
     pub proxy_destination: Option<SocketAddr>,
 }
 
+/// Whether a port is the tunnel's own: what is sent to it would come back.
+fn is_own(port: u16, socks5: Option<u16>) -> bool {
+    RECURSION_PORTS.contains(&port) || socks5 == Some(port)
+}
+
 /// Decides for one plaintext connection.
 pub fn plaintext(view: &MeshView, facts: &PlaintextFacts) -> Outcome<InboundTarget> {
     let address = facts.original_dst;
     let destination = SocketAddr::new(address.ip().to_canonical(), address.port());
-    if RECURSION_PORTS.contains(&destination.port()) {
+    if is_own(destination.port(), facts.socks5) {
         return Refusal::new(Reason::Recursion).into();
     }
     // A neighbour on the link can send to any address of this pod's loopback: the redirect hides that from the kernel's
@@ -100,7 +109,7 @@ fn decide(view: &MeshView, facts: &TunnelFacts) -> Result<InboundTarget, Refusal
     };
     let tunnel = facts.workload.application_tunnel;
     let last = tunnel.and_then(|it| it.port).unwrap_or(port);
-    if [port, last].iter().any(|it| RECURSION_PORTS.contains(it)) {
+    if [port, last].iter().any(|it| is_own(*it, facts.socks5)) {
         return Err(Refusal::new(Reason::Recursion));
     }
     let proxied = tunnel.is_some_and(|it| it.protocol == ApplicationProtocol::Proxy);

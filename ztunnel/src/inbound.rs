@@ -366,10 +366,9 @@ impl Inbound {
                     local: self.local,
                     authority: authority.clone(),
                     forwarded_host: forwarded_host.clone(),
+                    socks5: node.config.socks5.then_some(socks5::PORT),
                 };
-                tunnel(view, &facts)
-                    .and_then(|target| socks5::refuse_ours(node.config.socks5, target))
-                    .map(|target| (workload, target))
+                tunnel(view, &facts).map(|target| (workload, target))
             })
         };
         let ((record, target), view) = node.state.decide(deadline, decide).await?;

@@ -169,10 +169,9 @@ impl Inbound {
                 let facts = PlaintextFacts {
                     workload: workload.clone(),
                     original_dst: self.original,
+                    socks5: node.config.socks5.then_some(socks5::PORT),
                 };
-                plaintext(view, &facts)
-                    .and_then(|target| socks5::refuse_ours(node.config.socks5, target))
-                    .map(|target| (workload, target))
+                plaintext(view, &facts).map(|target| (workload, target))
             })
         };
         let ((record, target), view) = node.state.decide(deadline, decide).await?;

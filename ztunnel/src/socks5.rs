@@ -11,7 +11,6 @@ use std::{
 
 use mesh::{
     flow::{Direction, EndReason},
-    inbound::InboundTarget,
     outcome::{Outcome, Reason, Refusal},
 };
 use net::{
@@ -33,14 +32,6 @@ pub(crate) const PORT: u16 = 15080;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Addresses of one name that are tried.
 const TRIES: usize = 3;
-
-/// The port is one of ours where it is `served`: what is sent to it from outside would come back to us.
-pub(crate) fn refuse_ours(served: bool, target: InboundTarget) -> Outcome<InboundTarget> {
-    match served && target.destination.port() == PORT {
-        true => Refusal::new(Reason::Recursion).into(),
-        false => Outcome::Go(target),
-    }
-}
 
 /// One connection of the pod.
 struct Asked {
@@ -181,31 +172,6 @@ impl Asked {
             direction: Direction::Outbound,
             source: self.client,
             destination: destination.unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, 0).into()),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_port_is_refused_from_outside_where_it_is_served() {
-        let target = |port| InboundTarget {
-            destination: (Ipv4Addr::LOCALHOST, port).into(),
-            service: None,
-            proxy_destination: None,
-        };
-        for (served, port, expected) in [
-            (true, PORT, Some(Reason::Recursion)),
-            (true, 80, None),
-            (false, PORT, None),
-        ] {
-            let refused = match refuse_ours(served, target(port)) {
-                Outcome::Refuse(refusal) => Some(refusal.reason),
-                Outcome::Go(_) | Outcome::Need(_) => None,
-            };
-            assert_eq!(refused, expected, "{served} {port}");
         }
     }
 }

@@ -513,6 +513,7 @@ fn arriving(
                 local: SocketAddr::new(arrival.address.ip(), HBONE_PORT),
                 authority: authority.clone(),
                 forwarded_host: None,
+                socks5: None,
             };
             tunnel(view, &facts)
         }
@@ -520,6 +521,7 @@ fn arriving(
             let facts = PlaintextFacts {
                 workload: Arc::clone(record),
                 original_dst: arrival.address,
+                socks5: None,
             };
             plaintext(view, &facts)
         }

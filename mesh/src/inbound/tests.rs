@@ -30,6 +30,7 @@ fn facts(workload: Workload, authority: &str) -> TunnelFacts {
         network: "".into(),
         authority: authority.parse().unwrap(),
         forwarded_host: None,
+        socks5: None,
     }
 }
 
@@ -107,11 +108,34 @@ fn the_tunnels_own_ports_are_refused() {
         let plain = PlaintextFacts {
             workload: Arc::new(web()),
             original_dst: SocketAddr::new("10.9.9.9".parse().unwrap(), port),
+            socks5: None,
         };
         let refused = Refusal::new(Reason::Recursion);
         assert_eq!(plaintext(&mesh(), &plain), Outcome::Refuse(refused));
     }
     ends(&mesh(), &facts(web(), "10.0.0.2:15020"), "10.0.0.2:15020");
+}
+
+#[test]
+fn the_port_of_socks5_is_the_tunnels_own_where_it_is_served() {
+    for (served, port, expected) in [
+        (Some(15080), 15080, "503 Recursion"),
+        (Some(15080), 80, "10.0.0.2:80"),
+        (None, 15080, "10.0.0.2:15080"),
+    ] {
+        let named = TunnelFacts {
+            socks5: served,
+            ..facts(web(), &format!("10.0.0.2:{port}"))
+        };
+        ends(&mesh(), &named, expected);
+        let plain = PlaintextFacts {
+            workload: Arc::new(web()),
+            original_dst: SocketAddr::new("10.0.0.2".parse().unwrap(), port),
+            socks5: served,
+        };
+        let refused = matches!(plaintext(&mesh(), &plain), Outcome::Refuse(it) if it.reason == Reason::Recursion);
+        assert_eq!(refused, expected == "503 Recursion", "{served:?} {port}");
+    }
 }
 
 fn tunnelled(protocol: ApplicationProtocol, port: Option<u16>) -> Workload {
@@ -185,6 +209,7 @@ fn plaintext_ends_where_it_was_sent() {
     let facts = PlaintextFacts {
         workload: Arc::new(web()),
         original_dst: socket("[::ffff:10.0.0.2]:8080"),
+        socks5: None,
     };
     let Outcome::Go(target) = plaintext(&mesh(), &facts) else {
         panic!("refused");
@@ -204,6 +229,7 @@ fn plaintext_never_reaches_the_pods_loopback() {
         let facts = PlaintextFacts {
             workload: Arc::new(web()),
             original_dst: socket(address),
+            socks5: None,
         };
         let refusal = Refusal::new(Reason::AddressMismatch);
         assert_eq!(plaintext(&mesh(), &facts), refusal.into(), "{address}");
