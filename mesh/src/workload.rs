@@ -189,7 +189,7 @@ impl Workload {
 
     /// Has `owner` for [`Self::workload_name`].
     pub fn set_workload_name(&mut self, owner: Str) {
-        self.owner_name = (owner != self.name).then_some(owner);
+        self.owner_name = owner_name(&self.name, owner);
     }
 
     /// Its addresses, each with the network; none for a host-network workload, whose address is its node's.
@@ -201,6 +201,11 @@ impl Workload {
             address: *address,
         })
     }
+}
+
+/// [`Template::owner_name`] of the record `name` that `owner` has.
+pub(crate) fn owner_name(name: &str, owner: impl Into<Str> + AsRef<str>) -> Option<Str> {
+    (owner.as_ref() != name).then(|| owner.into())
 }
 
 impl Template {

@@ -12,7 +12,7 @@ use crate::{
     workload::{
         Addresses, ApplicationProtocol, ApplicationTunnel, DEFAULT_CLUSTER,
         DEFAULT_SERVICE_ACCOUNT, Health, Locality, NetworkMode, PodDns, PortMap, PortsOfServices,
-        Template, TunnelProtocol, Workload, WorkloadType,
+        Template, TunnelProtocol, Workload, WorkloadType, owner_name,
     },
 };
 
@@ -45,7 +45,7 @@ impl TryFrom<wire::Workload> for Workload {
             network: wire.network.into(),
             canonical_name: wire.canonical_name.into(),
             canonical_revision: wire.canonical_revision.into(),
-            owner_name: (wire.workload_name != wire.name).then(|| wire.workload_name.into()),
+            owner_name: owner_name(&wire.name, wire.workload_name),
             namespace: wire.namespace.into(),
         };
         Ok(Self {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Addresses, ApplicationTunnel, GatewayAddress, Health, Locality, NetworkMode, PodDns,
     PortsOfServices, Template, TunnelProtocol, Workload, WorkloadType, default_capacity,
-    default_cluster_id, default_service_account,
+    default_cluster_id, default_service_account, owner_name,
 };
 use crate::{
     dump::{is_default, workload_services},
@@ -91,7 +91,7 @@ impl From<Document> for Workload {
             canonical_name: document.canonical_name,
             canonical_revision: document.canonical_revision,
             workload_type: document.workload_type,
-            owner_name: (document.workload_name != document.name).then_some(document.workload_name),
+            owner_name: owner_name(&document.name, document.workload_name),
             native_tunnel: document.native_tunnel,
             application_tunnel: document.application_tunnel,
             services: document.services,
