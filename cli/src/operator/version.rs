@@ -71,25 +71,16 @@ struct Served {
 /// Runs the command. Without a configured cluster the client's version is all there is.
 pub(crate) async fn run(command: Version, before: &Access) -> Result<ExitCode> {
     let access = command.access.clone().or(before);
-    let mut versions = Versions {
-        client_version: Build {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        },
-        mesh_version: None,
-        data_plane_version: None,
-    };
+    let mut versions = Versions::of_this_program();
     let mut trouble = None;
     if command.remote {
         // Somebody without a cluster asks for this program's version only.
         let named = access.kubeconfig.is_some() || access.context.is_some();
         match Cluster::connect(&access).await {
-            Ok(cluster) => match remote(&cluster, command.revision.as_deref()).await {
-                Ok((servers, served)) => {
-                    versions.mesh_version = Some(servers);
-                    versions.data_plane_version = Some(served);
-                }
-                Err(error) => trouble = Some(error),
-            },
+            Ok(cluster) => {
+                let revision = command.revision.as_deref();
+                trouble = versions.ask(&cluster, revision).await.err();
+            }
             Err(error) if named => trouble = Some(error),
             Err(_) => {}
         }
@@ -106,15 +97,29 @@ pub(crate) async fn run(command: Version, before: &Access) -> Result<ExitCode> {
 
 /// All versions of a cluster, as JSON.
 pub(super) async fn told(cluster: &Cluster) -> Result<Value> {
-    let (servers, served) = remote(cluster, None).await?;
-    let versions = Versions {
-        client_version: Build {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        },
-        mesh_version: Some(servers),
-        data_plane_version: Some(served),
-    };
+    let mut versions = Versions::of_this_program();
+    versions.ask(cluster, None).await?;
     Ok(serde_json::to_value(&versions)?)
+}
+
+impl Versions {
+    fn of_this_program() -> Self {
+        Self {
+            client_version: Build {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+            },
+            mesh_version: None,
+            data_plane_version: None,
+        }
+    }
+
+    /// Adds those of a cluster.
+    async fn ask(&mut self, cluster: &Cluster, revision: Option<&str>) -> Result<()> {
+        let (servers, served) = remote(cluster, revision).await?;
+        self.mesh_version = Some(servers);
+        self.data_plane_version = Some(served);
+        Ok(())
+    }
 }
 
 async fn remote(cluster: &Cluster, revision: Option<&str>) -> Result<(Vec<Server>, Vec<Served>)> {
