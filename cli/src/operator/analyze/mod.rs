@@ -99,18 +99,9 @@ pub(crate) async fn run(command: Analyze, before: &Access) -> Result<ExitCode> {
         Some(cluster) => exported(cluster).await?,
         None => Vec::new(),
     };
-    let root = access.istio_namespace().to_owned();
-    let statuses = tokio::task::spawn_blocking({
-        let (texts, objects, root) = (texts.clone(), objects.clone(), root.clone());
-        move || statuses(&texts, &objects, &root)
-    })
-    .await??;
-    let namespace = cluster.as_ref().map(|it| it.namespace.clone());
+    let namespace = cluster.as_ref().map(|it| it.namespace.as_str());
     let wanted = namespace.filter(|_| !command.all_namespaces);
-    let suppressed = suppressed(&texts, &objects);
-    let mut told_of = selectors::findings(&texts, &objects, &root);
-    told_of.extend(network::findings(&objects));
-    let mut found = findings(&statuses, told_of, wanted.as_deref(), &suppressed);
+    let mut found = judge(&texts, &objects, access.istio_namespace(), wanted).await?;
     found.retain(|it| {
         it.level >= command.output_threshold && !command.suppress.iter().any(|wish| wish.covers(it))
     });
@@ -121,6 +112,24 @@ pub(crate) async fn run(command: Analyze, before: &Access) -> Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+/// What is to be said of the objects in files and in a cluster, of those in the namespace `wanted` alone where one is.
+async fn judge(
+    texts: &BTreeMap<String, String>,
+    objects: &[Value],
+    root: &str,
+    wanted: Option<&str>,
+) -> Result<Vec<Finding>> {
+    let statuses = tokio::task::spawn_blocking({
+        let (texts, objects, root) = (texts.clone(), objects.to_vec(), root.to_owned());
+        move || statuses(&texts, &objects, &root)
+    })
+    .await??;
+    let suppressed = suppressed(texts, objects);
+    let mut told_of = selectors::findings(texts, objects, root);
+    told_of.extend(network::findings(objects));
+    Ok(findings(&statuses, told_of, wanted, &suppressed))
 }
 
 fn told(found: &[Finding], form: Form) -> Result<()> {
@@ -368,13 +377,7 @@ const NETWORK_POLICY: &str = "NetworkPolicy";
 
 /// The findings of a whole cluster's objects, as JSON.
 pub(super) async fn judged(objects: &[Value], root: &str) -> Result<Value> {
-    let (known, of) = (objects.to_vec(), root.to_owned());
-    let statuses =
-        tokio::task::spawn_blocking(move || statuses(&BTreeMap::new(), &known, &of)).await??;
-    let mut told_of = selectors::findings(&BTreeMap::new(), objects, root);
-    told_of.extend(network::findings(objects));
-    let silent = suppressed(&BTreeMap::new(), objects);
-    let found = findings(&statuses, told_of, None, &silent);
+    let found = judge(&BTreeMap::new(), objects, root, None).await?;
     Ok(serde_json::to_value(found)?)
 }
 
