@@ -108,8 +108,8 @@ fn is_subdomain(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(is_label)
 }
 
-/// RFC 1123 label.
-fn is_label(name: &str) -> bool {
+/// Whether this is a label as RFC 1123 and Kubernetes have it.
+pub fn is_label(name: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     !name.is_empty()
         && name.len() <= 63

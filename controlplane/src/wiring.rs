@@ -11,6 +11,7 @@ use std::{
 use mesh::names::Str;
 
 use crate::{
+    gateway::names::REVISION,
     graph::{Collection, Graph, Index, Runs, Source, Tap},
     object::{
         BackendTlsPolicy, BackendTrafficPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass,
@@ -251,7 +252,7 @@ impl Wiring {
     pub fn set(&self, object: &ObjectRef, value: Option<Sourced<Object>>) {
         let revised = is_revised(object.kind);
         let other = value.as_ref().filter(|_| revised).and_then(|value| {
-            let revision = value.object.meta().label("istio.io/rev")?;
+            let revision = value.object.meta().label(REVISION)?;
             let ours = *revision == self.settings.revision || self.revisions.contains(revision);
             (!ours).then(|| revision.clone())
         });

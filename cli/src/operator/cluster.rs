@@ -4,6 +4,7 @@
 use std::{fmt::Debug, future::Future, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
+use controlplane::gateway::names::REVISION;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::{Request, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
@@ -175,7 +176,7 @@ impl Cluster {
     pub(crate) async fn ready_control_planes(&self, revision: Option<&str>) -> Result<Vec<Pod>> {
         let of_revision = |it: &Pod| {
             let labels = it.metadata.labels.as_ref();
-            let of = labels.and_then(|it| it.get("istio.io/rev"));
+            let of = labels.and_then(|it| it.get(REVISION));
             revision.is_none_or(|wanted| of.map_or("default", String::as_str) == wanted)
         };
         let mut pods = self.control_planes().await?;

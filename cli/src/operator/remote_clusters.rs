@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use controlplane::gateway::names::REVISION;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -54,7 +55,7 @@ pub(crate) async fn run(command: RemoteClusters, before: &Access) -> Result<Exit
         .await?
     {
         let labels = pod.metadata.labels.as_ref();
-        let revision = labels.and_then(|it| it.get("istio.io/rev"));
+        let revision = labels.and_then(|it| it.get(REVISION));
         let revision = revision.map_or("default", String::as_str).to_owned();
         let pod = PodName::from(&pod);
         let answer = cluster.json(&pod, DEBUG_PORT, "/debug/clusterz").await?;

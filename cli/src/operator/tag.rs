@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, process::ExitCode};
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
+use controlplane::{gateway::names::REVISION, validate::is_label};
 use k8s_openapi::api::{
     admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Namespace,
 };
@@ -23,7 +24,6 @@ use super::{
 use crate::screen;
 
 const TAG: &str = "istio.io/tag";
-const REVISION: &str = "istio.io/rev";
 /// istioctl's, so that a tag that it made is ours to move, and the reverse.
 const FIELD_MANAGER: &str = "istioctl";
 
@@ -120,13 +120,7 @@ pub(crate) async fn run(command: Tag, before: &Access) -> Result<ExitCode> {
 
 /// Tags are values of labels and parts of objects' names.
 fn check_name(tag: &str) -> Result<()> {
-    let is_known = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    let is_name = !tag.is_empty()
-        && tag.len() <= 63
-        && tag.chars().all(is_known)
-        && !tag.starts_with('-')
-        && !tag.ends_with('-');
-    match is_name {
+    match is_label(tag) {
         true => Ok(()),
         false => bail!("{tag:?} cannot be a tag: small letters, digits and dashes in between"),
     }

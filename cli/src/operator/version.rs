@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, process::ExitCode};
 
 use anyhow::Result;
 use clap::Args;
+use controlplane::gateway::names::REVISION;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -129,7 +130,7 @@ async fn remote(cluster: &Cluster, revision: Option<&str>) -> Result<(Vec<Server
     let mut servers = Vec::new();
     for pod in cluster.ready_control_planes(revision).await? {
         let labels = pod.metadata.labels.as_ref();
-        let of = labels.and_then(|it| it.get("istio.io/rev")).cloned();
+        let of = labels.and_then(|it| it.get(REVISION)).cloned();
         let version = server_version(cluster, &PodName::from(&pod)).await?;
         servers.push(Server {
             component: "pilot",

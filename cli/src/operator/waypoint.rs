@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
+use controlplane::gateway::names::REVISION;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api,
@@ -27,7 +28,6 @@ use super::{
 const CLASSES: [&str; 2] = ["istio-waypoint", "leyline-waypoint"];
 const FOR: &str = "istio.io/waypoint-for";
 const USE: &str = "istio.io/use-waypoint";
-const REVISION: &str = "istio.io/rev";
 /// istioctl's, so that a waypoint that it made is ours to change, and the reverse.
 const FIELD_MANAGER: &str = "istioctl";
 

@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::{backoff::Backoff, leader::Leadership};
-use crate::{ca::Current, validate::admission::ALWAYS_REJECT};
+use crate::{ca::Current, gateway::names::REVISION, validate::admission::ALWAYS_REJECT};
 
 const MANAGER: &str = "leyline-webhook-controller";
 const IGNORE: &str = "Ignore";
@@ -97,7 +97,7 @@ pub(crate) fn names(namespace: &str, revision: &str) -> [(String, Option<String>
 /// Whether a configuration leads to this revision's control plane: the one for objects without a revision is whose label it
 /// bears, so that it can be handed on.
 fn is_of(found: &Configuration, revision: &str) -> bool {
-    let label = found.labels().get("istio.io/rev");
+    let label = found.labels().get(REVISION);
     label.map_or(DEFAULT, String::as_str) == revision
 }
 
@@ -307,7 +307,7 @@ impl WebhookConfig {
         if let Some(revision) = &self.about {
             probe
                 .labels_mut()
-                .insert("istio.io/rev".to_owned(), revision.clone());
+                .insert(REVISION.to_owned(), revision.clone());
         }
         probe.data = json!({"spec": {"hosts": ["probe.invalid"], "resolution": "STATIC"}});
         let api: Api<DynamicObject> =

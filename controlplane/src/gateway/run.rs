@@ -40,7 +40,7 @@ use super::{
     status::{self, Applied, Deployment, Status},
     template::{Names, Objects, Part},
 };
-use crate::{crd, object::Name};
+use crate::{cluster::is_absent, crd, object::Name};
 
 /// Field manager of what is deployed: upstream's, so that what istiod made can be taken over whole.
 pub const MANAGER: &str = "istio.io/gateway-controller";
@@ -500,7 +500,7 @@ impl Controller {
         };
         match api.delete(&names.objects, &only_this).await {
             Ok(_) => Ok(()),
-            Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(()),
+            Err(kube::Error::Api(answer)) if is_absent(&answer) => Ok(()),
             Err(source) => Err(failed(format!("delete {what}"))(source)),
         }
     }

@@ -11,13 +11,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use mesh::names::Str;
 
 use crate::{
+    gateway::names::REVISION,
     object::{Kind, Labels, ObjectRef},
     source::cluster::decode::Told,
     translate::waypoint::matches_selector,
 };
-
-/// Label that names the control plane an object is for.
-const REVISION: &str = "istio.io/rev";
 
 /// Selectors of namespaces, ORed; none selects every namespace.
 pub type Selectors = Arc<Vec<LabelSelector>>;

@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Args;
+use controlplane::gateway::names::REVISION;
 use futures_util::{StreamExt as _, future::BoxFuture, stream};
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod};
 use kube::api::LogParams;
@@ -221,7 +222,7 @@ async fn events(cluster: &Cluster) -> Result<Value> {
 async fn mesh_config(cluster: &Cluster) -> Result<Value> {
     let api = cluster.within::<ConfigMap>(&cluster.istio_namespace);
     let found = cluster
-        .list("the mesh's configuration", &api, "istio.io/rev")
+        .list("the mesh's configuration", &api, REVISION)
         .await?;
     Ok(serde_json::to_value(found.items)?)
 }

@@ -35,6 +35,7 @@ use tokio::{
 };
 
 use crate::{
+    gateway::names::REVISION,
     metrics::KubernetesEvents,
     object::{Kind, ObjectRef},
     translate::remote::{ExportKey, Exported},
@@ -600,9 +601,7 @@ async fn watch_tags(client: Client, revision: String, feed: Feed, troubles: Trou
                 let read: Labelled = serde_json::from_str(raw.get()).unwrap_or_default();
                 let LabelsOnly { name, labels } = read.metadata;
                 let tag = labels.get("istio.io/tag");
-                let is_ours = labels
-                    .get("istio.io/rev")
-                    .is_some_and(|rev| *rev == revision);
+                let is_ours = labels.get(REVISION).is_some_and(|rev| *rev == revision);
                 match tag.filter(|_| is_ours) {
                     Some(tag) => tags.insert(name, tag.as_str().into()),
                     None => tags.remove(&name),
