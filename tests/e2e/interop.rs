@@ -41,6 +41,11 @@ pub(crate) fn peer() -> Result<Option<PathBuf>> {
     Ok(Some(path))
 }
 
+/// Runs a test with the peer's tunnel, where it is there.
+pub(crate) fn with_peer(test: impl FnOnce(PathBuf) -> Result<()>) -> Result<()> {
+    peer()?.map_or(Ok(()), test)
+}
+
 /// The peer's tunnel on these nodes; none where the peer is not there.
 fn peer_on(nodes: &[&str]) -> Result<Option<Options>> {
     let Some(path) = peer()? else {

@@ -143,16 +143,10 @@ fn another_network_is_reached_in_two_tunnels_through_its_gateway() -> Result<()>
 
 #[test]
 fn the_peers_tunnel_reaches_another_network_through_our_gateway() -> Result<()> {
-    match interop::peer()? {
-        Some(peer) => through_the_gateway(Some(peer), None),
-        None => Ok(()),
-    }
+    interop::with_peer(|peer| through_the_gateway(Some(peer), None))
 }
 
 #[test]
 fn our_tunnel_reaches_the_peers_behind_our_gateway() -> Result<()> {
-    match interop::peer()? {
-        Some(peer) => through_the_gateway(None, Some(peer)),
-        None => Ok(()),
-    }
+    interop::with_peer(|peer| through_the_gateway(None, Some(peer)))
 }

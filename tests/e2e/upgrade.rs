@@ -180,24 +180,15 @@ fn a_tunnel_is_replaced_at_either_end_and_no_connection_fails() -> Result<()> {
 
 #[test]
 fn our_clients_tunnel_and_the_peers_servers_are_replaced() -> Result<()> {
-    match interop::peer()? {
-        Some(peer) => both_ends([None, None], [Some(peer.clone()), Some(peer)]),
-        None => Ok(()),
-    }
+    interop::with_peer(|peer| both_ends([None, None], [Some(peer.clone()), Some(peer)]))
 }
 
 #[test]
 fn the_peers_clients_tunnel_and_our_servers_are_replaced() -> Result<()> {
-    match interop::peer()? {
-        Some(peer) => both_ends([Some(peer.clone()), Some(peer)], [None, None]),
-        None => Ok(()),
-    }
+    interop::with_peer(|peer| both_ends([Some(peer.clone()), Some(peer)], [None, None]))
 }
 
 #[test]
 fn our_tunnel_takes_over_from_the_peers_and_the_peers_from_ours() -> Result<()> {
-    match interop::peer()? {
-        Some(peer) => both_ends([Some(peer.clone()), None], [None, Some(peer)]),
-        None => Ok(()),
-    }
+    interop::with_peer(|peer| both_ends([Some(peer.clone()), None], [None, Some(peer)]))
 }

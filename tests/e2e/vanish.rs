@@ -109,16 +109,10 @@ fn a_peer_that_vanishes_is_a_reset_at_both_ends_and_is_dialled_anew() -> Result<
 
 #[test]
 fn our_clients_learn_that_the_peers_tunnel_has_vanished() -> Result<()> {
-    match interop::peer()? {
-        Some(peer) => a_peer_vanishes(None, Some(peer)),
-        None => Ok(()),
-    }
+    interop::with_peer(|peer| a_peer_vanishes(None, Some(peer)))
 }
 
 #[test]
 fn our_servers_learn_that_the_peers_tunnel_has_vanished() -> Result<()> {
-    match interop::peer()? {
-        Some(peer) => a_peer_vanishes(Some(peer), None),
-        None => Ok(()),
-    }
+    interop::with_peer(|peer| a_peer_vanishes(Some(peer), None))
 }

@@ -268,18 +268,12 @@ fn every_branch_that_two_tunnels_can_meet_in() -> Result<()> {
 
 #[test]
 fn every_branch_from_our_tunnel_to_the_peers() -> Result<()> {
-    match interop::peer()? {
-        Some(peer) => every_branch(None, Some(peer)),
-        None => Ok(()),
-    }
+    interop::with_peer(|peer| every_branch(None, Some(peer)))
 }
 
 #[test]
 fn every_branch_from_the_peers_tunnel_to_ours() -> Result<()> {
-    match interop::peer()? {
-        Some(peer) => every_branch(Some(peer), None),
-        None => Ok(()),
-    }
+    interop::with_peer(|peer| every_branch(Some(peer), None))
 }
 
 #[test]
