@@ -6,7 +6,6 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
     path::Path,
     process::{Child, Command, Stdio},
     sync::atomic::Ordering,
@@ -42,6 +41,16 @@ code=$?
 shoot after
 exit $code
 "#;
+
+/// Puts a program in place by another process: a file that this one had open for writing may still be so in a child that
+/// another test forks just then, and could not be run (`ETXTBSY`).
+fn install(text: &str, program: &Path) {
+    let source = program.with_extension("text");
+    fs::write(&source, text).expect("write");
+    let mut install = Command::new("install");
+    let done = install.args(["-m", "755"]).args([&source, program]);
+    assert!(done.status().expect("run install").success(), "install");
+}
 
 /// The agent as a process of its own.
 struct Agent(Child);
@@ -113,9 +122,7 @@ struct Bed<'a> {
 
 impl<'a> Bed<'a> {
     async fn new(rig: &'a Rig, folder: &'a Path) -> Self {
-        let nft = folder.join("nft");
-        fs::write(&nft, NFT).expect("write");
-        fs::set_permissions(&nft, fs::Permissions::from_mode(0o755)).expect("a program");
+        install(NFT, &folder.join("nft"));
         let manners = Manners::default();
         let before = picture(&rig.pod);
         let agent = Agent::start(rig, folder, &manners);
