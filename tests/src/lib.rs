@@ -58,12 +58,23 @@ impl Options {
                 Some(path) => format!("{} proxy ztunnel", path.display()),
             };
             let program = folder.path().join(format!("ztunnel-{node}"));
-            fs::write(&program, format!("#!/bin/sh\n{prepare} && exec {line}\n"))?;
-            fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+            let text = program.with_extension("text");
+            fs::write(&text, format!("#!/bin/sh\n{prepare} && exec {line}\n"))?;
+            install(&text, &program)?;
             options.ztunnel.push(((*node).to_owned(), program));
         }
         Ok((folder, options))
     }
+}
+
+/// Copies a program, by another process: a file that this one had open for writing may still be so in a child that another
+/// test forks just then, and could not be run (`ETXTBSY`).
+fn install(source: &Path, program: &Path) -> Result<()> {
+    let mut install = Command::new("install");
+    let done = install.args(["-m", "755"]).args([source, program]).status();
+    let done = done.context("run install")?;
+    anyhow::ensure!(done.success(), "install {}", program.display());
+    Ok(())
 }
 
 impl Mesh {
@@ -133,8 +144,7 @@ impl Mesh {
             .context("a program has a name")?;
         let path = self.folder.path().join(name);
         if !path.exists() {
-            fs::copy(program, &path).with_context(|| format!("copy {program}"))?;
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+            install(Path::new(program), &path)?;
         }
         Ok(path.display().to_string())
     }
