@@ -2,13 +2,18 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use mesh::{
     authority::Authority,
     flow::{Party, peer_workload},
     headers::{self, Baggage, Traceparent},
-    l7::{dispatch::Target, request::ConnectionFacts, via::Via},
-    names::NamespacedHostname,
+    l7::{
+        dispatch::Target,
+        request::ConnectionFacts,
+        via::{self, Via},
+    },
+    names::{NamespacedHostname, Str},
+    workload::Workload,
 };
 use net::tls::PeerIdentity;
 
@@ -34,6 +39,9 @@ pub(crate) struct Connection {
     pub(crate) passed_waypoint: bool,
     /// The way that what is passed on to another waypoint has come by: the client's, and the service that it is for.
     pub(crate) via: Via,
+    /// Another waypoint's route asks for this subset of the service's endpoints: kept to where our own routes leave the
+    /// choice among all of them.
+    pub(crate) subset: Option<Str>,
     /// The client, for telemetry: the record of its address, else what its identity and baggage tell.
     pub(crate) source: Party,
 }
@@ -49,6 +57,30 @@ impl Connection {
             identity: Some(&self.peer.identity),
             sni,
         }
+    }
+
+    /// What a CONNECT that is accepted is told: what the client's tunnel labels its metrics with (the endpoint, or until one
+    /// is chosen, us), and whether we keep to the subset that it asked for.
+    pub(crate) fn response_headers(&self, endpoint: &Workload) -> HeaderMap {
+        let baggage = Baggage::from(endpoint).to_string();
+        let subset = self.subset.as_ref().map(|it| it.to_string());
+        let told = [(headers::BAGGAGE, Some(baggage)), (via::SUBSET, subset)];
+        let told = told.into_iter().filter_map(|(name, text)| {
+            let value = HeaderValue::try_from(text?).ok()?;
+            Some((HeaderName::from_static(name), value))
+        });
+        told.collect()
+    }
+
+    /// The subset to choose from where a route names `service` and maybe a subset of it.
+    pub(crate) fn subset_of(
+        &self,
+        service: &NamespacedHostname,
+        named: Option<&Str>,
+    ) -> Option<Str> {
+        let asked = self.subset.as_ref();
+        let asked = asked.filter(|_| self.service.as_ref() == Some(service));
+        named.or(asked).cloned()
     }
 }
 

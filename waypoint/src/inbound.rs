@@ -7,19 +7,19 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::StatusCode;
 use mesh::{
     authority::Authority,
     authorize::{AuthorizationFacts, Decision, authorize_selected},
     flow::EndReason,
-    headers::{self, Baggage, Traceparent},
+    headers::{self, Traceparent},
     l7::{
         dispatch::{DispatchFacts, Target, dispatch, dispatch_inner},
         served::AppProtocol,
         via::{self, Via},
     },
+    names::Str,
     outcome::{Object, Reason, Refusal},
-    workload::Workload,
 };
 use net::{
     ca::FetchError,
@@ -256,9 +256,13 @@ impl Inbound {
         let admitted = dispatched.and_then(|(target, snapshot)| {
             self.admit(&request, &snapshot)?;
             let via = way(&request, &target)?;
-            Ok((target, snapshot, via))
+            let subset = match self.waypoint.config.node.role {
+                Role::Waypoint => subset(&request, &target, &snapshot)?,
+                Role::EastWest => None,
+            };
+            Ok((target, snapshot, via, subset))
         });
-        let (target, snapshot, via) = match admitted {
+        let (target, snapshot, via, subset) = match admitted {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 self.early().refused(metrics, &refusal);
@@ -266,7 +270,8 @@ impl Inbound {
                 return None;
             }
         };
-        let connection = Arc::new(self.connection(&request, (target, via), &snapshot, accepted));
+        let connection =
+            Arc::new(self.connection(&request, (target, via, subset), &snapshot, accepted));
         let declared = match self.waypoint.config.node.role {
             Role::Waypoint => declared(&connection, &snapshot),
             // The inner tunnel is not ours to look into.
@@ -275,7 +280,7 @@ impl Inbound {
         if declared == AppProtocol::Tcp {
             return Some(Opened::Unanswered(connection, request));
         }
-        let mut stream = match request.accept(response_headers(&snapshot.own)) {
+        let mut stream = match request.accept(connection.response_headers(&snapshot.own)) {
             Ok(stream) => stream,
             Err(error) => {
                 tracing::debug!(client = %self.client, %error, "the client is gone");
@@ -334,7 +339,7 @@ impl Inbound {
     fn connection(
         &self,
         request: &ConnectRequest,
-        (target, via): (Target, Via),
+        (target, via, subset): (Target, Via, Option<Str>),
         snapshot: &Snapshot,
         accepted: Instant,
     ) -> Connection {
@@ -352,6 +357,7 @@ impl Inbound {
             trace: trace.and_then(Traceparent::parse),
             passed_waypoint: sender == Some("waypoint"),
             via,
+            subset,
             source: source_of(waypoint, snapshot, self.client, request.peer(), told),
             target,
             waypoint: Arc::clone(waypoint),
@@ -371,12 +377,24 @@ fn way(request: &ConnectRequest, target: &Target) -> Result<Via, Refusal> {
     }
 }
 
-/// What the client's tunnel labels its metrics with: the endpoint, or until one is chosen, us.
-pub(crate) fn response_headers(workload: &Workload) -> HeaderMap {
-    let baggage = Baggage::from(workload).to_string();
-    let value = HeaderValue::from_str(&baggage).ok();
-    let named = value.map(|value| (HeaderName::from_static(headers::BAGGAGE), value));
-    named.into_iter().collect()
+/// The subset of the service's endpoints that another waypoint's route asks for. What this narrows is a choice among
+/// endpoints that the client may reach anyway, after all policies, so that whoever is proven may ask.
+fn subset(
+    request: &ConnectRequest,
+    target: &Target,
+    snapshot: &Snapshot,
+) -> Result<Option<Str>, Refusal> {
+    let asked = header_texts(request.headers(), via::SUBSET).next();
+    let (Some(asked), Some(service)) = (asked, target.service()) else {
+        return Ok(None);
+    };
+    let key = service.key();
+    let backend = snapshot.l7.backend(&key);
+    // Names are those that are known, so that nobody fills the memory with others.
+    match backend.and_then(|it| it.subsets.get_key_value(asked)) {
+        Some((name, _)) => Ok(Some(name.clone())),
+        None => Err(Refusal::by(Reason::NoHealthyUpstream, Object::Service(key))),
+    }
 }
 
 /// What the port speaks; where nothing but TCP routes are attached, bytes.

@@ -23,7 +23,7 @@ use crate::{
     connection::Connection,
     flow::{Flow, Live, Times},
     http::upstream::Permit,
-    inbound::{response_headers, status},
+    inbound::status,
 };
 use choose::{Choice, Tried, choose};
 
@@ -79,7 +79,8 @@ pub(crate) async fn serve_request(mut request: ConnectRequest, connection: Arc<C
         Ok(established) => established,
         Err(status) => return request.refuse(status),
     };
-    match request.accept(response_headers(&established.endpoint)) {
+    let told = passing.connection.response_headers(&established.endpoint);
+    match request.accept(told) {
         Ok(stream) => established.carry(stream).await,
         Err(_) => established.flow.finish(EndReason::SourceReset, None),
     }

@@ -11,6 +11,10 @@ use crate::names::{NamespacedHostname, Str};
 /// Header of a CONNECT from waypoint to waypoint: `namespace/hostname`, separated by commas.
 pub const HEADER: &str = "x-leyline-via";
 
+/// Header of a CONNECT from waypoint to waypoint: the subset of the service's endpoints that the sender's route asks for. One
+/// that keeps to it says so by the same header in its answer; one that does not is no way to the subset.
+pub const SUBSET: &str = "x-leyline-subset";
+
 /// Waypoints on one way.
 const MOST: usize = 8;
 

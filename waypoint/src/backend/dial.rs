@@ -130,13 +130,14 @@ impl Backend {
                 });
                 outgoing?.connect().await
             }
-            Endpoint::Waypoint { port, via } => {
+            Endpoint::Waypoint { port, subset, via } => {
                 let outgoing = self.outgoing(upstream, |asked, draw| match upstream.service {
                     Some(service) => to_waypoint(asked.view, asked.facts, service, *port, draw),
                     None => Refusal::new(Reason::NotServed).into(),
                 });
                 let outgoing = Outgoing {
                     via: Some(via),
+                    subset: subset.as_ref(),
                     ..outgoing?
                 };
                 outgoing.connect().await
@@ -173,6 +174,7 @@ impl Backend {
             upstream,
             hop,
             via: None,
+            subset: None,
         })
     }
 
@@ -257,6 +259,8 @@ struct Outgoing<'a> {
     backend: &'a Backend,
     /// To another waypoint: the way so far.
     via: Option<&'a Via>,
+    /// To another waypoint: which of the service's endpoints it is to choose from.
+    subset: Option<&'a Str>,
     own: Arc<Workload>,
     upstream: &'a Upstream<'a>,
     hop: NextHop,
@@ -292,7 +296,7 @@ impl Outgoing<'_> {
             Hop::DoubleHbone => self.double(address, &hop).await,
             Hop::Hbone | Hop::Tcp => {
                 let tunnel = self.tunnel(address, &hop, None).await?;
-                Ok(connected(tunnel, address, hop.hop, None))
+                self.connected(tunnel, address, hop.hop, None)
             }
         }
     }
@@ -338,7 +342,7 @@ impl Outgoing<'_> {
             address: gateway,
             source,
         })?;
-        Ok(connected(tunnel, gateway, hop.hop, Some(inner)))
+        self.connected(tunnel, gateway, hop.hop, Some(inner))
     }
 
     fn head(
@@ -362,31 +366,38 @@ impl Outgoing<'_> {
             (headers::FORWARDED_NETWORK, network),
             (headers::ISTIO_SOURCE, source),
             (via::HEADER, via.as_deref()),
+            (via::SUBSET, self.subset.map(|it| &**it)),
         ];
         ConnectHead {
             authority: authority.unwrap_or(Authority::Address(address)),
             headers: header_map(texts),
         }
     }
-}
 
-fn connected(
-    tunnel: Tunnel,
-    address: SocketAddr,
-    hop: Hop,
-    inner: Option<InnerTunnel>,
-) -> Connected {
-    let mut told = header_texts(&tunnel.headers, headers::BAGGAGE).peekable();
-    let baggage = told.peek().is_some().then(|| Baggage::parse(told));
-    Connected {
-        peer: Some(tunnel.peer.identity.clone()),
-        stream: Stream::Tunnel {
-            stream: tunnel.stream,
-            inner,
-        },
-        address,
-        hop,
-        baggage,
+    /// What a tunnel that stands is. Endpoints are not asked for a subset: whoever chooses has chosen one of it.
+    fn connected(
+        &self,
+        tunnel: Tunnel,
+        address: SocketAddr,
+        hop: Hop,
+        inner: Option<InnerTunnel>,
+    ) -> Result<Connected, ConnectError> {
+        let kept = header_texts(&tunnel.headers, via::SUBSET).next();
+        if let Some(subset) = self.subset.filter(|it| kept != Some(&***it)) {
+            return Err(ConnectError::WholeService(subset.clone()));
+        }
+        let mut told = header_texts(&tunnel.headers, headers::BAGGAGE).peekable();
+        let baggage = told.peek().is_some().then(|| Baggage::parse(told));
+        Ok(Connected {
+            peer: Some(tunnel.peer.identity.clone()),
+            stream: Stream::Tunnel {
+                stream: tunnel.stream,
+                inner,
+            },
+            address,
+            hop,
+            baggage,
+        })
     }
 }
 

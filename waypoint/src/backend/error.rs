@@ -3,7 +3,11 @@
 use std::{io, net::SocketAddr, time::Duration};
 
 use http::StatusCode;
-use mesh::{flow::EndReason, names::Str, outcome::Refusal};
+use mesh::{
+    flow::EndReason,
+    names::Str,
+    outcome::{Reason, Refusal},
+};
 use net::{
     ca::FetchError,
     hbone::{self, DialError},
@@ -17,6 +21,9 @@ pub(crate) enum ConnectError {
     /// There is no way to the endpoint.
     #[error("no way to the endpoint: {0}")]
     NoWay(Refusal),
+    /// The service's waypoint would choose among all endpoints.
+    #[error("the service's waypoint does not keep to the subset {0}")]
+    WholeService(Str),
     /// The name has no address.
     #[error("{0} has no address")]
     Resolve(Str),
@@ -85,7 +92,7 @@ impl ConnectError {
     /// What it means.
     pub(crate) fn failure(&self) -> Failure {
         match self {
-            Self::NoWay(_) => Failure::NoWay,
+            Self::NoWay(_) | Self::WholeService(_) => Failure::NoWay,
             Self::Resolve(_) => Failure::Resolve,
             Self::Certificate(_) | Self::InnerTls { .. } | Self::Tls(_) => Failure::Tls,
             Self::Tcp { source, .. } => of_io(source.io_kind()),
@@ -99,6 +106,7 @@ impl ConnectError {
     pub(crate) fn end_reason(&self) -> EndReason {
         match self {
             Self::NoWay(refusal) => EndReason::Refused(refusal.reason),
+            Self::WholeService(_) => EndReason::Refused(Reason::NoHealthyUpstream),
             Self::Resolve(_) => EndReason::ResolveFailed,
             Self::Certificate(_) => EndReason::NoCertificate,
             Self::Tcp { source, .. } => source.end_reason(),

@@ -44,8 +44,13 @@ pub(crate) enum Endpoint {
     Address(SocketAddr),
     /// Outside, by name.
     Hostname { name: Str, port: u16 },
-    /// The waypoint of the service, for this port of it. The way that the connection came by keeps it from going round.
-    Waypoint { port: u16, via: Via },
+    /// The waypoint of the service, for this port of it, and for these of its endpoints. The way that the connection came
+    /// by keeps it from going round.
+    Waypoint {
+        port: u16,
+        subset: Option<Str>,
+        via: Via,
+    },
 }
 
 /// What to connect to, and for whom.

@@ -72,7 +72,7 @@ pub(super) async fn run(
         return Err(redirected(exchange, &underway, redirect, selected.matched));
     }
     edit_request(exchange, &mut underway, &selected, backend)?;
-    let key = cluster(&backend.backend)?;
+    let key = cluster(&exchange.connection, &backend.backend)?;
     forward(ongoing, underway, &key, Some((&selected, backend))).await
 }
 
@@ -148,7 +148,7 @@ fn default_cluster(connection: &Connection) -> ClusterKey {
         Target::Service { service, port, .. } => ClusterKey::Service {
             service: service.key(),
             port: *port,
-            subset: None,
+            subset: connection.subset.clone(),
         },
         Target::Workload { workload, .. } => ClusterKey::Workload {
             uid: workload.uid.clone(),
@@ -158,7 +158,10 @@ fn default_cluster(connection: &Connection) -> ClusterKey {
 }
 
 /// The endpoints that a backend stands for.
-pub(super) fn cluster(backend: &Backend) -> Result<ClusterKey, Box<Reply>> {
+pub(super) fn cluster(
+    connection: &Connection,
+    backend: &Backend,
+) -> Result<ClusterKey, Box<Reply>> {
     match backend {
         Backend::Service {
             service,
@@ -167,7 +170,7 @@ pub(super) fn cluster(backend: &Backend) -> Result<ClusterKey, Box<Reply>> {
         } => Ok(ClusterKey::Service {
             service: service.clone(),
             port: *port,
-            subset: subset.clone(),
+            subset: connection.subset_of(service, subset.as_ref()),
         }),
         Backend::Invalid(why) => Err(invalid(why)),
     }

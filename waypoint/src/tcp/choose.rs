@@ -182,7 +182,9 @@ fn routed(
     };
     let no_route = || refused(Reason::NoRoute, service.key());
     let rule = match selection {
-        ConnectionSelection::NoRoutes => return Ok((Arc::clone(service), port, None)),
+        ConnectionSelection::NoRoutes => {
+            return Ok((Arc::clone(service), port, connection.subset.clone()));
+        }
         ConnectionSelection::NoMatch => return Err(no_route()),
         ConnectionSelection::Rule(rule) => rule,
     };
@@ -196,7 +198,10 @@ fn routed(
             port,
             subset,
         } => match snapshot.mesh.service(service) {
-            Some(found) => Ok((Arc::clone(found), *port, subset.clone())),
+            Some(found) => {
+                let subset = connection.subset_of(service, subset.as_ref());
+                Ok((Arc::clone(found), *port, subset))
+            }
             None => Err(refused(Reason::NoHealthyUpstream, service.clone())),
         },
     }

@@ -45,9 +45,10 @@ pub(crate) fn start(
 }
 
 fn copy(exchange: &Exchange, mirror: &Mirror, outgoing: &Outgoing) {
-    let waypoint = Arc::clone(&exchange.connection.waypoint);
+    let connection = Arc::clone(&exchange.connection);
+    let waypoint = Arc::clone(&connection.waypoint);
     let room = Arc::clone(&waypoint.http.mirrors).try_acquire_owned();
-    let (Ok(room), Ok(key)) = (room, action::cluster(&mirror.backend)) else {
+    let (Ok(room), Ok(key)) = (room, action::cluster(&connection, &mirror.backend)) else {
         return;
     };
     let snapshot = Arc::clone(&exchange.snapshot);
@@ -64,7 +65,6 @@ fn copy(exchange: &Exchange, mirror: &Mirror, outgoing: &Outgoing) {
         false => outgoing.authority.clone(),
     };
     let request: Request<Upload> = build(outgoing, &authority, version, outgoing.body.tee());
-    let destination = exchange.connection.destination;
     tokio::spawn(async move {
         let _room = room;
         let copied = timeout(DEADLINE, async {
@@ -73,7 +73,8 @@ fn copy(exchange: &Exchange, mirror: &Mirror, outgoing: &Outgoing) {
                 cluster,
                 members,
                 version,
-                destination,
+                destination: connection.destination,
+                via: Some(&connection.via),
             };
             let response = call
                 .send(request)

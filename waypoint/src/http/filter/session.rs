@@ -59,7 +59,7 @@ pub(crate) fn backend<'a>(
     let persistence = exchange.rule()?.session.as_ref()?;
     let (token, _) = read(persistence, headers, now())?;
     backends.iter().filter(|it| it.weight > 0).find(|it| {
-        let Ok(key) = action::cluster(&it.backend) else {
+        let Ok(key) = action::cluster(&exchange.connection, &it.backend) else {
             return false;
         };
         let upstreams = &exchange.connection.waypoint.http.upstreams;

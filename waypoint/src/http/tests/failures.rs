@@ -10,7 +10,7 @@ use http::{Response, StatusCode, Version};
 use mesh::{
     l7::{
         backend::{BackendPolicy, ConnectionPool, OutlierDetection, TrafficPolicy},
-        route::{Action, HttpRule, RetryOn, RetryPolicy, WeightedBackend},
+        route::{Action, HttpRule, Mirror, RetryOn, RetryPolicy, WeightedBackend},
         served::AppProtocol,
         view,
     },
@@ -343,5 +343,17 @@ async fn a_backend_of_another_waypoint_is_not_reached_around_it() {
     served.bound = false;
     rig.tell([view::Resource::Service(served)]);
     assert_eq!(client.get("/").await.status, 503);
+    // Nor by a copy of a request.
+    let mirror = Mirror {
+        backend: to("other"),
+        per_million: 1_000_000,
+        shadow_host: true,
+    };
+    let action = Action::Forward(vec![WeightedBackend::new(1, to("echo"))]);
+    let mut rule = HttpRule::new(Vec::new(), action);
+    rule.mirrors = vec![mirror];
+    rig.route(vec![rule]);
+    assert_eq!(client.get("/").await.status, 200);
+    rig.copied().await;
     assert_eq!(other.requests(), 1);
 }

@@ -46,10 +46,10 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::super::{body::BodyError, serve};
+use super::super::{body::BodyError, filter::mirror::MAX_MIRRORS, serve};
 use crate::{
     Config, connection::Connection, detect::HttpVersion, run::assemble, snapshot::Snapshots,
-    waypoint::Waypoint,
+    testing::soon, waypoint::Waypoint,
 };
 
 pub(crate) type AnyBody = BoxBody<Bytes, BodyError>;
@@ -388,6 +388,13 @@ impl Rig {
         })]);
     }
 
+    /// Resolves when no copy of a request is underway.
+    pub(crate) async fn copied(&self) {
+        let most = u32::try_from(MAX_MIRRORS).unwrap();
+        let all = self.waypoint.http.mirrors.acquire_many(most);
+        drop(soon(all).await.unwrap());
+    }
+
     fn connection(&self) -> Arc<Connection> {
         let snapshot = self.waypoint.snapshots.load();
         let service = snapshot.mesh.service(&self.target).unwrap();
@@ -415,6 +422,7 @@ impl Rig {
             trace: None,
             passed_waypoint: false,
             via: Via::default().onward(&self.target),
+            subset: None,
             source: Party::default(),
         })
     }

@@ -1,4 +1,4 @@
-//! A request of the waypoint's own to a service: one try, no route, no policy.
+//! A request of the waypoint's own to a service, or a copy of a client's: one try, no route, no policy.
 
 use std::{
     net::SocketAddr,
@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response, Version};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
-use mesh::{draw::Draw, names::NamespacedHostname};
+use mesh::{draw::Draw, l7::via::Via, names::NamespacedHostname};
 
 use super::{
     ClusterKey, Permit,
@@ -48,6 +48,9 @@ pub(crate) struct Call<'a> {
     pub(crate) version: Version,
     /// The address that counts for the choice between families.
     pub(crate) destination: SocketAddr,
+    /// The way of the client's request that it is a copy of, which no service's waypoint is gone around with; none: it is
+    /// the waypoint's own.
+    pub(crate) via: Option<&'a Via>,
 }
 
 impl Call<'_> {
@@ -65,7 +68,7 @@ impl Call<'_> {
             session: None,
             destination: self.destination,
             host: request.uri().host(),
-            via: None,
+            via: self.via,
             carries: Carries::request(self.version),
             draw: Draw(rand::random()),
         };
@@ -117,6 +120,7 @@ pub(crate) async fn ask(
         members,
         version,
         destination: (std::net::Ipv4Addr::UNSPECIFIED, port).into(),
+        via: None,
     };
     call.send(request.map(Upload::Full)).await
 }

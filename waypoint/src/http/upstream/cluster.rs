@@ -118,12 +118,11 @@ impl Cluster {
             Choice::Known => self.pick(members, wanted),
             Choice::Beyond => match wanted.via {
                 None => self.pick(members, wanted),
-                // Which endpoints are in it, the other waypoint does not know.
-                Some(_) if members.subset.is_some() => Err(Unavailable::NoEndpoint),
-                Some(via) => {
-                    let (port, via) = (members.port, via.clone());
-                    Ok(self.elsewhere(Endpoint::Waypoint { port, via }))
-                }
+                Some(via) => Ok(self.elsewhere(Endpoint::Waypoint {
+                    port: members.port,
+                    subset: members.subset.clone(),
+                    via: via.clone(),
+                })),
             },
             Choice::Dialled => Ok(self.elsewhere(Endpoint::Address(wanted.destination))),
             Choice::Named => {
