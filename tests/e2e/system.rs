@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use rig::{leyline, until};
+use rig::{leyline, program, until};
 
 use crate::scene::{SERVICE, Scene, Shop};
 
@@ -95,13 +95,13 @@ fn a_supervisor_that_is_killed_takes_everything_with_it() -> Result<()> {
 #[test]
 fn the_demo_runs_as_an_ordinary_user() -> Result<()> {
     let home = tempfile::tempdir()?;
-    let program = home.path().join("leyline");
-    fs::copy(leyline(), &program)?;
+    let own = home.path().join("leyline");
+    program::copy(&leyline(), &own)?;
     let nobody = 65_534;
-    for path in [home.path(), program.as_path()] {
+    for path in [home.path(), own.as_path()] {
         std::os::unix::fs::chown(path, Some(nobody), Some(nobody))?;
     }
-    let mut command = Command::new(&program);
+    let mut command = Command::new(&own);
     command
         .args(["local", "demo"])
         .env("HOME", home.path())

@@ -4,12 +4,11 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, ensure};
-use rig::{Options, Running, leyline};
+use rig::{Options, Running, leyline, program};
 use serde_json::Value;
 
 use crate::{
@@ -44,7 +43,7 @@ touch $at-gone
 wait $next
 "#;
 
-fn program(of: Option<&Path>) -> String {
+fn command(of: Option<&Path>) -> String {
     match of {
         None => format!("{} ztunnel", leyline().display()),
         Some(path) => format!("{} proxy ztunnel", path.display()),
@@ -54,10 +53,9 @@ fn program(of: Option<&Path>) -> String {
 fn script(folder: &Path, node: &str, [first, next]: &Succession) -> Result<(String, PathBuf)> {
     let path = folder.join(format!("ztunnel-{node}"));
     let text = SCRIPT
-        .replace("FIRST", &program(first.as_deref()))
-        .replace("NEXT", &program(next.as_deref()));
-    fs::write(&path, text)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        .replace("FIRST", &command(first.as_deref()))
+        .replace("NEXT", &command(next.as_deref()));
+    program::script(&text, &path)?;
     Ok((node.to_owned(), path))
 }
 

@@ -5,6 +5,7 @@
 pub mod cluster;
 pub mod figures;
 pub mod process;
+pub mod program;
 pub mod yaml;
 
 use std::{
@@ -58,23 +59,11 @@ impl Options {
                 Some(path) => format!("{} proxy ztunnel", path.display()),
             };
             let program = folder.path().join(format!("ztunnel-{node}"));
-            let text = program.with_extension("text");
-            fs::write(&text, format!("#!/bin/sh\n{prepare} && exec {line}\n"))?;
-            install(&text, &program)?;
+            program::script(&format!("#!/bin/sh\n{prepare} && exec {line}\n"), &program)?;
             options.ztunnel.push(((*node).to_owned(), program));
         }
         Ok((folder, options))
     }
-}
-
-/// Copies a program, by another process: a file that this one had open for writing may still be so in a child that another
-/// test forks just then, and could not be run (`ETXTBSY`).
-fn install(source: &Path, program: &Path) -> Result<()> {
-    let mut install = Command::new("install");
-    let done = install.args(["-m", "755"]).args([source, program]).status();
-    let done = done.context("run install")?;
-    anyhow::ensure!(done.success(), "install {}", program.display());
-    Ok(())
 }
 
 impl Mesh {
@@ -144,7 +133,7 @@ impl Mesh {
             .context("a program has a name")?;
         let path = self.folder.path().join(name);
         if !path.exists() {
-            install(Path::new(program), &path)?;
+            program::copy(Path::new(program), &path)?;
         }
         Ok(path.display().to_string())
     }
