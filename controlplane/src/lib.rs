@@ -11,6 +11,7 @@ pub mod admin;
 pub mod auth;
 pub mod ca;
 pub mod cluster;
+pub mod clusters;
 pub mod config;
 pub mod crd;
 pub mod credentials;

@@ -45,14 +45,15 @@ use crate::{
         ca_store::{CaSettings, CaStore, StoreError},
         writers::admit,
     },
+    clusters::Clusters,
     config::{
-        CaSource, Config,
+        CaSource, Config, ServiceAccount,
         mesh::{MeshConfig, MeshConfigError},
     },
     credentials,
     keys::{self, Fetcher, Reach},
     metrics::Metrics,
-    output::{Changes, Subscription},
+    output::{Changes, GatewayProxy, Subscription},
     serve::{DiscoveryService, Limits, access::Access, registry::Registry, store::Store},
     source::cluster::{
         Troubles,
@@ -224,7 +225,8 @@ impl ControlPlane {
             metrics,
             ready: Arc::new(AtomicBool::new(false)),
             troubles: source.as_ref().map(|source| source.troubles.clone()),
-            remotes: source.as_ref().map(|source| source.remotes.clone()),
+            remotes: source.as_ref().map(|source| source.remotes.status.clone()),
+            clusters: self.clusters(source.as_ref()),
             discovery: source.as_ref().map(|source| source.discovery.clone()),
         };
         let mut tasks = self.admin_tasks(&parts);
@@ -334,6 +336,14 @@ impl ControlPlane {
             tasks.spawn(async move { serve_admin(listener, admin::router(admin)).await });
         }
         tasks
+    }
+
+    fn clusters(&self, source: Option<&kubernetes::Source>) -> Clusters {
+        let own = &self.config.cluster_id;
+        match source {
+            Some(source) => Clusters::new(own, source.remotes.members.clone()),
+            None => Clusters::alone(own),
+        }
     }
 
     fn writers(&self, parts: &Parts, drain: &drain::Watch) -> Option<JoinSet<()>> {
@@ -475,6 +485,8 @@ struct Parts {
     troubles: Option<Troubles>,
     /// What is known of other clusters.
     remotes: Option<remotes::Status>,
+    /// Who vouches for whom.
+    clusters: Clusters,
     /// Which namespaces the mesh looks at.
     discovery: Option<watch::Receiver<Discovery>>,
 }
@@ -485,11 +497,10 @@ impl Parts {
         let authentication = Authentication {
             trust_domain: config.trust_domain.clone(),
             tokens: plane.tokens.clone(),
+            clusters: self.clusters.clone(),
         };
-        let world = self.world.clone();
-        let access = Access::new(&config.trusted_node_accounts, move |account, pod| {
-            world.gateway_of(&account.namespace, &account.name, pod)
-        });
+        let (nodes, clusters) = (&config.trusted_node_accounts, self.clusters.clone());
+        let access = Access::new(nodes, clusters, gateway_of(&self.world));
         let discovery = DiscoveryService::new(
             self.store.clone(),
             self.registry.clone(),
@@ -508,7 +519,6 @@ impl Parts {
             access,
             pods: Arc::new(self.world.clone()),
             trust_domain: config.trust_domain.clone(),
-            cluster_id: config.cluster_id.clone(),
             metrics: self.metrics.clone(),
         };
         Services {
@@ -523,6 +533,8 @@ impl Parts {
             authentication: Authentication {
                 trust_domain: config.trust_domain.clone(),
                 tokens,
+                // Who looks at this cluster's mesh is of this cluster.
+                clusters: Clusters::alone(&config.cluster_id),
             },
             namespaces: [cluster.namespace.clone()]
                 .into_iter()
@@ -542,6 +554,14 @@ impl Parts {
             cluster_domain: config.cluster_domain.clone(),
         }
     }
+}
+
+/// Whose proxies run in a world.
+fn gateway_of(
+    world: &World,
+) -> impl Fn(&ServiceAccount, Option<&str>) -> Option<GatewayProxy> + Send + Sync + use<> {
+    let world = world.clone();
+    move |account, pod| world.gateway_of(&account.namespace, &account.name, pod)
 }
 
 /// Takes batches from the world into the store, forever.

@@ -37,13 +37,17 @@ use rcgen::{CertificateParams, KeyPair, PublicKeyData as _};
 use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
 use serde_json::json;
 use tempfile::TempDir;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
 use tokio_rustls::TlsConnector;
 use tonic::{Request, Status, Streaming, transport::Channel};
 
 use crate::{
     auth::{Authentication, Jwks},
     ca::{self, CertificateService, Current, impersonate::Pods, serving::ServingCertificate},
+    clusters::{Clusters, Members},
     config::ServiceAccount,
     metrics::Metrics,
     object::Name,
@@ -168,6 +172,8 @@ pub(crate) struct Plane {
     pub(crate) address: SocketAddr,
     pub(crate) drain: drain::Trigger,
     pub(crate) ca_dir: TempDir,
+    /// Other clusters.
+    pub(crate) members: watch::Sender<Members>,
 }
 
 impl Plane {
@@ -185,9 +191,12 @@ impl Plane {
         let registry = Registry::new(metrics.clone());
         let (store, pods) = (Arc::new(Store::default()), Arc::new(FakePods::default()));
         let jwks = Jwks::open(issuer.path(), vec!["istio-ca".to_owned()]).unwrap();
+        let (members, others) = watch::channel(Members::new());
+        let clusters = Clusters::new("Kubernetes", others);
         let authentication = Authentication {
             trust_domain: trust_domain.clone(),
             tokens: Some(Arc::new(jwks)),
+            clusters: clusters.clone(),
         };
         let node: ServiceAccount = "istio-system/ztunnel".parse().unwrap();
         let gateway = |account: &ServiceAccount, _: Option<&str>| {
@@ -197,8 +206,8 @@ impl Plane {
                 confined: false,
             })
         };
-        let access = Access::new(&[node], gateway);
-        let (trigger, watch) = drain::channel();
+        let access = Access::new(&[node], clusters, gateway);
+        let (trigger, draining) = drain::channel();
         let discovery = DiscoveryService::new(
             store.clone(),
             registry.clone(),
@@ -209,7 +218,7 @@ impl Plane {
                 max_age: MAX_AGE,
             },
             metrics.clone(),
-            watch.clone(),
+            draining.clone(),
         );
         let certificates = CertificateService {
             authority: authority.clone(),
@@ -217,7 +226,6 @@ impl Plane {
             access,
             pods: pods.clone(),
             trust_domain,
-            cluster_id: "Kubernetes".to_owned(),
             metrics: metrics.clone(),
         };
         let services = Services {
@@ -229,11 +237,11 @@ impl Plane {
         let acceptor = Arc::new(acceptor);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let connections = watch.clone();
+        let connections = draining.clone();
         let accepting = accept::serve(
             listener,
             accept::Options::named("test"),
-            watch,
+            draining,
             move |stream, peer| {
                 let (acceptor, services) = (acceptor.current(), services.clone());
                 tls::serve(stream, peer, acceptor, services, connections.clone())
@@ -250,6 +258,7 @@ impl Plane {
             address,
             drain: trigger,
             ca_dir,
+            members,
         }
     }
 
@@ -330,7 +339,16 @@ pub(crate) async fn channel(
 }
 
 pub(crate) fn bearer<T>(message: T, token: &str) -> Request<T> {
+    bearer_of(message, token, None)
+}
+
+/// As [`bearer`], from a proxy that names its cluster.
+pub(crate) fn bearer_of<T>(message: T, token: &str, cluster: Option<&str>) -> Request<T> {
     let mut request = Request::new(message);
+    if let Some(cluster) = cluster {
+        let cluster = tonic::metadata::MetadataValue::try_from(cluster.as_bytes()).unwrap();
+        request.metadata_mut().insert("clusterid", cluster);
+    }
     if !token.is_empty() {
         let value = format!("Bearer {token}").parse().unwrap();
         request.metadata_mut().insert("authorization", value);
@@ -372,12 +390,21 @@ pub(crate) struct Subscriber {
 
 impl Subscriber {
     pub(crate) async fn open(channel: Channel, token: &str) -> Result<Self, Status> {
+        Self::open_of(channel, token, None).await
+    }
+
+    /// As [`Subscriber::open`], from a proxy that names its cluster.
+    pub(crate) async fn open_of(
+        channel: Channel,
+        token: &str,
+        cluster: Option<&str>,
+    ) -> Result<Self, Status> {
         let (requests, receiver) = tokio::sync::mpsc::unbounded_channel();
         let mut client =
             AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(256 << 20);
         let stream = tokio_stream::wrappers::UnboundedReceiverStream::new(receiver);
         let response = client
-            .delta_aggregated_resources(bearer(stream, token))
+            .delta_aggregated_resources(bearer_of(stream, token, cluster))
             .await?;
         Ok(Self {
             requests: Some(requests),

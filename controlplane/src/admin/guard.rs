@@ -82,7 +82,7 @@ mod tests {
     use mesh::identity::TrustDomain;
 
     use super::*;
-    use crate::{auth::Jwks, testing::Issuer};
+    use crate::{auth::Jwks, clusters::Clusters, testing::Issuer};
 
     fn headers(authorization: &str) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -100,6 +100,7 @@ mod tests {
             authentication: Authentication {
                 trust_domain: TrustDomain::default(),
                 tokens: Some(Arc::new(jwks)),
+                clusters: Clusters::alone("Kubernetes"),
             },
             namespaces: vec!["istio-system".to_owned()],
         };

@@ -173,7 +173,6 @@ impl Authenticator for Jwks {
     fn authenticate<'a>(
         &'a self,
         token: &'a str,
-        _cluster: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Caller, AuthenticateError>> {
         Box::pin(std::future::ready(self.check(token)))
     }
@@ -243,5 +242,9 @@ fn caller(claims: Claims) -> Result<Caller, AuthenticateError> {
     let pod = kubernetes.pod.filter(|pod| !pod.uid.is_empty());
     let node = kubernetes.node.map(|node| node.name);
     let pod = pod.map(|Reference { name, uid }| PodBinding { uid, name, node });
-    Ok(Caller { account, pod })
+    Ok(Caller {
+        account,
+        pod,
+        cluster: None,
+    })
 }

@@ -190,6 +190,7 @@ fn judge(review: TokenReview, audiences: &[String]) -> Result<Caller, ReviewErro
             name,
             node: extra(NODE_NAME),
         }),
+        cluster: None,
     })
 }
 
@@ -211,7 +212,6 @@ impl Authenticator for Review {
     fn authenticate<'a>(
         &'a self,
         token: &'a str,
-        _cluster: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Caller, AuthenticateError>> {
         Box::pin(async move { Ok(self.check(token).await?) })
     }

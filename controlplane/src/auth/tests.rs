@@ -5,7 +5,7 @@ use crate::testing::{Issuer, claims};
 
 async fn check(issuer: &Issuer, token: &str) -> Result<Caller, AuthenticateError> {
     let jwks = Jwks::open(issuer.path(), vec!["istio-ca".to_owned()]).unwrap();
-    jwks.authenticate(token, None).await
+    jwks.authenticate(token).await
 }
 
 #[tokio::test]

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use mesh::identity::{Identity, ParseIdentityError, TrustDomain};
+use mesh::{
+    identity::{Identity, ParseIdentityError, TrustDomain},
+    names::Str,
+};
 use tokio::{
     sync::watch,
     time::{Instant, timeout_at},
@@ -27,11 +30,9 @@ pub trait Pods: Send + Sync + std::fmt::Debug {
 pub struct Rule<'a> {
     /// The mesh's trust domain.
     pub trust_domain: &'a TrustDomain,
-    /// This cluster's id.
-    pub cluster_id: &'a str,
     /// Who is a node tunnel.
     pub access: &'a Access,
-    /// What runs where.
+    /// What runs where in the caller's cluster.
     pub pods: &'a dyn Pods,
 }
 
@@ -50,9 +51,9 @@ pub enum Refusal {
     /// Another mesh's identity.
     #[error("{0} is of another trust domain")]
     TrustDomain(Identity),
-    /// A cluster that we know nothing of.
-    #[error("the caller's cluster {0:?} is not this one")]
-    Cluster(String),
+    /// Between the caller's proof and this, its cluster was taken away.
+    #[error("the caller's cluster {0:?} is no longer known")]
+    Cluster(Str),
     /// The caller's pod has ended or never was.
     #[error("no pod has the uid {0:?} of the caller's token")]
     UnknownPod(String),
@@ -103,7 +104,6 @@ impl Rule<'_> {
     pub async fn check_patiently(
         &self,
         caller: &Caller,
-        cluster: Option<&str>,
         requested: &str,
         patience: Duration,
     ) -> Result<Identity, Refusal> {
@@ -111,7 +111,7 @@ impl Rule<'_> {
         let end = Instant::now() + patience;
         loop {
             changed.mark_unchanged();
-            let refusal = match self.check(caller, cluster, requested) {
+            let refusal = match self.check(caller, requested) {
                 Err(refusal) if refusal.may_be_early() => refusal,
                 decided => return decided,
             };
@@ -124,12 +124,7 @@ impl Rule<'_> {
 
     /// The identity, if `caller` may have a certificate for it. Source: control-plane.md 12, with its weak points closed
     /// (trust domain, ended pods).
-    pub fn check(
-        &self,
-        caller: &Caller,
-        cluster: Option<&str>,
-        requested: &str,
-    ) -> Result<Identity, Refusal> {
+    pub fn check(&self, caller: &Caller, requested: &str) -> Result<Identity, Refusal> {
         if !self.access.is_node(&caller.account) {
             return Err(Refusal::NotANode(caller.account.clone()));
         }
@@ -137,9 +132,6 @@ impl Rule<'_> {
         let identity: Identity = requested.parse()?;
         if identity.trust_domain != *self.trust_domain {
             return Err(Refusal::TrustDomain(identity));
-        }
-        if let Some(other) = cluster.filter(|cluster| *cluster != self.cluster_id) {
-            return Err(Refusal::Cluster(other.to_owned()));
         }
         let pod = self.pods.pod_by_uid(&binding.uid);
         let pod = pod.ok_or_else(|| Refusal::UnknownPod(binding.uid.clone()))?;

@@ -37,12 +37,10 @@ pub struct CertificateService {
     pub authentication: Authentication,
     /// Who may ask for others.
     pub access: Access,
-    /// What runs where.
+    /// What runs where in this cluster.
     pub pods: Arc<dyn Pods>,
     /// The mesh's trust domain.
     pub trust_domain: TrustDomain,
-    /// This cluster's id.
-    pub cluster_id: String,
     /// Where outcomes are counted.
     pub metrics: Arc<Metrics>,
 }
@@ -113,13 +111,12 @@ impl CertificateService {
             .authentication
             .caller(&headers, &info.certificate)
             .await?;
-        let cluster = headers.get("clusterid").and_then(|id| id.to_str().ok());
         let signer = text(request.metadata.as_ref(), "CertSigner");
         if !signer.is_empty() {
             return Err(CreateError::Signer(signer));
         }
         let requested = text(request.metadata.as_ref(), "ImpersonatedIdentity");
-        let identity = self.identity(&caller, cluster, &requested).await?;
+        let identity = self.identity(&caller, &requested).await?;
         let csr = Csr::parse(&request.csr)?;
         let ttl = u64::try_from(request.validity_duration)
             .ok()
@@ -132,12 +129,7 @@ impl CertificateService {
     }
 
     /// The caller's own identity, or the one it asks for and may have.
-    async fn identity(
-        &self,
-        caller: &Caller,
-        cluster: Option<&str>,
-        requested: &str,
-    ) -> Result<Identity, CreateError> {
+    async fn identity(&self, caller: &Caller, requested: &str) -> Result<Identity, CreateError> {
         let account = &caller.account;
         if requested.is_empty() {
             let own = format!(
@@ -148,28 +140,37 @@ impl CertificateService {
                 .parse()
                 .map_err(|_| CreateError::Account(account.to_string()));
         }
+        let impersonated = self.impersonated(caller, requested).await;
+        impersonated.map_err(|source| CreateError::Impersonate {
+            caller: account.to_string(),
+            requested: requested.chars().take(512).collect(),
+            source: Box::new(source),
+        })
+    }
+
+    /// Judged by the pods and nodes of the caller's cluster, and by no others.
+    async fn impersonated(&self, caller: &Caller, requested: &str) -> Result<Identity, Refusal> {
+        let elsewhere = match &caller.cluster {
+            None => None,
+            Some(cluster) => {
+                let member = self.authentication.clusters.member(cluster);
+                Some(member.ok_or_else(|| Refusal::Cluster(cluster.clone()))?)
+            }
+        };
         let rule = Rule {
             trust_domain: &self.trust_domain,
-            cluster_id: &self.cluster_id,
             access: &self.access,
-            pods: &*self.pods,
+            pods: elsewhere.as_ref().map_or(&*self.pods, |it| &*it.pods),
         };
-        let impersonated = rule.check_patiently(caller, cluster, requested, EVENT_LAG);
-        impersonated
-            .await
-            .map_err(|source| CreateError::Impersonate {
-                caller: account.to_string(),
-                requested: requested.chars().take(512).collect(),
-                source: Box::new(source),
-            })
+        rule.check_patiently(caller, requested, EVENT_LAG).await
     }
 }
 
 impl CreateError {
-    /// What the peer hears: refusals of identity are opaque, faults of its request are not.
+    /// What the peer hears: refusals of identity are opaque, faults of its request, and of the cluster it names, are not.
     fn status(&self) -> Status {
         match self {
-            Self::Authenticate(_) => Status::unauthenticated("request authenticate failure"),
+            Self::Authenticate(cause) => cause.status("request authenticate failure"),
             Self::Impersonate { .. } | Self::Account(_) => {
                 Status::unauthenticated("request impersonation authentication failure")
             }

@@ -1,6 +1,6 @@
 //! What a control plane on Kubernetes has beside a folder's: informers that feed the world, and writers.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use kube::Client;
 use mesh::names::Str;
@@ -35,7 +35,7 @@ pub struct Source {
     /// Which namespaces the mesh looks at.
     pub discovery: watch::Receiver<Discovery>,
     /// What is known of other clusters.
-    pub remotes: remotes::Status,
+    pub remotes: remotes::Told,
     restart: Arc<Notify>,
     _informers: JoinSet<()>,
     _remotes: JoinSet<()>,
@@ -112,10 +112,11 @@ impl Source {
             }),
             troubles: troubles.clone(),
             timeouts: metrics.remote_timeouts(),
+            audiences: config.token_audiences.clone(),
         };
         // Where nobody asks for it, the account may not read Secrets.
         let (remotes, others) = match is_alone {
-            true => (watch::channel(BTreeMap::new()).1, JoinSet::new()),
+            true => (remotes::Told::nobody(), JoinSet::new()),
             false => others.start(),
         };
         let (found, discovery) = watch::channel(chosen(root.clone(), selectors));

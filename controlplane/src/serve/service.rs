@@ -139,17 +139,15 @@ impl Shared {
             .authentication
             .caller(&parts.headers, &info.certificate);
         let caller = caller.await.map_err(|error| {
+            let status = error.status("not authenticated");
             let error = &error as &dyn std::error::Error;
             tracing::warn!(peer = ?info.address, error, "xDS caller not believed");
-            Status::unauthenticated("not authenticated")
+            status
         })?;
-        if !self.access.may_read(&caller.account) {
-            tracing::warn!(peer = ?info.address, account = %caller.account, "xDS caller may not read the mesh");
-            return Err(Status::permission_denied(format!(
-                "{} is neither a node tunnel nor a waypoint",
-                caller.account
-            )));
-        }
+        self.access.admit(&caller).map_err(|denied| {
+            tracing::warn!(peer = ?info.address, %denied, "xDS caller may not read the mesh");
+            Status::permission_denied(denied.to_string())
+        })?;
         self.limit
             .admit()
             .await
@@ -247,7 +245,11 @@ impl Stream {
                 }
                 peer.address = self.info.address;
                 tracing::info!(proxy = peer.proxy, node = peer.node, "proxy connected");
-                let node = peer.node.as_str().into();
+                // Nodes of other clusters may have the names of ours.
+                let node = match &self.caller.cluster {
+                    None => peer.node.as_str().into(),
+                    Some(_) => "".into(),
+                };
                 let gateway = self.shared.access.gateway(&self.caller, &peer.proxy);
                 let connection = self.shared.registry.connect(peer);
                 none.insert(Subscriber::new(connection, node, gateway))

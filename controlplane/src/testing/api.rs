@@ -39,6 +39,8 @@ pub(crate) enum Answer {
     Refuse(u16, &'static str, &'static str),
     /// Another owner has the condition of this type.
     Conflict(&'static str),
+    /// Done, with this as the outcome.
+    Say(Value),
     /// Never answered.
     Hang,
     /// Done by the server, but the answer never arrives.
@@ -194,6 +196,7 @@ impl FakeApi {
         match answer {
             Some(Answer::Refuse(code, reason, message)) => return refusal(code, reason, message),
             Some(Answer::Conflict(type_)) => return conflict(type_),
+            Some(Answer::Say(value)) => return response(StatusCode::CREATED, &value),
             Some(Answer::Hang) => return std::future::pending().await,
             _ => {}
         }

@@ -21,7 +21,10 @@ use mesh::names::Str;
 use serde::Deserialize;
 use tokio::{sync::watch, task::JoinSet};
 
+use super::gateway_of;
 use crate::{
+    auth::Review,
+    clusters::{Member, Members},
     metrics::Count,
     object::Kind,
     source::cluster::{
@@ -79,6 +82,25 @@ impl Stage {
 /// What is known of all other clusters, by name.
 pub type Status = watch::Receiver<BTreeMap<Str, Known>>;
 
+/// What is told of other clusters.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// For people.
+    pub status: Status,
+    /// For their proxies.
+    pub members: watch::Receiver<Members>,
+}
+
+impl Told {
+    /// There are no others.
+    pub fn nobody() -> Self {
+        Self {
+            status: watch::channel(BTreeMap::new()).1,
+            members: watch::channel(Members::new()).1,
+        }
+    }
+}
+
 /// How other clusters' objects are read; another value reads all of them anew.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reading {
@@ -104,11 +126,14 @@ pub struct Remotes {
     pub troubles: Troubles,
     /// Counts those that the start did not wait for any longer.
     pub timeouts: Count,
+    /// Of which a token of a caller there must name one.
+    pub audiences: Vec<String>,
 }
 
 struct Manager {
     remotes: Remotes,
     status: watch::Sender<BTreeMap<Str, Known>>,
+    members: watch::Sender<Members>,
     running: BTreeMap<Str, Running>,
     refused: Vec<Refused>,
 }
@@ -129,8 +154,9 @@ impl Running {
 
 impl Remotes {
     /// Starts; ends with the set.
-    pub fn start(self) -> (Status, JoinSet<()>) {
+    pub fn start(self) -> (Told, JoinSet<()>) {
         let (status, known) = watch::channel(BTreeMap::new());
+        let (members, their) = watch::channel(Members::new());
         let (found, secrets) = watch::channel(None);
         let mut tasks = JoinSet::new();
         tasks.spawn(watch_secrets(
@@ -149,11 +175,16 @@ impl Remotes {
         let manager = Manager {
             remotes: self,
             status,
+            members,
             running: BTreeMap::new(),
             refused: Vec::new(),
         };
         tasks.spawn(manager.run(secrets));
-        (known, tasks)
+        let told = Told {
+            status: known,
+            members: their,
+        };
+        (told, tasks)
     }
 }
 
@@ -237,6 +268,9 @@ impl Manager {
             .collect();
         for cluster in gone {
             self.stop(&cluster).await;
+            self.members.send_modify(|all| {
+                all.remove(&cluster);
+            });
             tracing::info!(%cluster, "no longer looked at: no Secret names it");
             self.status.send_modify(|all| {
                 all.remove(&cluster);
@@ -304,6 +338,10 @@ impl Manager {
 
     fn look_at(&mut self, cluster: Str, wanted: &Wanted, reading: &Reading) {
         tracing::info!(%cluster, secret = %wanted.secret, "looked at");
+        // What was read by other credentials is not followed any more: nobody is vouched for by it.
+        self.members.send_modify(|all| {
+            all.insert(cluster.clone(), None);
+        });
         self.status.send_modify(|all| {
             let known = Known {
                 secret_name: wanted.secret.clone(),
@@ -321,6 +359,8 @@ impl Manager {
             },
             feed: self.remotes.feed.clone(),
             status: self.status.clone(),
+            members: self.members.clone(),
+            audiences: self.remotes.audiences.clone(),
         };
         let mut running = Running {
             digest: wanted.digest,
@@ -351,6 +391,8 @@ struct Looking {
     reading: Reading,
     feed: Feed,
     status: watch::Sender<BTreeMap<Str, Known>>,
+    members: watch::Sender<Members>,
+    audiences: Vec<String>,
 }
 
 impl Looking {
@@ -361,6 +403,8 @@ impl Looking {
             reading,
             feed,
             status,
+            members,
+            audiences,
         } = self;
         let say = |sync_status, message: String| {
             status.send_if_modified(|all| {
@@ -394,6 +438,10 @@ impl Looking {
         };
         let _informers = cluster::start_remote(&client, &cluster, &own_feed);
         world.listed().await;
+        members.send_modify(|all| {
+            let member = member(&world, client, audiences);
+            all.insert(cluster.clone(), Some(member));
+        });
         let mut changes = world.take_exports();
         let mut is_whole = true;
         loop {
@@ -412,6 +460,15 @@ impl Looking {
             is_whole = false;
             changes = world.next_exports().await;
         }
+    }
+}
+
+/// Its API server judges its tokens, its pods are those of its own world.
+fn member(world: &World, client: Client, audiences: Vec<String>) -> Member {
+    Member {
+        tokens: Arc::new(Review::new(client, audiences)),
+        pods: Arc::new(world.clone()),
+        gateway_of: Arc::new(gateway_of(world)),
     }
 }
 

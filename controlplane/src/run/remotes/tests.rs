@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::{secret::tests::kubeconfig, *};
 use crate::{
+    config::ServiceAccount,
     source::cluster::decode::decode,
     testing::{
         DEADLINE,
@@ -24,6 +25,7 @@ struct Mesh {
     world: World,
     feed: Feed,
     status: Status,
+    members: watch::Receiver<Members>,
     reading: watch::Sender<Reading>,
     _tasks: JoinSet<()>,
 }
@@ -52,14 +54,16 @@ impl Mesh {
             connect: connect(&clusters),
             troubles: Troubles::default(),
             timeouts: Count::default(),
+            audiences: vec!["istio-ca".to_owned()],
         };
-        let (status, tasks) = remotes.start();
+        let (told, tasks) = remotes.start();
         let mesh = Self {
             api,
             clusters,
             world,
             feed,
-            status,
+            status: told.status,
+            members: told.members,
             reading,
             _tasks: tasks,
         };
@@ -421,4 +425,65 @@ async fn a_cluster_that_does_not_answer_holds_the_start_up_no_longer_than_half_a
     })
     .await;
     assert_eq!(mesh.stage("east"), Some(Stage::Synced));
+}
+
+/// What an API server says of a token of a pod's account.
+fn vouched(account: &str, pod: &str) -> Answer {
+    Answer::Say(json!({
+        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {},
+        "metadata": {},
+        "status": {"authenticated": true, "audiences": ["istio-ca"], "user": {
+            "username": format!("system:serviceaccount:shop:{account}"),
+            "groups": ["system:serviceaccounts"],
+            "extra": {
+                "authentication.kubernetes.io/pod-name": [pod],
+                "authentication.kubernetes.io/pod-uid": [format!("{pod}-uid")],
+            },
+        }},
+    }))
+}
+
+#[tokio::test]
+async fn a_clusters_own_api_server_pods_and_waypoints_speak_for_its_proxies() {
+    let api = FakeApi::new();
+    let east = cluster("n1", "10.2.0");
+    let mut web = pod("web-2", "web", "10.2.0.21", true);
+    web["metadata"]["uid"] = "web-2-uid".into();
+    east.put("api/v1", "pods", web);
+    let mut waypoint = pod("way-1", "way", "10.2.0.31", true);
+    waypoint["metadata"]["labels"] = json!({
+        "gateway.networking.k8s.io/gateway-name": "way",
+        "gateway.istio.io/managed": "istio.io-mesh-controller",
+    });
+    let east = with_gateway(east);
+    east.put("api/v1", "pods", waypoint);
+    let gateway = json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+        "metadata": {"name": "way", "namespace": "shop"},
+        "spec": {"gatewayClassName": "istio-waypoint",
+            "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}]}});
+    east.put("apis/gateway.networking.k8s.io/v1", "gateways", gateway);
+    east.on(|call| (call.resource == "tokenreviews").then(|| vouched("web", "web-2")));
+    let of_east = secret("a", &[("east", &config_of("east", ""))]);
+    api.put("api/v1", "secrets", of_east);
+    let mesh = Mesh::start(api, [("east", east)].into()).await;
+    mesh.until("synced", |mesh| mesh.stage("east") == Some(Stage::Synced))
+        .await;
+
+    let member = mesh.members.borrow()["east"].clone().unwrap();
+    let caller = member.tokens.authenticate("a token").await.unwrap();
+    assert_eq!(caller.account.to_string(), "shop/web");
+    let pod = member.pods.pod_by_uid(&caller.pod.unwrap().uid).unwrap();
+    assert_eq!((&*pod.name, &*pod.node), ("web-2", "node"));
+    assert!(member.pods.runs_on_node("node", "shop", "own"));
+    assert!(!mesh.world.runs_on_node("node", "shop", "own"));
+    let way: ServiceAccount = "shop/way".parse().unwrap();
+    let proxy = (member.gateway_of)(&way, Some("way-1")).unwrap();
+    assert_eq!(
+        (proxy.gateway.to_string().as_str(), proxy.confined),
+        ("shop/way", false)
+    );
+
+    mesh.api.remove("secrets", "istio-system", "a");
+    mesh.until("gone", |mesh| mesh.members.borrow().is_empty())
+        .await;
 }
