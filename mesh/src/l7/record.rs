@@ -3,12 +3,13 @@
 use std::{
     borrow::Cow,
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use http::{HeaderMap, HeaderName, Method, Version};
 
-use super::{response_flags::Flags, trace::Span};
+use super::{request::Claims, response_flags::Flags, route::Route, trace::Span};
 use crate::{
     flow::{Party, Security, ServiceName},
     names::Str,
@@ -101,6 +102,10 @@ pub struct RequestRecord {
     pub attempts: u32,
     /// The rule that matched.
     pub route: Option<Str>,
+    /// The object of that rule.
+    pub rule_of: Option<Arc<Route>>,
+    /// What the request's verified token says.
+    pub claims: Option<Arc<Claims>>,
     /// The request's own span, where it is traced.
     pub span: Option<Span>,
 }
@@ -148,6 +153,8 @@ impl Default for RequestRecord {
             upstream_failure: None,
             attempts: 0,
             route: None,
+            rule_of: None,
+            claims: None,
             span: None,
         }
     }

@@ -86,6 +86,8 @@ fn record(exchange: &Exchange, ending: &Ending) -> RequestRecord {
         upstream_failure: exchange.failure.clone(),
         attempts: exchange.attempts,
         route: Some(route(exchange)),
+        rule_of: exchange.route.as_ref().map(|it| Arc::clone(&it.route)),
+        claims: exchange.claims.clone(),
         ..RequestRecord::default()
     };
     if let Some(head) = &exchange.head {

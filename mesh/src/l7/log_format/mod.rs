@@ -2,6 +2,7 @@
 //! and rendered per request.
 
 mod date;
+mod metadata;
 mod operator;
 mod parse;
 #[cfg(test)]
@@ -174,10 +175,28 @@ impl Format {
 
     /// Adds the headers that it looks at.
     pub fn wanted(&self, wanted: &mut Wanted) {
-        match self {
-            Self::Text(template) => template.wanted(wanted),
-            Self::Json(pairs) => pairs.iter().for_each(|(_, it)| it.wanted(wanted)),
-        }
+        self.operators().for_each(|it| it.wanted(wanted));
+    }
+
+    /// Operators for state that only Envoy has, as they are written: they are `-` in every line.
+    pub fn silent(&self) -> impl Iterator<Item = &str> {
+        self.operators().filter_map(|it| match it {
+            Operator::Nothing(text) => Some(&**text),
+            _ => None,
+        })
+    }
+
+    fn operators(&self) -> impl Iterator<Item = &Operator> {
+        let (text, pairs) = match self {
+            Self::Text(template) => (Some(template), &[][..]),
+            Self::Json(pairs) => (None, &pairs[..]),
+        };
+        let templates = text.into_iter().chain(pairs.iter().map(|(_, it)| it));
+        let pieces = templates.flat_map(|it| &it.0);
+        pieces.filter_map(|piece| match piece {
+            Piece::Operator(operator, _) => Some(operator),
+            Piece::Literal(_) => None,
+        })
     }
 }
 
@@ -221,14 +240,6 @@ impl Template {
                 let mut text = String::new();
                 plain(&value, *longest, &mut text);
                 json_text(&text, line);
-            }
-        }
-    }
-
-    fn wanted(&self, wanted: &mut Wanted) {
-        for piece in &self.0 {
-            if let Piece::Operator(operator, _) = piece {
-                operator.wanted(wanted);
             }
         }
     }

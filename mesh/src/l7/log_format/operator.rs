@@ -8,7 +8,7 @@ use std::{
 
 use http::{HeaderMap, HeaderName};
 
-use super::date::Date;
+use super::{date::Date, metadata::Metadata};
 use crate::{
     flow::Security,
     l7::{
@@ -34,6 +34,10 @@ pub(super) enum Operator {
     QueryParameter(Str),
     /// `FILTER_STATE(peer:FIELD:name)`.
     Attribute(Attribute),
+    /// `METADATA(type:namespace:key)`.
+    Metadata(Metadata),
+    /// State of Envoy that nothing here fills, as it is written.
+    Nothing(Str),
     /// `REQ(header?other)`.
     Request(Header, Option<Header>),
     /// `RESP(header?other)`.
@@ -60,7 +64,6 @@ pub(super) enum Header {
 /// An operator without arguments, named after its command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Plain {
-    Nothing,
     Protocol,
     Code,
     CodeDetails,
@@ -177,6 +180,8 @@ impl Operator {
                 parameter(query, name).map(Value::Text)
             }
             Self::Attribute(attribute) => attribute.value(record),
+            Self::Metadata(metadata) => metadata.value(record),
+            Self::Nothing(_) => None,
             Self::Request(name, other) => first(name, other, &record.request_headers),
             Self::Response(name, other) => first(name, other, &record.response_headers),
             Self::Trailer(name, other) => first(name, other, &record.response_trailers),
@@ -193,9 +198,12 @@ impl Operator {
             Self::Trailer(first, other) => (&mut wanted.trailers, first, other),
             Self::Expression(expression) => return expression.wanted(wanted),
             Self::Attribute(attribute) => return attribute.wanted(wanted),
-            Self::Plain(_) | Self::StartTime(_) | Self::EmitTime(_) | Self::QueryParameter(_) => {
-                return;
-            }
+            Self::Plain(_)
+            | Self::StartTime(_)
+            | Self::EmitTime(_)
+            | Self::QueryParameter(_)
+            | Self::Metadata(_)
+            | Self::Nothing(_) => return,
         };
         for header in [Some(first), other.as_ref()].into_iter().flatten() {
             header.wanted(names);
@@ -283,7 +291,6 @@ impl Header {
 impl Plain {
     fn value(self, record: &RequestRecord) -> Option<Value<'_>> {
         match self {
-            Self::Nothing => None,
             Self::Protocol => text(record.protocol()),
             Self::Code => int(record.status.unwrap_or(0).into()),
             Self::CodeDetails => record.details.as_deref().and_then(text),

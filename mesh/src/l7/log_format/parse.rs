@@ -4,6 +4,7 @@ use http::HeaderName;
 
 use super::{
     Environment, InvalidFormat, Piece,
+    metadata::Metadata,
     operator::{Header, Operator, Plain, plain},
 };
 use crate::l7::expression::{Attribute, Expression};
@@ -129,10 +130,16 @@ fn operator(name: &str, arguments: Option<&str>, text: &str) -> Result<Operator,
         ("CEL", Some(source)) => Expression::parse(source)
             .map(|parsed| Operator::Expression(Box::new(parsed)))
             .map_err(|error| InvalidFormat::Expression(source.to_owned(), error)),
-        ("FILTER_STATE", Some(arguments)) => Ok(filter_state(arguments)),
-        // Envoy's dynamic metadata: nothing here fills it.
-        ("METADATA" | "DYNAMIC_METADATA" | "CLUSTER_METADATA", Some(_)) => {
-            Ok(Operator::Plain(Plain::Nothing))
+        ("FILTER_STATE", Some(arguments)) => {
+            let known = filter_state(arguments).map(Operator::Attribute);
+            Ok(known.unwrap_or_else(|| Operator::Nothing(text.into())))
+        }
+        (
+            "METADATA" | "DYNAMIC_METADATA" | "UPSTREAM_METADATA" | "CLUSTER_METADATA",
+            Some(arguments),
+        ) => {
+            let known = Metadata::of(name, arguments).map(Operator::Metadata);
+            Ok(known.unwrap_or_else(|| Operator::Nothing(text.into())))
         }
         ("GRPC_STATUS", Some(_)) => Err(refused()),
         (name, _) => Err(InvalidFormat::Command(name.to_owned())),
@@ -157,13 +164,12 @@ fn path(arguments: Option<&str>) -> Option<Operator> {
 }
 
 /// What Envoy's filter state holds is known here of peers alone.
-fn filter_state(arguments: &str) -> Operator {
+fn filter_state(arguments: &str) -> Option<Attribute> {
     let mut parts = arguments.split(':');
-    let attribute = match (parts.next(), parts.next(), parts.next()) {
+    match (parts.next(), parts.next(), parts.next()) {
         (Some(key), Some("FIELD"), Some(field)) => Attribute::of_filter_state(key, field),
         _ => None,
-    };
-    attribute.map_or(Operator::Plain(Plain::Nothing), Operator::Attribute)
+    }
 }
 
 fn header(name: &str) -> Option<Header> {

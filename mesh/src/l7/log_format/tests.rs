@@ -8,7 +8,7 @@ use http::Version;
 use super::*;
 use crate::{
     flow::{Party, PartyLabels},
-    l7::{record::cluster_name, response_flags::Flag},
+    l7::{fixture::route, record::cluster_name, request::Claims, response_flags::Flag},
 };
 
 struct Here;
@@ -270,4 +270,56 @@ fn a_format_tells_which_headers_it_needs() {
         ["x-forwarded-for", "user-agent", "x-request-id"]
     );
     assert!(wanted.response.is_empty());
+}
+
+#[test]
+fn metadata_is_what_a_waypoint_knows_of_token_route_and_endpoint() {
+    let claims = Claims {
+        principal: "i/s".into(),
+        audiences: Vec::new(),
+        presenter: None,
+        all: serde_json::json!({"sub": "s", "realm": {"roles": ["a", "b"], "none": null}}),
+    };
+    let mut record = record();
+    record.claims = Some(claims.into());
+    record.rule_of = Some(route("VirtualService/a/v", Vec::new()).into());
+    let labels = PartyLabels {
+        workload: Some("web".into()),
+        namespace: Some("a".into()),
+        canonical_service: Some("web".into()),
+        ..PartyLabels::default()
+    };
+    record.destination.labels = labels.into();
+    const JWT: &str = "envoy.filters.http.jwt_authn:payload";
+    for (format, expected) in [
+        (format!("%DYNAMIC_METADATA({JWT}:sub)%"), "s"),
+        (
+            format!("%METADATA(DYNAMIC:{JWT}:realm:roles)%"),
+            "[\"a\",\"b\"]",
+        ),
+        (
+            format!("%METADATA(DYNAMIC:{JWT}:realm:none)% %METADATA(DYNAMIC:{JWT}:x)%"),
+            "- -",
+        ),
+        (
+            "%METADATA(ROUTE:istio:config)%".into(),
+            "/apis/networking.istio.io/v1/namespaces/a/virtual-service/v",
+        ),
+        ("%UPSTREAM_METADATA(istio:workload)%".into(), "web;a;web;;"),
+    ] {
+        assert_eq!(
+            line(&LogFormat::Text(format.as_str().into()), &record),
+            expected,
+            "{format}"
+        );
+    }
+    let nothing = RequestRecord::default();
+    let all = "%METADATA(UPSTREAM_HOST:istio:workload)%%METADATA(ROUTE:istio:config)%%DYNAMIC_METADATA(a:b)%";
+    let all = LogFormat::Text(all.into());
+    assert_eq!(line(&all, &nothing), "---");
+    let parsed = Format::new(&all, &Here).unwrap();
+    assert_eq!(
+        parsed.silent().collect::<Vec<_>>(),
+        ["DYNAMIC_METADATA(a:b)"]
+    );
 }

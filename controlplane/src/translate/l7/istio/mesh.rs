@@ -11,6 +11,7 @@ use mesh::{
             AuthorizerBody, AuthorizerProtocol, ExternalAuthorizer, LogFormat, LogProvider,
             Normalization, ProxyHeaders, TraceProtocol, TraceProvider,
         },
+        log_format::{Format, Nowhere},
         route::RetryPolicy,
     },
     names::{NamespacedHostname, Str},
@@ -71,6 +72,7 @@ impl MeshSettings {
         let providers = reader.providers(&config["extensionProviders"]);
         let mut log_providers = providers.logs;
         let format = reader.log_format(config);
+        let format = reader.kept_format(format, "accessLogFormat");
         let file = text(&config["accessLogFile"]);
         log_providers
             .entry(FILE_LOG.into())
@@ -181,7 +183,7 @@ impl Reader<'_> {
             let it = &it["envoyFileAccessLog"];
             let provider = LogProvider::File {
                 path: text(&it["path"]).unwrap_or("/dev/stdout").into(),
-                format: format_of(&it["logFormat"]),
+                format: self.kept_format(format_of(&it["logFormat"]), path),
             };
             providers.logs.insert(name, provider);
         } else if given("envoyOtelAls") {
@@ -335,7 +337,7 @@ impl Reader<'_> {
             log_name: text(&it["logName"])
                 .unwrap_or("otel_envoy_accesslog")
                 .into(),
-            format: format_of(&it["logFormat"]),
+            format: self.kept_format(format_of(&it["logFormat"]), path),
         })
     }
 
@@ -357,6 +359,24 @@ impl Reader<'_> {
             (_, Some(format)) => LogFormat::Text(format.into()),
             (_, None) => LogFormat::DefaultText,
         }
+    }
+
+    /// The format that lines will have.
+    fn kept_format(&mut self, format: LogFormat, path: &str) -> LogFormat {
+        let parsed = match Format::new(&format, &Nowhere) {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                self.problem(path, format_args!("{error}; the default format is used"));
+                return match format {
+                    LogFormat::Json(_) | LogFormat::DefaultJson => LogFormat::DefaultJson,
+                    LogFormat::Text(_) | LogFormat::DefaultText => LogFormat::DefaultText,
+                };
+            }
+        };
+        for operator in parsed.silent() {
+            self.problem(path, format_args!("%{operator}% is always - at waypoints"));
+        }
+        format
     }
 
     fn known(&mut self, path: &str, names: &mut Vec<Str>, is_known: impl Fn(&str) -> bool) {

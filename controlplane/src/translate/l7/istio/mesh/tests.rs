@@ -96,3 +96,53 @@ fn an_authorizer_has_a_short_timeout_and_refuses_by_default() {
     );
     assert_eq!(add_headers.len(), 1);
 }
+
+#[test]
+fn a_format_that_no_waypoint_can_write_is_told_and_the_default_is_written() {
+    let custom = |format: &str| {
+        let config = json!({"accessLogFile": "/dev/stdout", "accessLogFormat": format});
+        let (settings, problems) = read(&config);
+        let LogProvider::File { format, .. } = settings.log_providers[FILE_LOG].clone() else {
+            panic!("a file");
+        };
+        (format, problems.join("\n"))
+    };
+    let written = |text: &str| LogFormat::Text(text.into());
+    for (format, kept, problem) in [
+        (
+            "%METHOD_OF_MINE%",
+            LogFormat::DefaultText,
+            "\"METHOD_OF_MINE\" is not supported; the default format is used",
+        ),
+        ("%START_TIME", LogFormat::DefaultText, "a % without its end"),
+        (
+            "%METADATA(CLUSTER:x:y)%",
+            written("%METADATA(CLUSTER:x:y)%"),
+            "%METADATA(CLUSTER:x:y)% is always -",
+        ),
+        (
+            "%METADATA(ROUTE:istio:config)%",
+            written("%METADATA(ROUTE:istio:config)%"),
+            "",
+        ),
+    ] {
+        let (found, told) = custom(format);
+        assert_eq!(found, kept, "{format}");
+        assert!(
+            told.contains(problem) && told.is_empty() == problem.is_empty(),
+            "{told}"
+        );
+    }
+    let labels = json!({"extensionProviders": [
+        {"name": "a", "envoyOtelAls": {"service": "o.x.svc.cluster.local", "port": 4317, "logFormat": {"labels": {"k": "%NONE%"}}}},
+    ]});
+    let (settings, problems) = read(&labels);
+    assert!(
+        problems[0].contains("extensionProviders[0]"),
+        "{problems:?}"
+    );
+    let LogProvider::OpenTelemetry { format, .. } = &settings.log_providers["a"] else {
+        panic!("a collector");
+    };
+    assert_eq!(*format, LogFormat::DefaultJson);
+}
