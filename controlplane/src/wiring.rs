@@ -308,6 +308,7 @@ macro_rules! take {
     };
 }
 
+mod callers;
 mod east_west;
 mod facts;
 mod gateway_api;

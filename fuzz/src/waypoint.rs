@@ -78,6 +78,7 @@ fn decide(view: &View) {
             destination: [10, 0, 0, 1].into(),
             source: ([10, 0, 0, 2], 4000).into(),
             identity: Some(&identity),
+            source_labels: None,
             sni: Some("a.example"),
         };
         let table = view.routes_of(&attachment.service);

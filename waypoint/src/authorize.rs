@@ -18,7 +18,7 @@ pub(crate) fn connection(
     sni: Option<&str>,
 ) -> Result<(), Refusal> {
     still_served(snapshot, connection)?;
-    let facts = connection.facts(sni);
+    let facts = connection.facts(snapshot, sni);
     let own = &connection.waypoint.identity.trust_domain;
     let verdict = authorize::connection(&snapshot.l7, &facts, own);
     for rule in &verdict.audits {

@@ -9,10 +9,10 @@ use mesh::{
     headers::{self, Baggage, Traceparent},
     l7::{
         dispatch::Target,
-        request::ConnectionFacts,
+        request::{ConnectionFacts, source_labels},
         via::{self, Via},
     },
-    names::{NamespacedHostname, Str},
+    names::{NamespacedHostname, NetworkAddress, Str},
     workload::Workload,
 };
 use net::tls::PeerIdentity;
@@ -48,13 +48,23 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// What routes and policies are asked about. `sni`: of TLS that is passed through.
-    pub(crate) fn facts<'a>(&'a self, sni: Option<&'a str>) -> ConnectionFacts<'a> {
+    pub(crate) fn facts<'a>(
+        &'a self,
+        snapshot: &'a Snapshot,
+        sni: Option<&'a str>,
+    ) -> ConnectionFacts<'a> {
+        let at = NetworkAddress {
+            network: self.waypoint.config.node.network.clone(),
+            address: self.client.ip(),
+        };
+        let identity = &self.peer.identity;
         ConnectionFacts {
             service: self.service.as_ref(),
             port: self.target.port(),
             destination: self.destination.ip(),
             source: self.client,
-            identity: Some(&self.peer.identity),
+            identity: Some(identity),
+            source_labels: source_labels(&snapshot.mesh, &snapshot.l7, &at, identity),
             sni,
         }
     }

@@ -399,7 +399,7 @@ fn subset(
 
 /// What the port speaks; where nothing but TCP routes are attached, bytes.
 fn declared(connection: &Connection, snapshot: &Snapshot) -> AppProtocol {
-    match snapshot.l7.treats_as_tcp(&connection.facts(None)) {
+    match snapshot.l7.treats_as_tcp(&connection.facts(snapshot, None)) {
         true => AppProtocol::Tcp,
         false => connection.target.protocol(),
     }

@@ -8,8 +8,8 @@ use http::{HeaderMap, StatusCode};
 use mesh::l7::{
     authorization::{PolicyAction, RequestPolicy},
     name::Target,
-    route::{Attachment, Backend, Callers, Route, Rules, TcpRule},
-    served::AppProtocol,
+    route::{Attachment, Backend, CallerMatch, Callers, Route, Rules, TcpRule},
+    served::{AppProtocol, WorkloadLabels},
     view::Resource,
 };
 use mesh::policy::{Action, AuthorizationPolicy, PolicyScope};
@@ -188,7 +188,7 @@ async fn a_tcp_route_leads_elsewhere_and_one_to_nowhere_is_closed() {
             rules: Rules::Tcp(vec![TcpRule {
                 name: None,
                 port: None,
-                source_namespace: None,
+                source: None,
                 destinations: Vec::new(),
                 backends: vec![(1, backend)],
             }]),
@@ -205,6 +205,71 @@ async fn a_tcp_route_leads_elsewhere_and_one_to_nowhere_is_closed() {
     rig.tell(vec![route(Backend::Invalid("nowhere".into()))]);
     let status = refusal(&rig, &authority).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn a_rule_for_labels_is_for_the_pod_that_proves_who_it_is_and_no_other_at_its_address() {
+    let mut rig = Rig::new();
+    rig.serve(&[(80, AppProtocol::Tcp)]);
+    rig.hbone_endpoint("web-1", |request| echo("web:", request))
+        .await;
+    let mut rules = Vec::new();
+    for (labels, port) in [(&["canary"][..], 80), (&[], 1)] {
+        let labels = labels.iter().map(|it| ((*it).into(), "x".into()));
+        let backend = Backend::Service {
+            service: "shop/web.shop.svc.cluster.local".parse().unwrap(),
+            port,
+            subset: None,
+        };
+        rules.push(TcpRule {
+            name: None,
+            port: None,
+            source: CallerMatch::new(None, labels.collect()),
+            destinations: Vec::new(),
+            backends: vec![(1, backend)],
+        });
+    }
+    rig.tell(vec![Resource::Route(Route {
+        key: mesh::l7::name::ObjectRef {
+            kind: "VirtualService".into(),
+            namespace: "shop".into(),
+            name: "v".into(),
+        },
+        created: 0,
+        attachments: vec![Attachment {
+            service: "shop/web.shop.svc.cluster.local".parse().unwrap(),
+            port: None,
+            callers: Callers::All,
+        }],
+        rules: Rules::Tcp(rules),
+    })]);
+    let mut client = rig.plain_endpoint("client-1", "127.0.0.1".parse().unwrap());
+    client.services.clear();
+    client.service_account = "client".into();
+    rig.tell_mesh(vec![client.clone().into()]);
+    let authority = format!("{VIP}:80");
+    let labelled = |labels: &[&str]| {
+        let labels = labels.iter().map(|it| ((*it).into(), "x".into()));
+        Resource::Labels(WorkloadLabels {
+            uid: client.uid.clone(),
+            labels: labels.collect(),
+        })
+    };
+    let nowhere = StatusCode::SERVICE_UNAVAILABLE;
+    assert_eq!(refusal(&rig, &authority).await, nowhere);
+    rig.tell(vec![labelled(&["canary", "more"])]);
+    assert_eq!(ask(&rig, &authority, "x").await.unwrap(), "web:x");
+    // Whoever is at that address otherwise, whatever it tells of itself.
+    let stranger = rig.ca.identity("shop", "stranger");
+    let told = [("baggage", "k8s.pod.name=client-1,service.name=canary")];
+    let told = told.map(|(name, it)| (name.parse().unwrap(), it.parse().unwrap()));
+    let other = rig.connect_as(&stranger, &authority, told.into_iter().collect());
+    assert!(matches!(
+        other.await,
+        Err(ConnectError::Refused { status, .. }) if status == nowhere
+    ));
+    rig.tell(vec![labelled(&["more"])]);
+    assert_eq!(refusal(&rig, &authority).await, nowhere);
 }
 
 /// A stream that is open, and whose server has answered.

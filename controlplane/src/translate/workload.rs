@@ -78,9 +78,8 @@ pub fn of_pod(
     let (protocol, native) = pod_tunnel(pod);
     let (canonical_name, canonical_revision, workload_name) =
         telemetry(&pod.meta, &owner_name(pod));
-    let Name { namespace, name } = &pod.meta.name;
     let workload = wire::Workload {
-        uid: format!("{}//Pod/{namespace}/{name}", around.settings.cluster_id),
+        uid: pod_uid(around.settings, &pod.meta.name),
         addresses: addresses.into_iter().map(bytes_of).collect(),
         tunnel_protocol: protocol.into(),
         native_tunnel: native,
@@ -373,6 +372,17 @@ fn entry_ports(spec: &WorkloadEntrySpec) -> BTreeMap<Str, u16> {
     spec.ports.iter().filter_map(port).collect()
 }
 
+/// What names the workload of a pod.
+pub fn pod_uid(settings: &Settings, Name { namespace, name }: &Name) -> String {
+    format!("{}//Pod/{namespace}/{name}", settings.cluster_id)
+}
+
+/// What names the workload of a WorkloadEntry.
+pub fn entry_uid(settings: &Settings, Name { namespace, name }: &Name) -> String {
+    let cluster = &settings.cluster_id;
+    format!("{cluster}/networking.istio.io/WorkloadEntry/{namespace}/{name}")
+}
+
 /// A WorkloadEntry.
 pub fn of_workload_entry(entry: &WorkloadEntry, around: Surroundings<'_>) -> Outcome {
     if entry.spec.address.starts_with(UNIX) {
@@ -387,9 +397,8 @@ pub fn of_workload_entry(entry: &WorkloadEntry, around: Surroundings<'_>) -> Out
             )],
         };
     }
-    let Name { namespace, name } = &entry.meta.name;
-    let cluster = &around.settings.cluster_id;
-    let uid = format!("{cluster}/networking.istio.io/WorkloadEntry/{namespace}/{name}");
+    let name = &entry.meta.name.name;
+    let uid = entry_uid(around.settings, &entry.meta.name);
     let labels = entry_labels(entry);
     let workload = of_endpoint(uid, &entry.meta, &entry.spec, &labels, name, &around);
     Outcome {

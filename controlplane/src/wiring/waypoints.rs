@@ -13,7 +13,9 @@ use mesh::{
     names::{Str, WorkloadUid},
 };
 
-use super::{Facts, Inputs, Joins, Made, east_west::Inner, gateway_api::Authorizers, istio::Rules};
+use super::{
+    Facts, Inputs, Joins, Made, callers, east_west::Inner, gateway_api::Authorizers, istio::Rules,
+};
 use crate::{
     graph::{Collection, Context, Graph, Runs},
     object::{Kind, Labels, Name, ObjectRef, Pod, ServiceEntry, WorkloadEntry},
@@ -56,7 +58,8 @@ pub(super) fn resources(
     let rules = Rules::new(inputs, facts);
     let backends = backends(graph, joins, rules, &services, overlays);
     let workloads = workloads(graph, made);
-    let labels = labels(graph, inputs, facts, made, &backends);
+    let callers = callers::labels(graph, inputs, &facts.settings, specified);
+    let labels = labels(graph, inputs, facts, made, (&backends, &callers));
     let all = graph.join(&[specified, &services, &backends, &workloads, &labels]);
     let (encoded, counted) = graph.derive(&all, |_, (gateway, _), told| {
         let resource = l7::resource(gateway, told);
@@ -155,13 +158,13 @@ fn backends(
     backends
 }
 
-/// Labels of the endpoints of services whose policies ask for them: subsets, and locality by labels.
+/// Labels of the endpoints of services whose policies ask for them (subsets, and locality by labels), and of `callers`.
 fn labels(
     graph: &mut Graph,
     inputs: &Inputs,
     facts: &Facts,
     made: &Collection<ObjectRef, Made>,
-    backends: &PerWaypoint,
+    (backends, callers): (&PerWaypoint, &Collection<callers::Asked, Arc<Labels>>),
 ) -> PerWaypoint {
     let by_service = made.index(|_, made| {
         let services = made.resources.iter().flat_map(|it| it.services.iter());
@@ -176,7 +179,7 @@ fn labels(
     };
     let (asked, _) = graph.derive(backends, move |cx, (gateway, _), told| {
         let service = match &***told {
-            Told::Backend(policy) if backend::asks_labels(policy) => policy.service.to_string(),
+            Told::Backend(policy) if policy.asks_labels() => policy.service.to_string(),
             _ => return Vec::new(),
         };
         let service = Str::from(service);
@@ -194,6 +197,7 @@ fn labels(
         }
         all.into_iter().collect()
     });
+    let asked = graph.join(&[&asked, callers]);
     let by_workload = asked.index(|(gateway, uid, _), _| vec![(gateway.clone(), uid.clone())]);
     let by_workload = graph.group(&by_workload);
     let (labels, _) = graph.derive(&by_workload, |_, (gateway, uid), labels| {

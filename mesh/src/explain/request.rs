@@ -1,6 +1,6 @@
 //! What a waypoint decides of one request: the waypoint's own functions, asked in its order.
 
-use std::{borrow::Cow, fmt::Write as _, net::SocketAddr};
+use std::{borrow::Cow, collections::BTreeMap, fmt::Write as _, net::SocketAddr};
 
 use http::{HeaderMap, Method};
 
@@ -49,6 +49,8 @@ pub(super) struct Asked<'a> {
     pub(super) destination: SocketAddr,
     pub(super) source: SocketAddr,
     pub(super) identity: &'a Identity,
+    /// Of the workload that asks, where the waypoint knows them.
+    pub(super) labels: Option<&'a BTreeMap<Str, Str>>,
 }
 
 /// What the waypoint does.
@@ -117,6 +119,7 @@ pub(super) fn ask(asked: &Asked<'_>) -> Ruling {
         destination: asked.destination.ip(),
         source: asked.source,
         identity: Some(asked.identity),
+        source_labels: asked.labels,
         sni: asked
             .request
             .host

@@ -293,8 +293,10 @@ impl<N: Nodes> Asked<'_, N> {
         identity: &Identity,
     ) -> Option<request::Ruling> {
         let service = hop.service.as_ref().map(|it| it.key());
+        let view = self.nodes.waypoint(waypoint)?;
         Some(request::ask(&request::Asked {
-            view: self.nodes.waypoint(waypoint)?,
+            view,
+            labels: view.labels(&facts.source.uid).map(Arc::as_ref),
             waypoint,
             request: self.question.request.as_ref()?,
             service: service.as_ref(),

@@ -23,6 +23,18 @@ pub struct BackendPolicy {
     pub subsets: BTreeMap<Str, Subset>,
 }
 
+impl BackendPolicy {
+    /// Whether endpoints are told apart by their labels.
+    pub fn asks_labels(&self) -> bool {
+        let subsets = self.subsets.values();
+        let of_subsets = subsets.flat_map(|it| it.policy.iter().chain(it.ports.values()));
+        let mut all = std::iter::once(&self.policy)
+            .chain(self.ports.values())
+            .chain(of_subsets);
+        !self.subsets.is_empty() || all.any(|it| matches!(it.locality, Some(Locality::Priority(_))))
+    }
+}
+
 /// Endpoints with these labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subset {

@@ -33,14 +33,12 @@ pub fn holds(conditions: &HttpMatch, facts: &RequestFacts<'_>) -> Option<Matched
     #[cfg(test)]
     ASKED.set(ASKED.get() + 1);
     let connection = &facts.connection;
-    let namespace = &conditions.source_namespace;
+    let source = conditions.source.as_ref();
     let cheap = conditions.port.is_none_or(|it| it == connection.port)
         && optional(conditions.method.as_ref(), facts.method.as_str())
         && optional(conditions.scheme.as_ref(), facts.scheme)
         && (!conditions.grpc || facts.http2 && facts.is_grpc())
-        && namespace
-            .as_deref()
-            .is_none_or(|it| Some(it) == connection.namespace());
+        && source.is_none_or(|it| it.holds(connection));
     if !cheap || !authority_holds(conditions.authority.as_ref(), facts.authority) {
         return None;
     }

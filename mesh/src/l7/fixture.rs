@@ -1,6 +1,6 @@
 //! Requests and routes for tests.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
@@ -12,7 +12,10 @@ use super::{
         WeightedBackend,
     },
 };
-use crate::{identity::Identity, names::NamespacedHostname};
+use crate::{
+    identity::Identity,
+    names::{NamespacedHostname, Str},
+};
 
 pub(crate) fn service() -> NamespacedHostname {
     "a/web.a.svc.cluster.local".parse().unwrap()
@@ -34,6 +37,7 @@ pub(crate) struct Request {
     pub(crate) remote: IpAddr,
     pub(crate) claims: Option<Claims>,
     pub(crate) http2: bool,
+    pub(crate) source_labels: Option<BTreeMap<Str, Str>>,
     pub(crate) sni: Option<&'static str>,
 }
 
@@ -56,6 +60,7 @@ pub(crate) fn get(path: &str) -> Request {
         remote: [10, 0, 0, 7].into(),
         claims: None,
         http2: false,
+        source_labels: Some([("app".into(), "x".into())].into()),
         sni: None,
     }
 }
@@ -74,6 +79,7 @@ impl Request {
             destination: [10, 96, 0, 1].into(),
             source: self.source.parse().unwrap(),
             identity: self.identity.as_ref(),
+            source_labels: self.source_labels.as_ref(),
             sni: self.sni,
         }
     }

@@ -1,13 +1,19 @@
 //! What is known of one request, or of one connection that is not HTTP, when it is to be decided on.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use http::{HeaderMap, Method};
 use serde_json::Value;
 
+use super::view::View;
 use crate::{
     identity::Identity,
-    names::{NamespacedHostname, Str},
+    names::{NamespacedHostname, NetworkAddress, Str},
+    view::MeshView,
 };
 
 /// A request as it is after its path was normalised and its headers were sanitised. Borrowed: making one copies
@@ -49,8 +55,26 @@ pub struct ConnectionFacts<'a> {
     pub source: SocketAddr,
     /// Proven by the peer's certificate.
     pub identity: Option<&'a Identity>,
+    /// Of the workload that calls, where they are known: see [`source_labels`].
+    pub source_labels: Option<&'a BTreeMap<Str, Str>>,
     /// Of a TLS connection that is passed through.
     pub sni: Option<&'a str>,
+}
+
+/// The labels of the workload that calls: the one at its address, if it is who its certificate says. What peers tell of
+/// themselves counts for nothing; who comes through a gateway, whose address is another's, has none.
+pub fn source_labels<'a>(
+    mesh: &MeshView,
+    l7: &'a View,
+    at: &NetworkAddress,
+    identity: &Identity,
+) -> Option<&'a BTreeMap<Str, Str>> {
+    if l7.knows_no_labels() {
+        return None;
+    }
+    let workload = mesh.workload_at(at)?;
+    let is_it = workload.identity() == *identity;
+    l7.labels(&workload.uid).filter(|_| is_it).map(Arc::as_ref)
 }
 
 impl ConnectionFacts<'_> {

@@ -1,11 +1,11 @@
 //! Routes: what becomes of a request to a service. One form for HTTPRoute, GRPCRoute, TLSRoute, TCPRoute and
 //! VirtualService.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use http::{HeaderName, HeaderValue, StatusCode};
 
-use super::{name::ObjectRef, pattern::Pattern};
+use super::{name::ObjectRef, pattern::Pattern, request::ConnectionFacts};
 use crate::names::{NamespacedHostname, Str};
 
 /// One route object, attached to services.
@@ -156,12 +156,39 @@ pub struct HttpMatch {
     pub query: Vec<QueryMatch>,
     /// The service's port.
     pub port: Option<u16>,
-    /// Namespace of the caller (VirtualService `sourceNamespace`).
-    pub source_namespace: Option<Str>,
+    /// Who calls; none: anyone.
+    pub source: Option<Box<CallerMatch>>,
     /// Verified JWT claims (VirtualService `@request.auth.claims`): path of names, and the match.
     pub claims: Vec<(Vec<Str>, TextMatch)>,
     /// Only requests that are gRPC over HTTP/2 (GRPCRoute).
     pub grpc: bool,
+}
+
+/// Who calls. Both hold; empty: anyone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CallerMatch {
+    /// Namespace of the caller, as its certificate proves (VirtualService `sourceNamespace`).
+    pub namespace: Option<Str>,
+    /// All are the caller's (VirtualService `sourceLabels`). A caller whose labels are not known has none.
+    pub labels: BTreeMap<Str, Str>,
+}
+
+impl CallerMatch {
+    /// None where it asks for nothing.
+    pub fn new(namespace: Option<Str>, labels: BTreeMap<Str, Str>) -> Option<Box<Self>> {
+        let asks = namespace.is_some() || !labels.is_empty();
+        asks.then(|| Box::new(Self { namespace, labels }))
+    }
+
+    /// Whether it is the caller of `connection`.
+    pub fn holds(&self, connection: &ConnectionFacts<'_>) -> bool {
+        let namespace = self.namespace.as_deref();
+        let has = |(name, value): (&Str, &Str)| {
+            let labels = connection.source_labels;
+            labels.is_some_and(|it| it.get(name) == Some(value))
+        };
+        namespace.is_none_or(|it| Some(it) == connection.namespace()) && self.labels.iter().all(has)
+    }
 }
 
 /// On a path.
@@ -497,6 +524,10 @@ pub struct TlsRule {
     pub sni: Vec<Str>,
     /// The service's port.
     pub port: Option<u16>,
+    /// Who calls; none: anyone.
+    pub source: Option<Box<CallerMatch>>,
+    /// The service's address, within any; none: any.
+    pub destinations: Vec<ipnet::IpNet>,
     /// One is drawn by weight for each connection.
     pub backends: Vec<(u32, Backend)>,
 }
@@ -508,8 +539,8 @@ pub struct TcpRule {
     pub name: Option<Str>,
     /// The service's port.
     pub port: Option<u16>,
-    /// Namespace of the caller.
-    pub source_namespace: Option<Str>,
+    /// Who calls; none: anyone.
+    pub source: Option<Box<CallerMatch>>,
     /// The service's address, within any; none: any.
     pub destinations: Vec<ipnet::IpNet>,
     /// One is drawn by weight for each connection.

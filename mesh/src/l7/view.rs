@@ -118,6 +118,9 @@ pub struct View {
     services: Sharded<NamespacedHostname, Arc<ServedService>>,
     workloads: Sharded<WorkloadUid, ()>,
     labels: Sharded<WorkloadUid, Arc<BTreeMap<Str, Str>>>,
+    /// Whether there are any: requests ask.
+    labelled: bool,
+    labels_version: u64,
     routes: Sharded<ObjectRef, Arc<Route>>,
     compiled: Sharded<NamespacedHostname, Arc<ServiceRoutes>>,
     backends: Sharded<NamespacedHostname, Arc<BackendPolicy>>,
@@ -141,6 +144,16 @@ impl View {
     /// Whether a workload is served by its own address.
     pub fn serves_workload(&self, uid: &WorkloadUid) -> bool {
         self.workloads.get(uid).is_some()
+    }
+
+    /// Whether no workload's labels are needed.
+    pub fn knows_no_labels(&self) -> bool {
+        !self.labelled
+    }
+
+    /// Another one after each change of any workload's labels.
+    pub fn labels_version(&self) -> u64 {
+        self.labels_version
     }
 
     /// A workload's labels, where they are needed.
@@ -267,6 +280,10 @@ impl View {
         }
         for name in update.removals {
             self.remove(&name, &mut changes, &mut moves);
+        }
+        if !changes.labels.is_empty() {
+            self.labels_version += 1;
+            self.labelled = self.labels.iter().next().is_some();
         }
         for (service, moves) in moves {
             self.compiled.update(service.clone(), |routes| {

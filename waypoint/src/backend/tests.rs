@@ -265,6 +265,8 @@ fn by_name() -> Resource {
         name: None,
         sni: vec![sni.into()],
         port: None,
+        source: None,
+        destinations: vec![],
         backends: vec![(1, backend)],
     };
     Resource::Route(Route {

@@ -134,7 +134,7 @@ async fn enforce(exchange: &mut Exchange, underway: &mut Underway) -> Result<(),
     filter::external_authz::of_policies(exchange, underway).await?;
     filter::authenticate::apply(exchange, &mut underway.parts)?;
     filter::authorize::apply(exchange, &underway.parts)?;
-    let facts = exchange.connection.facts(None);
+    let facts = exchange.connection.facts(&exchange.snapshot, None);
     if exchange.claims.is_some() && exchange.snapshot.l7.routes_ask_claims(&facts) {
         selected = route::select(exchange, &underway.parts);
     }

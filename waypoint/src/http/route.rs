@@ -12,7 +12,7 @@ pub(super) fn facts<'a>(exchange: &'a Exchange, parts: &'a Parts) -> RequestFact
     let connection = &exchange.connection;
     let head = exchange.head.as_ref();
     RequestFacts {
-        connection: connection.facts(None),
+        connection: connection.facts(&exchange.snapshot, None),
         method: &parts.method,
         scheme: head.map_or("http", |it| it.scheme),
         authority: head.map_or("", |it| it.authority.as_str()),

@@ -175,7 +175,7 @@ fn routed(
     port: u16,
     draw: Draw,
 ) -> Result<(Arc<Service>, u16, Option<Str>), Refusal> {
-    let facts = connection.facts(kind.sni());
+    let facts = connection.facts(snapshot, kind.sni());
     let selection = match kind {
         Kind::Tls(_) => snapshot.l7.select_tls(&facts),
         Kind::Tcp => snapshot.l7.select_tcp(&facts),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use mesh::{
     l7::{
-        backend::{BackendPolicy, BackendTls, Locality, RetryBudget, TrafficPolicy},
+        backend::{BackendPolicy, BackendTls, RetryBudget, TrafficPolicy},
         name::ObjectRef,
         route::SessionPersistence,
     },
@@ -51,17 +51,6 @@ pub fn merge(
         }
     }
     Some(policy)
-}
-
-/// Whether a policy is kept by the labels of endpoints.
-pub fn asks_labels(policy: &BackendPolicy) -> bool {
-    let subsets = policy.subsets.values();
-    let of_subsets = subsets.flat_map(|subset| subset.policy.iter().chain(subset.ports.values()));
-    let all = std::iter::once(&policy.policy).chain(policy.ports.values());
-    !policy.subsets.is_empty()
-        || all
-            .chain(of_subsets)
-            .any(|it| matches!(it.locality, Some(Locality::Priority(_))))
 }
 
 impl Overlay {

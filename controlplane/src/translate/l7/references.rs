@@ -1,6 +1,6 @@
 //! Which services a waypoint must know because a resource of its own names them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh::{
     l7::{
@@ -8,7 +8,7 @@ use mesh::{
         route::{Action, Backend, HttpRule, Route, Rules},
         view::Resource,
     },
-    names::NamespacedHostname,
+    names::{NamespacedHostname, Str},
 };
 
 /// The services that a resource leads to.
@@ -43,6 +43,23 @@ fn of_route(route: &Route) -> BTreeSet<NamespacedHostname> {
         Backend::Invalid(_) => None,
     };
     backends.into_iter().filter_map(service).collect()
+}
+
+/// The labels by which a resource tells callers apart, each set once.
+pub fn labels_of_callers(resource: &Resource) -> BTreeSet<BTreeMap<Str, Str>> {
+    let Resource::Route(route) = resource else {
+        return BTreeSet::new();
+    };
+    let sources: Vec<_> = match &route.rules {
+        Rules::Http { rules, .. } => {
+            let matches = rules.iter().flat_map(|rule| &rule.matches);
+            matches.map(|it| &it.source).collect()
+        }
+        Rules::Tls(rules) => rules.iter().map(|rule| &rule.source).collect(),
+        Rules::Tcp(rules) => rules.iter().map(|rule| &rule.source).collect(),
+    };
+    let labels = sources.into_iter().flatten().map(|it| &it.labels);
+    labels.filter(|it| !it.is_empty()).cloned().collect()
 }
 
 fn weighted(backends: &[(u32, Backend)]) -> impl Iterator<Item = &Backend> {

@@ -238,8 +238,8 @@ fn virtual_services_are_checked() {
                 "E spec.http[0].match[0].uri.regex",
             ),
             (
-                "{hosts: [a], http: [{match: [{sourceLabels: {a: b}}], route: [{destination: {host: b}}]}]}",
-                "W spec.http[0].match[0].sourceLabels",
+                "{hosts: [a], tcp: [{match: [{sourceSubnet: 10.0.0.0/8}], route: [{destination: {host: b}}]}]}",
+                "W spec.tcp[0].match[0].sourceSubnet",
             ),
             (
                 "{hosts: [a], http: [{route: [{destination: {host: b}}], retries: {attempts: 1, retryOn: never}}]}",

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::{
     super::{
         request::ConnectionFacts,
-        route::{Route, Rules, TcpRule, TlsRule},
+        route::{CallerMatch, Route, Rules, TlsRule},
     },
     ConnectionSelected, VIRTUAL_SERVICE,
 };
@@ -58,7 +60,7 @@ impl TlsTable {
 
 /// How well a rule fits: an exact name best, then the longest wildcard, then none at all.
 fn fit(rule: &TlsRule, facts: &ConnectionFacts<'_>) -> Option<usize> {
-    if rule.port.is_some_and(|it| it != facts.port) {
+    if !concerns(rule.port, rule.source.as_deref(), &rule.destinations, facts) {
         return None;
     }
     if rule.sni.is_empty() {
@@ -99,7 +101,9 @@ impl TcpTable {
             let Rules::Tcp(rules) = &route.rules else {
                 return None;
             };
-            let rule = rules.iter().position(|rule| tcp_fits(rule, facts))?;
+            let rule = rules.iter().position(|rule| {
+                concerns(rule.port, rule.source.as_deref(), &rule.destinations, facts)
+            })?;
             Some(ConnectionSelected {
                 route: Arc::clone(route),
                 rule,
@@ -108,14 +112,15 @@ impl TcpTable {
     }
 }
 
-fn tcp_fits(rule: &TcpRule, facts: &ConnectionFacts<'_>) -> bool {
-    let destination = rule.destinations.is_empty()
-        || rule
-            .destinations
-            .iter()
-            .any(|it| it.contains(&facts.destination));
-    let namespace = rule.source_namespace.as_deref();
-    destination
-        && rule.port.is_none_or(|it| it == facts.port)
-        && namespace.is_none_or(|it| Some(it) == facts.namespace())
+/// Whether port, caller and address are a rule's.
+fn concerns(
+    port: Option<u16>,
+    source: Option<&CallerMatch>,
+    destinations: &[IpNet],
+    facts: &ConnectionFacts<'_>,
+) -> bool {
+    let here = |it: &IpNet| it.contains(&facts.destination);
+    port.is_none_or(|it| it == facts.port)
+        && source.is_none_or(|it| it.holds(facts))
+        && (destinations.is_empty() || destinations.iter().any(here))
 }

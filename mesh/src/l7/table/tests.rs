@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use http::{HeaderName, Method};
 
 use super::*;
@@ -8,7 +10,9 @@ use crate::{
         fixture::{Request, get, route, rule, service},
         pattern::Pattern,
         request::Claims,
-        route::{HeaderMatch, HttpMatch, PathMatch, QueryMatch, TcpRule, TextMatch, TlsRule},
+        route::{
+            CallerMatch, HeaderMatch, HttpMatch, PathMatch, QueryMatch, TcpRule, TextMatch, TlsRule,
+        },
         view::{Resource, Update},
     },
 };
@@ -327,7 +331,7 @@ fn every_condition_is_asked() {
             authority: Some(TextMatch::Prefix("WE".into())),
             scheme: Some(text("http")),
             port: Some(80),
-            source_namespace: Some("b".into()),
+            source: CallerMatch::new(Some("b".into()), labels(&["app"])),
             ..any()
         },
         &[a()],
@@ -339,6 +343,14 @@ fn every_condition_is_asked() {
             },
             Request {
                 scheme: "https",
+                ..a()
+            },
+            Request {
+                source_labels: None,
+                ..a()
+            },
+            Request {
+                source_labels: Some(labels(&["other"])),
                 ..a()
             },
         ],
@@ -448,15 +460,24 @@ fn tls(name: &str, sni: &[&str]) -> TlsRule {
         name: Some(name.into()),
         sni: sni.iter().map(|&it| it.into()).collect(),
         port: None,
+        source: None,
+        destinations: vec![],
         backends: vec![],
     }
+}
+
+fn labels(names: &[&str]) -> BTreeMap<Str, Str> {
+    names
+        .iter()
+        .map(|name| ((*name).into(), "x".into()))
+        .collect()
 }
 
 fn tcp(name: &str, destinations: Vec<&str>) -> TcpRule {
     TcpRule {
         name: Some(name.into()),
         port: None,
-        source_namespace: None,
+        source: None,
         destinations: destinations.iter().map(|it| it.parse().unwrap()).collect(),
         backends: vec![],
     }
@@ -511,7 +532,7 @@ fn tcp_is_routed_by_address_port_and_caller() {
             ..tcp("port", vec![])
         },
         TcpRule {
-            source_namespace: Some("b".into()),
+            source: CallerMatch::new(Some("b".into()), labels(&["app"])),
             ..tcp("caller", vec!["10.96.0.0/16"])
         },
     ]);

@@ -1,17 +1,21 @@
 //! Routes. A rule that cannot be understood keeps the conditions that can, so that no request that it was meant for
 //! falls to another rule, and answers 500.
 
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
 use proto::waypoint as wire;
 
 use super::{
     InvalidResource, Result, header_name, list, missing, optional, optional_duration,
-    optional_port, parsed, pattern, ranges, read, required, small, text, texts, wire_duration,
-    wire_list, wire_optional, wire_text, wire_texts,
+    optional_port, parsed, pattern, ranges, read, required, text, texts, wire_duration, wire_list,
+    wire_optional, wire_text, wire_texts,
 };
 use crate::l7::route::{
-    Action, Attachment, Backend, Callers, HeaderEdit, HeaderMatch, HttpMatch, HttpRule, Order,
-    PathMatch, QueryMatch, Route, Rules, TcpRule, TextMatch, Timeouts, TlsRule,
+    Action, Attachment, Backend, CallerMatch, Callers, HeaderEdit, HeaderMatch, HttpMatch,
+    HttpRule, Order, PathMatch, QueryMatch, Route, Rules, TcpRule, TextMatch, Timeouts, TlsRule,
 };
+use crate::names::Str;
 
 impl TryFrom<&wire::Route> for Route {
     type Error = InvalidResource;
@@ -264,7 +268,7 @@ fn http_match(wire: &wire::HttpMatch, place: &str, faults: &mut Vec<String>) -> 
         without_headers: keep.headers("without_headers", &wire.without_headers),
         query: keep.all(query),
         port: keep.one(optional_port(wire.port)).flatten(),
-        source_namespace: text(wire.source_namespace.as_ref()),
+        source: source(wire.source_namespace.as_ref(), &wire.source_labels),
         claims: keep.all(claims),
         grpc: wire.grpc,
     }
@@ -286,7 +290,8 @@ impl From<&HttpMatch> for wire::HttpMatch {
             without_headers: wire_list(&it.without_headers),
             query: wire_list(&it.query),
             port: it.port.map(Into::into),
-            source_namespace: wire_text(it.source_namespace.as_ref()),
+            source_namespace: wire_text(namespace_of(it.source.as_deref())),
+            source_labels: wire_labels(it.source.as_deref()),
             claims: claims.collect(),
             grpc: it.grpc,
         }
@@ -394,15 +399,45 @@ fn wire_connection_backends(backends: &[(u32, Backend)]) -> Vec<wire::Connection
     backends.collect()
 }
 
+fn source(
+    namespace: Option<&String>,
+    labels: &BTreeMap<String, String>,
+) -> Option<Box<CallerMatch>> {
+    let labels = labels
+        .iter()
+        .map(|(name, value)| (name.as_str().into(), value.as_str().into()));
+    CallerMatch::new(text(namespace), labels.collect())
+}
+
+fn namespace_of(source: Option<&CallerMatch>) -> Option<&Str> {
+    source?.namespace.as_ref()
+}
+
+fn wire_labels(source: Option<&CallerMatch>) -> BTreeMap<String, String> {
+    let labels = source.into_iter().flat_map(|it| &it.labels);
+    labels
+        .map(|(name, value)| (name.to_string(), value.to_string()))
+        .collect()
+}
+
 fn tls_rule(wire: &wire::TlsRule) -> TlsRule {
-    let port = wire.port.map(|it| small("port", it)).transpose();
-    let understood = port.as_ref().map(|_| ()).map_err(Clone::clone);
+    let port = optional_port(wire.port);
+    let destinations = ranges("destinations", &wire.destinations);
     TlsRule {
         name: text(wire.name.as_ref()),
         sni: texts(&wire.sni),
+        backends: connection_backends(&wire.backends, understood(&port, &destinations)),
         port: port.ok().flatten(),
-        backends: connection_backends(&wire.backends, understood),
+        source: source(wire.source_namespace.as_ref(), &wire.source_labels),
+        destinations: destinations.unwrap_or_default(),
     }
+}
+
+/// What a rule on connections asks for, where it can be read.
+fn understood(port: &Result<Option<u16>>, destinations: &Result<Vec<IpNet>>) -> Result<()> {
+    port.clone()?;
+    destinations.clone()?;
+    Ok(())
 }
 
 impl From<&TlsRule> for wire::TlsRule {
@@ -412,6 +447,9 @@ impl From<&TlsRule> for wire::TlsRule {
             sni: wire_texts(&rule.sni),
             port: rule.port.map(Into::into),
             backends: wire_connection_backends(&rule.backends),
+            source_namespace: wire_text(namespace_of(rule.source.as_deref())),
+            source_labels: wire_labels(rule.source.as_deref()),
+            destinations: wire_texts(&rule.destinations),
         }
     }
 }
@@ -419,14 +457,12 @@ impl From<&TlsRule> for wire::TlsRule {
 fn tcp_rule(wire: &wire::TcpRule) -> TcpRule {
     let port = optional_port(wire.port);
     let destinations = ranges("destinations", &wire.destinations);
-    let understood = port.clone().map(|_| ());
-    let understood = understood.and(destinations.as_ref().map(|_| ()).map_err(Clone::clone));
     TcpRule {
         name: text(wire.name.as_ref()),
+        backends: connection_backends(&wire.backends, understood(&port, &destinations)),
         port: port.ok().flatten(),
-        source_namespace: text(wire.source_namespace.as_ref()),
+        source: source(wire.source_namespace.as_ref(), &wire.source_labels),
         destinations: destinations.unwrap_or_default(),
-        backends: connection_backends(&wire.backends, understood),
     }
 }
 
@@ -435,7 +471,8 @@ impl From<&TcpRule> for wire::TcpRule {
         Self {
             name: wire_text(rule.name.as_ref()),
             port: rule.port.map(Into::into),
-            source_namespace: wire_text(rule.source_namespace.as_ref()),
+            source_namespace: wire_text(namespace_of(rule.source.as_deref())),
+            source_labels: wire_labels(rule.source.as_deref()),
             destinations: wire_texts(&rule.destinations),
             backends: wire_connection_backends(&rule.backends),
         }

@@ -70,10 +70,15 @@ fn full_match(path: PathMatch) -> HttpMatch {
             value: TextMatch::Present,
         }],
         port: Some(80),
-        source_namespace: Some("b".into()),
+        source: source(),
         claims: vec![(vec!["a".into(), "b".into()], TextMatch::Exact("c".into()))],
         grpc: true,
     }
+}
+
+fn source() -> Option<Box<CallerMatch>> {
+    let labels = [("app".into(), "web".into())];
+    CallerMatch::new(Some("b".into()), labels.into())
 }
 
 fn edit() -> HeaderEdit {
@@ -261,12 +266,14 @@ fn routes_of_connections_round_trip() {
         name: Some("t".into()),
         sni: vec!["*.example.com".into()],
         port: Some(443),
+        source: source(),
+        destinations: vec!["10.0.0.0/8".parse().unwrap()],
         backends: vec![(1, backend()), (0, Backend::Invalid("x".into()))],
     }])));
     round_trips(route(Rules::Tcp(vec![TcpRule {
         name: None,
         port: None,
-        source_namespace: Some("b".into()),
+        source: source(),
         destinations: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/64".parse().unwrap()],
         backends: vec![(3, backend())],
     }])));

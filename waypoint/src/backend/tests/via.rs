@@ -74,7 +74,7 @@ fn routed(backend: route::Backend) -> Resource {
             name: None,
             port: None,
             destinations: Vec::new(),
-            source_namespace: None,
+            source: None,
             backends: vec![(1, backend)],
         }]),
     })
@@ -157,9 +157,20 @@ async fn a_subset_is_left_to_the_services_waypoint_and_only_to_one_that_keeps_to
     }
 }
 
+fn labels(version: &str) -> BTreeMap<Str, Str> {
+    BTreeMap::from([("version".into(), version.into())])
+}
+
+/// An endpoint's labels.
+fn labelled(name: &str, version: &str) -> Resource {
+    Resource::Labels(WorkloadLabels {
+        uid: WorkloadUid(format!("Kubernetes//Pod/shop/{name}").into()),
+        labels: labels(version),
+    })
+}
+
 /// The service's endpoints: one of `v1`, one of `v2`, and how each tells itself.
 async fn versions(rig: &Rig) {
-    let labels = |name: &str| BTreeMap::from([("version".into(), Str::from(name))]);
     let mut subsets = BTreeMap::new();
     for name in ["v1", "v2"] {
         let (address, listener) = loopback(90).await;
@@ -168,14 +179,10 @@ async fn versions(rig: &Rig) {
                 let _ = stream.write_all(name.as_bytes()).await;
             }
         });
-        let uid = rig.plain_endpoint(name, address).uid;
-        let labels = labels(name);
-        rig.tell(vec![Resource::Labels(WorkloadLabels {
-            uid,
-            labels: labels.clone(),
-        })]);
+        rig.plain_endpoint(name, address);
+        rig.tell(vec![labelled(name, name)]);
         let subset = Subset {
-            labels,
+            labels: labels(name),
             policy: None,
             ports: BTreeMap::new(),
         };
@@ -214,6 +221,10 @@ async fn another_waypoint_that_asks_for_a_subset_gets_its_endpoints_and_nobody_a
     }
     let refused = answer(&rig, "v3").await.unwrap_err();
     assert!(refused.contains("503"), "{refused}");
+    // Endpoints are in a subset by the labels that they have now.
+    rig.tell(vec![labelled("v2", "v1"), labelled("v1", "v2")]);
+    assert_eq!(answer(&rig, "v1").await.unwrap().0, "v2");
+    rig.tell(vec![labelled("v2", "v2"), labelled("v1", "v1")]);
     // Where the service's own routes choose, they do.
     let web = route::Backend::Service {
         service: key(),

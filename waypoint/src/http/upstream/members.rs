@@ -118,18 +118,25 @@ pub(super) struct Origin {
     served: Option<Arc<ServedService>>,
     backend: Option<Arc<BackendPolicy>>,
     workload: Option<Arc<Workload>>,
+    /// The version of all labels, where endpoints are told apart by theirs.
+    labels: Option<u64>,
 }
 
 impl Origin {
     pub(super) fn of(key: &ClusterKey, snapshot: &Snapshot) -> Self {
         match key {
-            ClusterKey::Service { service, .. } => Self {
-                endpoints: Some(snapshot.mesh.endpoints(service)),
-                service: snapshot.mesh.service(service).cloned(),
-                served: snapshot.l7.service(service).cloned(),
-                backend: snapshot.l7.backend(service).cloned(),
-                workload: None,
-            },
+            ClusterKey::Service { service, .. } => {
+                let backend = snapshot.l7.backend(service).cloned();
+                let by_labels = backend.as_ref().is_some_and(|it| it.asks_labels());
+                Self {
+                    endpoints: Some(snapshot.mesh.endpoints(service)),
+                    service: snapshot.mesh.service(service).cloned(),
+                    served: snapshot.l7.service(service).cloned(),
+                    backend,
+                    workload: None,
+                    labels: by_labels.then(|| snapshot.l7.labels_version()),
+                }
+            }
             ClusterKey::Workload { uid, .. } => Self {
                 workload: snapshot.mesh.workload(uid).cloned(),
                 ..Self::default()
@@ -150,6 +157,7 @@ impl Origin {
             && same(self.served.as_ref(), other.served.as_ref())
             && same(self.backend.as_ref(), other.backend.as_ref())
             && same(self.workload.as_ref(), other.workload.as_ref())
+            && self.labels == other.labels
     }
 }
 

@@ -14,6 +14,8 @@ pub(super) fn tls(spec: &TlsRouteSpec, notes: &mut Notes<'_>) -> Rules {
             name: rule.name.as_deref().map(Into::into),
             sni: sni.clone(),
             port: None,
+            source: None,
+            destinations: Vec::new(),
             backends: backends(index, rule, notes),
         });
     }
@@ -26,7 +28,7 @@ pub(super) fn tcp(spec: &TcpRouteSpec, notes: &mut Notes<'_>) -> Rules {
         rules.push(TcpRule {
             name: rule.name.as_deref().map(Into::into),
             port: None,
-            source_namespace: None,
+            source: None,
             destinations: Vec::new(),
             backends: backends(index, rule, notes),
         });

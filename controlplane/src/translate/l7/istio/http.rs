@@ -13,7 +13,7 @@ use mesh::{
 
 use super::{
     read::{duration, header, pattern, per_million, port, share, text_match},
-    virtual_service::{Around, destination, dropped, is_for_mesh, weights},
+    virtual_service::{Around, destination, is_for_mesh, source, weights},
 };
 use crate::{
     crd::istio::{self as crd, RedirectPortSelection},
@@ -209,11 +209,6 @@ fn matches(it: &crd::HttpRoute, path: &str, found: &mut Findings) -> Option<Vec<
 }
 
 fn http_match(it: &crd::HttpMatchRequest, path: &str, found: &mut Findings) -> HttpMatch {
-    dropped(
-        path,
-        found,
-        &[("sourceLabels", !it.source_labels.is_empty())],
-    );
     let mut text = |it: &Option<crd::StringMatch>, field: &str| {
         it.as_ref()
             .and_then(|it| text_match(it, &format!("{path}.{field}"), found))
@@ -254,8 +249,7 @@ fn http_match(it: &crd::HttpMatchRequest, path: &str, found: &mut Findings) -> H
         port: it
             .port
             .and_then(|number| port(number, &format!("{path}.port"), found)),
-        source_namespace: (!it.source_namespace.is_empty())
-            .then(|| it.source_namespace.as_str().into()),
+        source: source(&it.source_namespace, &it.source_labels),
         claims,
         grpc: false,
     }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use mesh::{
     l7::{
         name::ObjectRef,
-        route::{Attachment, Backend, Order, Route, Rules, TcpRule, TlsRule},
+        route::{Attachment, Backend, CallerMatch, Order, Route, Rules, TcpRule, TlsRule},
     },
     names::{NamespacedHostname, Str},
 };
@@ -225,15 +225,7 @@ fn tls(spec: &crd::VirtualServiceSpec, around: Around<'_>, found: &mut Findings)
             if it.sni_hosts.is_empty() {
                 found.error(format!("{path}.sniHosts"), "is missing");
             }
-            dropped(
-                &path,
-                found,
-                &[
-                    ("sourceLabels", !it.source_labels.is_empty()),
-                    ("destinationSubnets", !it.destination_subnets.is_empty()),
-                    ("sourceNamespace", !it.source_namespace.is_empty()),
-                ],
-            );
+            let destinations = subnets(&it.destination_subnets, &path, found);
             let number = it
                 .port
                 .and_then(|number| port(number, &format!("{path}.port"), found));
@@ -249,6 +241,8 @@ fn tls(spec: &crd::VirtualServiceSpec, around: Around<'_>, found: &mut Findings)
                         .map(|name| name.to_ascii_lowercase().into())
                         .collect(),
                     port,
+                    source: source(&it.source_namespace, &it.source_labels),
+                    destinations: destinations.clone(),
                     backends,
                 });
             }
@@ -273,10 +267,7 @@ fn tcp(spec: &crd::VirtualServiceSpec, around: Around<'_>, found: &mut Findings)
             dropped(
                 &path,
                 found,
-                &[
-                    ("sourceLabels", !it.source_labels.is_empty()),
-                    ("sourceSubnet", !it.source_subnet.is_empty()),
-                ],
+                &[("sourceSubnet", !it.source_subnet.is_empty())],
             );
             let subnets = subnets(&it.destination_subnets, &path, found);
             let number = it
@@ -289,8 +280,7 @@ fn tcp(spec: &crd::VirtualServiceSpec, around: Around<'_>, found: &mut Findings)
                 rules.push(TcpRule {
                     name: None,
                     port,
-                    source_namespace: (!it.source_namespace.is_empty())
-                        .then(|| it.source_namespace.as_str().into()),
+                    source: source(&it.source_namespace, &it.source_labels),
                     destinations: subnets.clone(),
                     backends,
                 });
@@ -298,6 +288,15 @@ fn tcp(spec: &crd::VirtualServiceSpec, around: Around<'_>, found: &mut Findings)
         }
     }
     rules
+}
+
+/// Who calls.
+pub fn source(namespace: &str, labels: &BTreeMap<String, String>) -> Option<Box<CallerMatch>> {
+    let namespace = (!namespace.is_empty()).then(|| namespace.into());
+    let labels = labels
+        .iter()
+        .map(|(name, value)| (name.as_str().into(), value.as_str().into()));
+    CallerMatch::new(namespace, labels.collect())
 }
 
 /// Backends by their weights.

@@ -73,7 +73,10 @@ fn both(
         }
     }
     for (name, value) in &root.source_labels {
-        merged.source_labels.insert(name.clone(), value.clone());
+        let own = merged.source_labels.insert(name.clone(), value.clone());
+        if own.is_some_and(|own| own != *value) {
+            return None;
+        }
     }
     if merged.source_namespace.is_empty() {
         merged.source_namespace.clone_from(&root.source_namespace);
