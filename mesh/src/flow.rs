@@ -345,7 +345,7 @@ impl fmt::Display for EndReason {
 pub struct PartyLabels {
     /// What owns the pod.
     pub workload: Option<Str>,
-    /// Canonical service; also the label `app`.
+    /// Canonical service.
     pub canonical_service: Option<Str>,
     /// Canonical revision; also the label `version`.
     pub canonical_revision: Option<Str>,
@@ -357,6 +357,20 @@ pub struct PartyLabels {
     pub cluster: Option<Str>,
     /// Region and zone; `None` where nothing is known of the workload.
     pub place: Option<(Str, Str)>,
+    /// Whether it is known by its own baggage alone.
+    #[serde(skip)]
+    pub by_baggage: bool,
+}
+
+impl PartyLabels {
+    /// The label `app`: the canonical service; of an end that is known by baggage, what owns the pod (node-tunnel 1.7).
+    pub fn app(&self) -> Option<&Str> {
+        let told = match self.by_baggage {
+            true => &self.workload,
+            false => &self.canonical_service,
+        };
+        told.as_ref()
+    }
 }
 
 /// One end of a flow.
@@ -390,6 +404,7 @@ impl Party {
                 principal: principal(identity),
                 cluster: told(&workload.cluster_id),
                 place: Some((locality.region.clone(), locality.zone.clone())),
+                by_baggage: false,
             }),
         }
     }
@@ -410,6 +425,7 @@ impl Party {
                 principal: principal(identity),
                 cluster: baggage.cluster.clone(),
                 place: known.then(|| (place(&baggage.region), place(&baggage.zone))),
+                by_baggage: known,
             }),
         }
     }
@@ -483,7 +499,7 @@ impl TcpLabels {
             ),
             ("source_workload_namespace", or_unknown(&from.namespace)),
             ("source_principal", or_unknown(&from.principal)),
-            ("source_app", or_unknown(&from.canonical_service)),
+            ("source_app", from.app().map_or(UNKNOWN, |it| it)),
             ("source_version", or_unknown(&from.canonical_revision)),
             ("source_cluster", or_unknown(&from.cluster)),
             (
@@ -509,7 +525,7 @@ impl TcpLabels {
             ),
             ("destination_workload_namespace", or_unknown(&to.namespace)),
             ("destination_principal", or_unknown(&to.principal)),
-            ("destination_app", or_unknown(&to.canonical_service)),
+            ("destination_app", to.app().map_or(UNKNOWN, |it| it)),
             ("destination_version", or_unknown(&to.canonical_revision)),
             ("destination_cluster", or_unknown(&to.cluster)),
             ("request_protocol", "tcp"),

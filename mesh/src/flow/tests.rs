@@ -259,6 +259,7 @@ fn baggage_fills_in_for_a_record_and_never_for_an_identity() {
     assert_eq!(party.labels.namespace.as_deref(), Some("b"));
     assert_eq!(party.labels.workload.as_deref(), Some("w"));
     assert_eq!(party.fields(Security::MutualTls).workload, Some("s"));
+    assert_eq!(party.labels.app().map(|it| &**it), Some("w"));
     let nothing = Party::of_baggage(&Baggage::default(), None);
     assert_eq!(*nothing.labels, PartyLabels::default());
 }
