@@ -287,8 +287,10 @@ impl xds::Handler for Handler {
         for resource in response.resources {
             match read(response.type_url, &resource.body) {
                 Ok(mut read) => {
-                    if let Resource::Workload(workload) = &mut read {
-                        self.share(workload, &resource.name);
+                    match &mut read {
+                        Resource::Workload(it) => self.share(it, &resource.name),
+                        Resource::Service(it) => it.share(&mut self.commons),
+                        Resource::Policy(_) => {}
                     }
                     update
                         .removals

@@ -1,7 +1,7 @@
 //! HTTP/2 abuse, written frame by frame, against either end: cut off before it costs much, and not taken for what
 //! applications do.
 
-use super::*;
+use super::{memory::Peak, *};
 
 const DATA: u8 = 0;
 const PUSH_PROMISE: u8 = 5;
@@ -41,8 +41,21 @@ async fn hear(read: &mut (impl tokio::io::AsyncRead + Unpin), kind: u8) {
     }
 }
 
+/// What a peer that misbehaves may make an end hold until it is cut off, what the test itself holds included.
+const HELD: usize = 1 << 20;
+/// The same with small frames that nobody reads, which applications send too.
+const HELD_BY_SMALL_FRAMES: usize = 64 << 20;
+
+/// How a peer that misbehaves was stopped.
+struct Cut {
+    /// After how many of what it says.
+    after: u32,
+    /// The most that was held meanwhile, in bytes.
+    held: usize,
+}
+
 /// Says `opening`, waits for a frame of the kind `ready`, then says `next(0)`, `next(1)` and so on, all the while reading,
-/// until the other end hangs up; after how many that was. Fails at `most`.
+/// until the other end hangs up. Fails at `most`.
 ///
 /// A server is ready when it has granted its window: what comes earlier is an offence of another kind.
 async fn until_cut(
@@ -51,8 +64,9 @@ async fn until_cut(
     ready: u8,
     mut next: impl FnMut(u32) -> Vec<u8>,
     most: u32,
-) -> u32 {
+) -> Cut {
     let (mut read, mut write) = tokio::io::split(io);
+    let peak = Peak::start();
     let greeting = async {
         write.write_all(opening).await.unwrap();
         hear(&mut read, ready).await;
@@ -69,9 +83,10 @@ async fn until_cut(
         }
         panic!("{most} were let through");
     };
-    let count = soon(speak).await;
+    let after = soon(speak).await;
     listening.abort();
-    count
+    let held = peak.bytes();
+    Cut { after, held }
 }
 
 /// SETTINGS, and a word that the other end's are taken: its windows hold from then on.
@@ -123,7 +138,7 @@ async fn made_you_reset_is_cut_off() {
     for (about, offence) in offences {
         let (started, handler) = stalled();
         let (io, serving) = on_pipe(Config::default(), handler);
-        until_cut(
+        let cut = until_cut(
             io,
             &hello(),
             WINDOW_UPDATE,
@@ -131,6 +146,7 @@ async fn made_you_reset_is_cut_off() {
             200_000,
         )
         .await;
+        assert!(cut.held < HELD, "{about}: {} bytes were held", cut.held);
         let end = soon(serving).await.unwrap();
         assert!(end.is_err(), "{about}: {end:?}");
         let started = started.load(Ordering::SeqCst);
@@ -143,7 +159,7 @@ async fn frames_that_say_nothing_are_cut_off() {
     let (_, handler) = stalled();
     let (io, serving) = on_pipe(Config::default(), handler);
     let opening = [hello(), open(1)].concat();
-    until_cut(
+    let cut = until_cut(
         io,
         &opening,
         WINDOW_UPDATE,
@@ -151,6 +167,7 @@ async fn frames_that_say_nothing_are_cut_off() {
         200_000,
     )
     .await;
+    assert!(cut.held < HELD, "{} bytes were held", cut.held);
     assert!(soon(serving).await.unwrap().is_err());
 }
 
@@ -163,11 +180,12 @@ async fn a_flood_of_small_frames_is_cut_off_and_a_slow_reader_is_not() {
     let (_, handler) = stalled();
     let (io, serving) = on_pipe(Config::default(), handler);
     let opening = [hello(), open(1)].concat();
-    let thousands = until_cut(io, &opening, WINDOW_UPDATE, |_| flood.clone(), 4_000).await;
+    let cut = until_cut(io, &opening, WINDOW_UPDATE, |_| flood.clone(), 4_000).await;
     let end = soon(serving).await.unwrap();
+    let (thousands, held) = (cut.after, cut.held);
     assert!(
-        end.is_err() && thousands >= 200,
-        "{thousands} thousand: {end:?}"
+        end.is_err() && thousands >= 100 && held < HELD_BY_SMALL_FRAMES,
+        "{thousands} thousand, {held} bytes were held: {end:?}"
     );
 
     // A hundred thousand messages wait for a reader; another stream of the connection does not notice.
@@ -233,6 +251,7 @@ async fn a_hostile_server_is_cut_off_by_its_client() {
     let ok = frame(HEADERS, END_HEADERS, 1, STATUS_OK);
     let started = frame(HEADERS, 0, 1, STATUS_OK);
     let field = [&b"\x00\x01a\x7f\x81\x07"[..], &[b'b'; 1024]].concat();
+    let small_frames = "small frames";
     let cases: [(&str, Vec<u8>, Vec<u8>); 6] = [
         (
             "endless continuations",
@@ -245,7 +264,7 @@ async fn a_hostile_server_is_cut_off_by_its_client() {
             frame(DATA, 0, 1, b"").repeat(100),
         ),
         (
-            "small frames",
+            small_frames,
             ok.clone(),
             frame(DATA, 0, 1, b"x").repeat(1_000),
         ),
@@ -282,7 +301,12 @@ async fn a_hostile_server_is_cut_off_by_its_client() {
             0 => [&opening[..], &next].concat(),
             _ => next.clone(),
         };
-        until_cut(far, &settings(), HEADERS, say, 1_000_000).await;
+        let cut = until_cut(far, &settings(), HEADERS, say, 1_000_000).await;
+        let most = match about == small_frames {
+            true => HELD_BY_SMALL_FRAMES,
+            false => HELD,
+        };
+        assert!(cut.held < most, "{about}: {} bytes were held", cut.held);
         soon(driving)
             .await
             .unwrap_or_else(|error| panic!("{about}: {error}"));
