@@ -345,12 +345,15 @@ fn render_service(found: &wire::Service) -> Map<String, Value> {
     let weighted = found.weighted_waypoints.iter();
     let weighted =
         weighted.map(|w| json!({"to": gateway(w.destination.as_ref()), "weight": w.weight}));
+    let port_names = found.port_names.iter();
+    let port_names = port_names.map(|it| format!("{} {}", it.service_port, it.name));
     sparse(json!({
         "name": found.name,
         "namespace": found.namespace,
         "hostname": found.hostname,
         "addresses": found.addresses.iter().map(network_address).collect::<Vec<_>>(),
         "ports": ports(&found.ports),
+        "port_names": port_names.collect::<Vec<_>>(),
         "subject_alt_names": found.subject_alt_names,
         "waypoint": gateway(found.waypoint.as_ref()),
         "weighted_waypoints": weighted.collect::<Vec<_>>(),

@@ -11,7 +11,10 @@ use k8s_openapi::{
     },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
-use mesh::{names::Str, workload::PodDns};
+use mesh::{
+    names::Str,
+    workload::{PodDns, PodHost},
+};
 use serde::de::DeserializeOwned;
 
 use crate::{
@@ -758,13 +761,13 @@ impl Pod {
             addresses: pod_addresses(status),
             named_ports: intern::ports(named_ports(spec)),
             owner: owner(&wire.metadata),
-            dns: pod_dns(spec).map(Arc::new),
+            dns: pod_dns(&wire.metadata, spec).map(Arc::new),
         }
     }
 }
 
 /// A pod on its node's network resolves as its node does, unless it says otherwise; an unknown policy is the default.
-fn pod_dns(spec: &core::PodSpec) -> Option<PodDns> {
+fn pod_dns(meta: &ObjectMeta, spec: &core::PodSpec) -> Option<PodDns> {
     let config = spec.dns_config.as_ref();
     let texts = |of: fn(&core::PodDNSConfig) -> &Option<Vec<String>>| {
         config.and_then(|it| of(it).as_deref()).unwrap_or_default()
@@ -774,10 +777,13 @@ fn pod_dns(spec: &core::PodSpec) -> Option<PodDns> {
         Some("ClusterFirstWithHostNet") => true,
         _ => !spec.host_network.unwrap_or_default(),
     };
+    let text = |it: &'_ Option<String>| it.clone().unwrap_or_default();
+    let [pod, hostname, subdomain] = [&meta.name, &spec.hostname, &spec.subdomain].map(text);
     PodDns::new(
         cluster_first,
         texts(|it| &it.searches),
         texts(|it| &it.nameservers),
+        PodHost::new(&pod, &hostname, &subdomain),
     )
 }
 

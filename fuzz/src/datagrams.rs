@@ -6,7 +6,10 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use mesh::identity::Identity;
+use mesh::{
+    dns::{PortRecords, Target},
+    identity::Identity,
+};
 use net::{
     proxy_protocol,
     zds::{
@@ -15,7 +18,7 @@ use net::{
     },
 };
 use ztunnel::dns::message::{
-    AddressQuery, Addresses, RawCode, Received, admit_name, inspect, raw_failure,
+    Addresses, Question, RawCode, Received, admit_name, inspect, raw_failure,
 };
 
 use crate::text_of;
@@ -26,6 +29,7 @@ const DNS_HEADER: usize = 12;
 pub fn dns_message(bytes: &[u8]) {
     match inspect(bytes) {
         Received::Address(query) => check_answers(bytes, &query),
+        Received::Port(query) => check_ports(bytes, &query),
         Received::Other(other) => {
             let kind = other.kind;
             assert!(!kind.is_empty() && kind.len() < 64, "{kind:?}");
@@ -41,7 +45,7 @@ pub fn dns_message(bytes: &[u8]) {
     }
 }
 
-fn check_answers(bytes: &[u8], query: &AddressQuery) {
+fn check_answers(bytes: &[u8], query: &Question) {
     let (name, limit) = (query.name(), query.max_udp_payload());
     assert_eq!(name, name.to_ascii_lowercase());
     assert!((512..=65_535).contains(&limit), "{limit}");
@@ -76,6 +80,32 @@ fn check_answers(bytes: &[u8], query: &AddressQuery) {
     assert_ne!(answered[3] & 0x0f, 3, "a name of the mesh is not denied");
     if let Some(reply) = query.failure() {
         check_reply(bytes, &reply, limit);
+    }
+}
+
+fn check_ports(bytes: &[u8], query: &Question) {
+    let limit = query.max_udp_payload();
+    for (cname, count) in [(None, 1), (Some("_http._tcp.web.default.".to_owned()), 64)] {
+        let target = |address: IpAddr| Target {
+            name: format!(
+                "{}.web.default.svc.cluster.local.",
+                address.to_string().replace('.', "-")
+            ),
+            port: 80,
+            addresses: vec![address],
+        };
+        let known = PortRecords {
+            service: "default/web".parse().expect("a key"),
+            cname,
+            targets: addresses(false, count).into_iter().map(target).collect(),
+            ttl: 30,
+        };
+        if let Some(reply) = query.answer_port(&known, limit) {
+            check_reply(bytes, &reply, limit);
+        }
+        let whole = query.answer_port(&known, usize::from(u16::MAX));
+        let whole = whole.expect("64 targets fit a TCP answer");
+        check_reply(bytes, &whole, usize::from(u16::MAX));
     }
 }
 

@@ -3,7 +3,7 @@
 //! Only names of the mesh are answered; for anything else the answer is to forward. A name of the mesh without an
 //! address of the family asked for has an empty answer, never NXDOMAIN, which would deny the other family too.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::Serialize;
 
@@ -11,12 +11,15 @@ use crate::{
     draw::Draw,
     names::{NamespacedHostname, Str},
     service::{HealthPolicy, Service},
-    view::MeshView,
+    view::{Endpoint, Endpoints, MeshView},
     workload::{Health, Workload},
 };
 
+mod ports;
 #[cfg(test)]
 mod tests;
+
+pub use ports::{MAX_TARGETS, PortRecords, Target, answer_port, name_with_port};
 
 /// How long a local answer may be kept, in seconds.
 pub const TTL_SECONDS: u32 = 30;
@@ -191,6 +194,23 @@ fn plain(name: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }
 
+/// Whether `address` is what the name `label` below that of the service stands for.
+fn is_called(workload: &Workload, service: &Service, address: IpAddr, label: &str) -> bool {
+    let own = workload.host_below(service);
+    own.is_some_and(|it| it.eq_ignore_ascii_case(label)) || address_of(label) == Some(address)
+}
+
+/// An address as a part of a name.
+fn label(address: IpAddr) -> String {
+    address.to_string().replace(['.', ':'], "-")
+}
+
+fn address_of(label: &str) -> Option<IpAddr> {
+    let v4 = || label.replace('-', ".").parse::<Ipv4Addr>().ok();
+    let v6 = || label.replace('-', ":").parse::<Ipv6Addr>().ok();
+    v4().map(IpAddr::V4).or_else(|| v6().map(IpAddr::V6))
+}
+
 struct Asked<'a> {
     view: &'a MeshView,
     settings: &'a Settings,
@@ -214,12 +234,14 @@ struct SearchDomain {
 struct Found<'a> {
     service: &'a Service,
     cname: Option<&'a str>,
+    /// The name is one of an endpoint's: what stands before the service's.
+    endpoint: Option<&'a str>,
 }
 
 impl<'a> Asked<'a> {
     /// The answer for `name`, which `found` stands for.
     fn records(&self, name: &str, found: &Found<'_>, kind: RecordType, draw: Draw) -> Answer {
-        let mut addresses = self.addresses(found.service, kind);
+        let mut addresses = self.addresses(found, kind);
         draw.shuffle(&mut addresses);
         Answer::Local(Records {
             service: found.service.key(),
@@ -312,14 +334,25 @@ impl<'a> Asked<'a> {
         }
     }
 
-    /// The exact name, then wildcards from the most to the least specific. A wildcard's answer is the question's own.
+    /// The exact name, then that of an endpoint, then wildcards from the most to the least specific. A wildcard's answer is the question's own.
     fn lookup<'b>(&self, candidate: &'b Candidate) -> Option<Found<'b>>
     where
         'a: 'b,
     {
+        let cname = candidate.stripped.as_deref();
         if let Some(service) = self.choose(&candidate.name) {
-            let cname = candidate.stripped.as_deref();
-            return Some(Found { service, cname });
+            return Some(Found {
+                service,
+                cname,
+                endpoint: None,
+            });
+        }
+        if let Some((service, label)) = self.endpoint_named(&candidate.name) {
+            return Some(Found {
+                service,
+                cname,
+                endpoint: Some(label),
+            });
         }
         let mut rest = candidate.name.as_str();
         while let Some((_, parent)) = rest.split_once('.') {
@@ -327,6 +360,7 @@ impl<'a> Asked<'a> {
                 return Some(Found {
                     service,
                     cname: None,
+                    endpoint: None,
                 });
             }
             rest = parent;
@@ -375,13 +409,17 @@ impl<'a> Asked<'a> {
         service.vips.is_empty() && rest.is_some_and(|it| it.ends_with(".svc."))
     }
 
-    fn addresses(&self, service: &Service, kind: RecordType) -> Vec<IpAddr> {
-        if kind == RecordType::Aaaa && !self.settings.ipv6 {
-            return Vec::new();
-        }
-        let fits = |it: &IpAddr| kind.is_of(it) && service.ip_families.allows(*it);
+    /// Whether an address of the service is told to who asks for this type.
+    fn gives(&self, service: &Service, kind: RecordType, address: &IpAddr) -> bool {
+        let off = kind == RecordType::Aaaa && !self.settings.ipv6;
+        !off && kind.is_of(address) && service.ip_families.allows(*address)
+    }
+
+    fn addresses(&self, found: &Found<'_>, kind: RecordType) -> Vec<IpAddr> {
+        let service = found.service;
+        let fits = |it: &IpAddr| self.gives(service, kind, it);
         if service.vips.is_empty() {
-            return self.endpoint_addresses(service, fits);
+            return self.endpoint_addresses(found, fits);
         }
         let here = service
             .vips
@@ -390,16 +428,39 @@ impl<'a> Asked<'a> {
         here.map(|it| it.address).filter(fits).collect()
     }
 
-    /// The first fitting address of each endpoint of the client's network that may be chosen.
-    fn endpoint_addresses(&self, service: &Service, fits: impl Fn(&IpAddr) -> bool) -> Vec<IpAddr> {
-        let all = service.load_balancing.health_policy == HealthPolicy::AllowAll;
-        let endpoints = self.view.endpoints(&service.key());
-        let workloads = endpoints.iter().map(|it| &it.workload);
-        let chosen = workloads.filter(|it| {
-            (all || it.status == Health::Healthy) && it.network == self.client.network
+    /// The first fitting address of each endpoint that may be chosen, or of the one whose name was asked for.
+    fn endpoint_addresses(&self, found: &Found<'_>, fits: impl Fn(&IpAddr) -> bool) -> Vec<IpAddr> {
+        let chosen = self.chosen(found.service);
+        let first = chosen.filter_map(|endpoint| {
+            let workload = &endpoint.workload;
+            let mut own = workload.addresses.iter().copied();
+            own.find(|it| {
+                let named = |label| is_called(workload, found.service, *it, label);
+                fits(it) && found.endpoint.is_none_or(named)
+            })
         });
-        chosen
-            .filter_map(|it| it.addresses.iter().copied().find(&fits))
-            .collect()
+        first.collect()
+    }
+
+    /// The endpoints of the client's network that may be chosen.
+    fn chosen(&self, service: &Service) -> impl Iterator<Item = &'a Endpoint> + use<'a, '_> {
+        let all = service.load_balancing.health_policy == HealthPolicy::AllowAll;
+        let endpoints = self.view.endpoints_of(&service.key());
+        let endpoints = endpoints.into_iter().flat_map(Endpoints::iter);
+        endpoints.filter(move |it| {
+            let usable = all || it.workload.status == Health::Healthy;
+            usable && it.workload.network == self.client.network
+        })
+    }
+
+    /// An endpoint of a headless service has a name below the service's: its own, or one for each of its addresses.
+    fn endpoint_named<'b>(&self, name: &'b str) -> Option<(&'a Service, &'b str)> {
+        let (label, parent) = name.split_once('.')?;
+        let service = self.choose(parent).filter(|it| self.is_headless(it))?;
+        let called = self.chosen(service).any(|it| {
+            let mut own = it.workload.addresses.iter();
+            own.any(|address| is_called(&it.workload, service, *address, label))
+        });
+        called.then_some((service, label))
     }
 }

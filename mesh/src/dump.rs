@@ -3,7 +3,7 @@
 //! Read as well as written, so that `explain` works on a dump of upstream's node tunnel. Unknown keys are ignored
 //! here; a reader of files that wants them named wraps its deserializer.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -11,7 +11,9 @@ use crate::{
     identity::Identity,
     names::{NamespacedHostname, NetworkAddress, PolicyKey, Str, WorkloadUid},
     policy::{Action, AuthorizationPolicy, PolicyScope, Rule, StringMatch},
-    service::{CidrVip, IpFamilies, LoadBalancing, Service, Visibility, WeightedWaypoint},
+    service::{
+        CidrVip, IpFamilies, LoadBalancing, PortNames, Service, Visibility, WeightedWaypoint,
+    },
     view::{Endpoint, MeshView, Resource, Update},
     workload::{GatewayAddress, Health, PortMap, PortsOfServices, Workload},
 };
@@ -160,6 +162,9 @@ pub struct ServiceShape {
     cidr_vips: Vec<CidrVip>,
     #[serde(default)]
     ports: Ports,
+    /// Ours, and only where there are any.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    port_names: BTreeMap<PortKey, Str>,
     #[serde(default)]
     endpoints: BTreeMap<WorkloadUid, EndpointShape>,
     #[serde(default, deserialize_with = "identities")]
@@ -204,6 +209,7 @@ impl From<Service> for ServiceShape {
             vips: service.vips,
             cidr_vips: service.cidr_vips,
             ports: Ports(service.ports),
+            port_names: named(service.port_names.as_deref()),
             endpoints: BTreeMap::new(),
             subject_alt_names: service.subject_alt_names,
             waypoint: service.waypoint,
@@ -225,6 +231,13 @@ impl From<ServiceShape> for Service {
             vips: shape.vips,
             cidr_vips: shape.cidr_vips,
             ports: shape.ports.0,
+            port_names: PortNames::new(
+                shape
+                    .port_names
+                    .into_iter()
+                    .map(|(key, name)| (key.0, name)),
+            )
+            .map(Arc::new),
             subject_alt_names: shape.subject_alt_names,
             waypoint: shape.waypoint,
             weighted_waypoints: shape.weighted_waypoints,
@@ -234,6 +247,13 @@ impl From<ServiceShape> for Service {
             visibility: shape.visibility,
         }
     }
+}
+
+fn named(names: Option<&PortNames>) -> BTreeMap<PortKey, Str> {
+    let names = names.into_iter().flat_map(PortNames::iter);
+    names
+        .map(|(port, it)| (PortKey(port), it.clone()))
+        .collect()
 }
 
 /// A policy in a dump: the key in two fields.
@@ -333,7 +353,8 @@ impl<'de> Deserialize<'de> for Ports {
     }
 }
 
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
 struct PortKey(u16);
 
 impl<'de> Deserialize<'de> for PortKey {

@@ -84,7 +84,12 @@ pub(crate) fn select_among<'a>(
 }
 
 /// Endpoint's map, then the service's target, then (for an application tunnel of its own port) the port itself.
-fn target_port(endpoint: &Endpoint, service: &Service, port: u16, purpose: Purpose) -> Option<u16> {
+pub(crate) fn target_port(
+    endpoint: &Endpoint,
+    service: &Service,
+    port: u16,
+    purpose: Purpose,
+) -> Option<u16> {
     let mapped = endpoint.ports().get(&port).filter(|port| **port > 0);
     let target = service.ports.get(&port).filter(|port| **port > 0);
     let tunnel = endpoint.workload.application_tunnel;

@@ -1,6 +1,6 @@
 //! Services: stable names and virtual addresses over workloads.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use crate::{
     dump::ServiceShape,
     identity::Identity,
     names::{NamespacedHostname, NetworkAddress, Str},
-    workload::{GatewayAddress, PortMap},
+    workload::{Commons, GatewayAddress, PortMap},
 };
 
 /// A service (Istio workload.proto `Service`), checked and normalised. Its endpoints live in the view.
@@ -30,6 +30,8 @@ pub struct Service {
     pub cidr_vips: Vec<CidrVip>,
     /// Service port to target port; 0: named, each endpoint maps it.
     pub ports: PortMap,
+    /// Names of its ports; `None` where none is known. Istio's control plane tells none.
+    pub port_names: Option<Arc<PortNames>>,
     /// Identities that its endpoints may also show.
     pub subject_alt_names: Vec<Identity>,
     /// Waypoint for traffic addressed to the service.
@@ -56,6 +58,7 @@ impl Service {
             vips: Vec::new(),
             cidr_vips: Vec::new(),
             ports: PortMap::new(),
+            port_names: None,
             subject_alt_names: Vec::new(),
             waypoint: None,
             weighted_waypoints: Vec::new(),
@@ -71,12 +74,46 @@ impl Service {
         self.visibility == Visibility::Public || &*self.namespace == client
     }
 
+    /// Keeps once what other services have too.
+    pub fn share(&mut self, commons: &mut Commons) {
+        if let Some(names) = &mut self.port_names {
+            commons.port_names.share(names);
+        }
+    }
+
+    /// The port of this name, in any case.
+    pub fn port_named(&self, name: &str) -> Option<u16> {
+        let names = self.port_names.as_ref()?;
+        let mut named = names.0.iter();
+        let found = named.find(|(_, it)| it.eq_ignore_ascii_case(name));
+        found.map(|(port, _)| *port)
+    }
+
     /// The primary key.
     pub fn key(&self) -> NamespacedHostname {
         NamespacedHostname {
             namespace: self.namespace.clone(),
             hostname: self.hostname.clone(),
         }
+    }
+}
+
+/// Names of service ports; most services have the same few.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PortNames(Box<[(u16, Str)]>);
+
+impl PortNames {
+    /// `None` where there are none; an empty name is none.
+    pub fn new<T: AsRef<str>>(named: impl IntoIterator<Item = (u16, T)>) -> Option<Self> {
+        let named = named.into_iter();
+        let named = named.filter(|(_, name)| !name.as_ref().is_empty());
+        let names: Box<[_]> = named.map(|(port, it)| (port, it.as_ref().into())).collect();
+        (!names.is_empty()).then_some(Self(names))
+    }
+
+    /// Each port with its name.
+    pub fn iter(&self) -> impl Iterator<Item = (u16, &Str)> {
+        self.0.iter().map(|(port, name)| (*port, name))
     }
 }
 
@@ -186,4 +223,24 @@ pub enum Visibility {
     Public,
     /// Clients of its own namespace; for others it is as if absent.
     Namespace,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn services_with_the_same_names_of_ports_have_them_once() {
+        let mut commons = Commons::default();
+        let mut shared = |names: &[(u16, &str)]| {
+            let mut service = Service::new("a".into(), "b".into(), "c".into());
+            service.port_names = PortNames::new(names.iter().copied()).map(Arc::new);
+            service.share(&mut commons);
+            service.port_names
+        };
+        let one = shared(&[(80, "http"), (81, "")]).expect("named");
+        let two = shared(&[(80, "http")]).expect("named");
+        assert!(Arc::ptr_eq(&one, &two));
+        assert_eq!(shared(&[(80, "")]), None);
+    }
 }

@@ -17,6 +17,7 @@ use crate::{
         NamespacedHostname, NetworkAddress, ParseKeyError, PolicyKey, Str, Texts, WorkloadUid,
         serde_as_text,
     },
+    service::{PortNames, Service},
     shared::Shared,
 };
 
@@ -115,9 +116,10 @@ pub struct Commons {
     texts: Texts,
     localities: Shared<Locality, 64>,
     templates: Shared<Template, 256>,
+    pub(crate) port_names: Shared<PortNames, 64>,
 }
 
-/// How a pod's resolver is set up: Kubernetes' `dnsPolicy` and `dnsConfig`.
+/// How a pod's resolver is set up, and its own name: Kubernetes' `dnsPolicy`, `dnsConfig`, `hostname` and `subdomain`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodDns {
@@ -130,6 +132,30 @@ pub struct PodDns {
     /// Name servers after the cluster's; at most [`PodDns::MAX_NAMESERVERS`].
     #[serde(default)]
     pub nameservers: Vec<IpAddr>,
+    /// Its own name, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<PodHost>,
+}
+
+/// A name of a pod below that of a headless service, which is its `subdomain`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PodHost {
+    /// The service's short name, in the pod's namespace.
+    pub subdomain: Str,
+    /// The pod's `hostname`; `None`: its record's name, which all pods of a StatefulSet can have in common.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Str>,
+}
+
+impl PodHost {
+    /// What a pod called `pod` says; `None` where it has no name of its own.
+    pub fn new(pod: &str, hostname: &str, subdomain: &str) -> Option<Self> {
+        let whole = !hostname.is_empty() && !subdomain.is_empty();
+        whole.then(|| Self {
+            subdomain: subdomain.into(),
+            name: (hostname != pod).then(|| hostname.into()),
+        })
+    }
 }
 
 impl PodDns {
@@ -140,8 +166,13 @@ impl PodDns {
 
     /// From the texts of a pod's spec; what is no address, or beyond what Kubernetes allows, is left out, as kubelet
     /// would not have started such a pod. `None`: it says what is so by default.
-    pub fn new(cluster_first: bool, searches: &[String], nameservers: &[String]) -> Option<Self> {
-        if cluster_first && searches.is_empty() && nameservers.is_empty() {
+    pub fn new(
+        cluster_first: bool,
+        searches: &[String],
+        nameservers: &[String],
+        host: Option<PodHost>,
+    ) -> Option<Self> {
+        if cluster_first && searches.is_empty() && nameservers.is_empty() && host.is_none() {
             return None;
         }
         let domain = |it: &String| it.trim_matches('.').to_ascii_lowercase();
@@ -151,6 +182,7 @@ impl PodDns {
             cluster_first,
             searches: domains.map(Into::into).take(Self::MAX_SEARCHES).collect(),
             nameservers: servers.take(Self::MAX_NAMESERVERS).collect(),
+            host,
         })
     }
 }
@@ -190,6 +222,13 @@ impl Workload {
     /// Has `owner` for [`Self::workload_name`].
     pub fn set_workload_name(&mut self, owner: Str) {
         self.owner_name = owner_name(&self.name, owner);
+    }
+
+    /// Its own name below that of a headless service (Kubernetes: `hostname`, where `subdomain` is the service).
+    pub fn host_below(&self, service: &Service) -> Option<&Str> {
+        let host = self.dns.as_ref()?.host.as_ref()?;
+        let below = self.namespace == service.namespace && host.subdomain == service.name;
+        below.then(|| host.name.as_ref().unwrap_or(&self.name))
     }
 
     /// Its addresses, each with the network; none for a host-network workload, whose address is its node's.

@@ -131,6 +131,7 @@ pub fn of_service(
             .map(|ip| network_address(network, *ip))
             .collect(),
         ports: ports.iter().map(PortSpec::of_service).collect(),
+        port_names: port_names(&ports),
         load_balancing: load_balancing_of(service, namespace),
         ip_families: ip_families(&service.ip_families).into(),
         ..bound_to(bound)
@@ -175,6 +176,7 @@ pub fn of_service_entry(
             hostname: host.clone(),
             addresses: entry_addresses(network, entry, &allocated(host)),
             ports: ports.iter().map(PortSpec::of_service).collect(),
+            port_names: port_names(&ports),
             subject_alt_names: spec.subject_alt_names.clone(),
             load_balancing: entry_load_balancing(entry, namespace),
             visibility: visibility.into(),
@@ -204,6 +206,15 @@ fn resolution(written: Resolution) -> l7::Resolution {
         Resolution::DnsRoundRobin => l7::Resolution::DnsRoundRobin,
         Resolution::DynamicDns => l7::Resolution::DynamicDns,
     }
+}
+
+fn port_names(ports: &[PortSpec]) -> Vec<wire::service::PortName> {
+    let named = ports.iter().filter(|port| !port.name.is_empty());
+    let told = named.map(|port| wire::service::PortName {
+        service_port: port.port.into(),
+        name: port.name.to_string(),
+    });
+    told.collect()
 }
 
 fn bound_to(bound: &Bound) -> wire::Service {

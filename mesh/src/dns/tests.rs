@@ -280,7 +280,7 @@ fn a_dedicated_proxys_search_list_replaces_kubernetes_own() {
 
 fn with_dns(cluster_first: bool, searches: &[&str]) -> Workload {
     let searches: Vec<_> = searches.iter().map(|it| (*it).to_owned()).collect();
-    let dns = crate::workload::PodDns::new(cluster_first, &searches, &[]);
+    let dns = crate::workload::PodDns::new(cluster_first, &searches, &[], None);
     {
         let mut it = pod("ns1/client", &["10.2.0.9"]);
         it.dns = dns.map(Into::into);
@@ -412,7 +412,7 @@ fn one_question_asks_for_few_services_whatever_the_search_domains() {
     let searches: Vec<_> = (0..40).map(|i| format!("corp{i}.example")).collect();
     let client = {
         let mut it = pod("ns1/client", &["10.2.0.9"]);
-        it.dns = PodDns::new(true, &searches, &[]).map(Into::into);
+        it.dns = PodDns::new(true, &searches, &[], None).map(Into::into);
         it
     };
     let name = "a.b.corp0.example";

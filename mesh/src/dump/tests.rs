@@ -1,7 +1,10 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::fixture::{pod, service, view};
+use crate::{
+    fixture::{pod, service, view},
+    service::PortNames,
+};
 
 /// What upstream's node tunnel writes, with a key that this version does not know.
 fn upstream() -> Value {
@@ -155,10 +158,15 @@ fn a_view_survives_its_dump() {
     let resources = [
         Resource::from(pod("a/w1", &["10.0.0.1"]).serving("a/web", &[(80, 1)])),
         pod("a/w2", &["fd00::1"]).serving("a/web", &[]).into(),
-        service("a/web", &["10.1.0.1"], &[(80, 0)]).into(),
+        Service {
+            port_names: PortNames::new([(80, "http")]).map(Into::into),
+            ..service("a/web", &["10.1.0.1"], &[(80, 0)])
+        }
+        .into(),
     ];
     let dump = ConfigDump::from(&view(resources));
     let text = serde_json::to_string(&dump).unwrap();
+    assert!(text.contains(r#""portNames":{"80":"http"}"#), "{text}");
     let read: ConfigDump = serde_json::from_str(&text).unwrap();
     assert_eq!(ConfigDump::from(&read.into_view()), dump);
 }

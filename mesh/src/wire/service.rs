@@ -1,6 +1,6 @@
 //! `istio.workload.Service`.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use proto::workload as wire;
 
@@ -9,10 +9,10 @@ use super::{
     workload::{port_list, port_map},
 };
 use crate::{
-    names::{NamespacedHostname, NetworkAddress},
+    names::{NamespacedHostname, NetworkAddress, Str},
     service::{
-        CidrVip, HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, Scope, Service,
-        Visibility, WeightedWaypoint,
+        CidrVip, HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, PortNames, Scope,
+        Service, Visibility, WeightedWaypoint,
     },
     workload::GatewayAddress,
 };
@@ -34,6 +34,7 @@ impl TryFrom<wire::Service> for Service {
             vips,
             cidr_vips,
             ports: port_map(&wire.ports)?,
+            port_names: port_names(&wire.port_names),
             subject_alt_names: names.filter_map(|it| it.parse().ok()).collect(),
             waypoint: gateway("waypoint", wire.waypoint.as_ref())?,
             weighted_waypoints: weighted(&wire.weighted_waypoints)?,
@@ -45,6 +46,22 @@ impl TryFrom<wire::Service> for Service {
             namespace: key.namespace,
             hostname: key.hostname,
         })
+    }
+}
+
+/// One of a number that no port has is passed over.
+fn port_names(wire: &[wire::service::PortName]) -> Option<Arc<PortNames>> {
+    let named = wire.iter().filter_map(|it| {
+        let port = u16::try_from(it.service_port).ok()?;
+        Some((port, &it.name))
+    });
+    PortNames::new(named).map(Arc::new)
+}
+
+fn port_name((port, name): (u16, &Str)) -> wire::service::PortName {
+    wire::service::PortName {
+        service_port: port.into(),
+        name: name.to_string(),
     }
 }
 
@@ -143,6 +160,7 @@ impl From<&Service> for wire::Service {
         let ranges = service.cidr_vips.iter().map(wire::NetworkAddress::from);
         let names = service.subject_alt_names.iter();
         let waypoints = service.weighted_waypoints.iter();
+        let names_of_ports = service.port_names.iter().flat_map(|it| it.iter());
         let balanced = service.load_balancing != LoadBalancing::default();
         Self {
             name: service.name.to_string(),
@@ -159,6 +177,7 @@ impl From<&Service> for wire::Service {
             ingress_use_waypoint: false,
             weighted_waypoints: waypoints.map(Into::into).collect(),
             visibility: wire_visibility(service.visibility).into(),
+            port_names: names_of_ports.map(port_name).collect(),
         }
     }
 }

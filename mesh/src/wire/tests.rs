@@ -9,8 +9,8 @@ use crate::{
     identity::TrustDomain,
     policy::{Action, AuthorizationPolicy, Match, PolicyScope, Rule},
     service::{
-        CidrVip, HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, Scope, Service,
-        Visibility, WeightedWaypoint,
+        CidrVip, HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, PortNames, Scope,
+        Service, Visibility, WeightedWaypoint,
     },
     workload::{
         ApplicationProtocol, ApplicationTunnel, Health, Locality, NetworkMode, TunnelProtocol,
@@ -50,6 +50,7 @@ fn full_workload() -> Workload {
             true,
             &["corp.example".to_owned()],
             &["fd00::53".to_owned()],
+            crate::workload::PodHost::new("web", "db-0", "db"),
         )
         .map(Into::into);
         it
@@ -83,6 +84,7 @@ fn full_service() -> Service {
         ip_families: IpFamilies::Ipv6Only,
         canonical: true,
         visibility: Visibility::Namespace,
+        port_names: PortNames::new([(80, "http")]).map(Arc::new),
         ..service(
             "a/web.a.svc",
             &["10.1.0.1", "fd00::1"],
@@ -145,9 +147,9 @@ fn dns_settings_that_make_no_sense_are_those_of_any_pod() {
     };
     assert_eq!(Workload::try_from(sent), Ok(pod("a/web", &["10.0.0.1"])));
     let many: Vec<_> = (0..99).map(|n| format!("10.0.0.{n}")).collect();
-    let dns = crate::workload::PodDns::new(true, &many, &many).expect("not the default");
+    let dns = crate::workload::PodDns::new(true, &many, &many, None).expect("not the default");
     assert_eq!((dns.searches.len(), dns.nameservers.len()), (32, 3));
-    assert_eq!(crate::workload::PodDns::new(true, &[], &[]), None);
+    assert_eq!(crate::workload::PodDns::new(true, &[], &[], None), None);
 }
 
 #[test]

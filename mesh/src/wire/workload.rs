@@ -11,8 +11,8 @@ use crate::{
     names::{NamespacedHostname, Str, WorkloadUid},
     workload::{
         Addresses, ApplicationProtocol, ApplicationTunnel, DEFAULT_CLUSTER,
-        DEFAULT_SERVICE_ACCOUNT, Health, Locality, NetworkMode, PodDns, PortMap, PortsOfServices,
-        Template, TunnelProtocol, Workload, WorkloadType, owner_name,
+        DEFAULT_SERVICE_ACCOUNT, Health, Locality, NetworkMode, PodDns, PodHost, PortMap,
+        PortsOfServices, Template, TunnelProtocol, Workload, WorkloadType, owner_name,
     },
 };
 
@@ -147,7 +147,11 @@ fn pod_dns(extensions: &[wire::Extension]) -> Option<Arc<PodDns>> {
     let configs = extensions.iter().filter_map(|it| it.config.as_ref());
     let mut ours = configs.filter(|it| it.type_url == proto::POD_DNS_TYPE_URL);
     let told = extension::PodDns::decode(&*ours.next()?.value).ok()?;
-    PodDns::new(told.cluster_first, &told.searches, &told.nameservers).map(Arc::new)
+    let host = (!told.subdomain.is_empty()).then(|| PodHost {
+        subdomain: told.subdomain.into(),
+        name: present(&told.hostname),
+    });
+    PodDns::new(told.cluster_first, &told.searches, &told.nameservers, host).map(Arc::new)
 }
 
 /// How a pod's resolver is set up, on the wire.
@@ -156,6 +160,8 @@ pub fn pod_dns_extension(dns: &PodDns) -> wire::Extension {
         cluster_first: dns.cluster_first,
         searches: dns.searches.iter().map(ToString::to_string).collect(),
         nameservers: dns.nameservers.iter().map(ToString::to_string).collect(),
+        subdomain: text(dns.host.as_ref().map(|it| &it.subdomain)),
+        hostname: text(dns.host.as_ref().and_then(|it| it.name.as_ref())),
     };
     wire::Extension {
         name: "leyline.dev/pod-dns".to_owned(),
@@ -164,6 +170,10 @@ pub fn pod_dns_extension(dns: &PodDns) -> wire::Extension {
             value: told.encode_to_vec(),
         }),
     }
+}
+
+fn text(text: Option<&Str>) -> String {
+    text.map(ToString::to_string).unwrap_or_default()
 }
 
 fn services(wire: &BTreeMap<String, wire::PortList>) -> Result<PortsOfServices, InvalidResource> {

@@ -6,6 +6,7 @@ use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, ResponseCode},
     rr::{DNSClass, Name, RData, Record, RecordType, rdata},
 };
+use mesh::dns::PortRecords;
 
 /// Length of the header, and so of the shortest message (RFC 1035 4.1.1).
 pub const HEADER_LEN: usize = 12;
@@ -16,7 +17,9 @@ const MIN_UDP_PAYLOAD: u16 = 512;
 #[derive(Debug)]
 pub enum Received {
     /// One question for an address, which the mesh may know.
-    Address(Box<AddressQuery>),
+    Address(Box<Question>),
+    /// One question for a service's port, which the mesh may know.
+    Port(Box<Question>),
     /// Anything else that asks: forwarded as it is.
     Other(Other),
     /// Not a request at all: answered with FORMERR.
@@ -43,9 +46,9 @@ impl Other {
     }
 }
 
-/// One question for the IPv4 or IPv6 addresses of a name.
+/// One question: for the IPv4 or IPv6 addresses of a name, or for a port.
 #[derive(Debug)]
-pub struct AddressQuery {
+pub struct Question {
     message: Message,
 }
 
@@ -77,15 +80,18 @@ pub fn inspect(bytes: &[u8]) -> Received {
     };
     let is_query = message.metadata.op_code == OpCode::Query;
     let is_internet = query.query_class() == DNSClass::IN;
-    let is_address = matches!(query.query_type(), RecordType::A | RecordType::AAAA);
+    let kind = query.query_type();
     let is_plain = is_query && is_internet && message.signature.is_none();
-    if is_plain && is_address {
-        return Received::Address(Box::new(AddressQuery { message }));
+    match kind {
+        RecordType::A | RecordType::AAAA if is_plain => {
+            Received::Address(Box::new(Question { message }))
+        }
+        RecordType::SRV if is_plain => Received::Port(Box::new(Question { message })),
+        _ => Received::Other(Other {
+            kind: kind.to_string().to_ascii_lowercase(),
+            name: is_plain.then(|| plain(query.name())),
+        }),
     }
-    Received::Other(Other {
-        kind: query.query_type().to_string().to_ascii_lowercase(),
-        name: is_plain.then(|| plain(query.name())),
-    })
 }
 
 /// Lower case, without the final dot.
@@ -111,6 +117,14 @@ pub fn admit_name(reply: &mut [u8]) {
     }
 }
 
+/// Takes from a name server's answer that it speaks for the zone (AA): to the client it comes from us, who do not.
+pub fn disclaim(reply: &mut [u8]) {
+    const AA: u8 = 0x04;
+    if let Some(flags) = reply.get_mut(2) {
+        *flags &= !AA;
+    }
+}
+
 /// Whether a name server says that it could not answer, or would not: SERVFAIL or REFUSED (RFC 1035 4.1.1).
 pub fn is_failure(reply: &[u8]) -> bool {
     const REFUSED: u8 = 5;
@@ -118,7 +132,7 @@ pub fn is_failure(reply: &[u8]) -> bool {
     code.is_some_and(|code| code == RawCode::ServFail as u8 || code == REFUSED)
 }
 
-/// The name that an alias leads to, as [`AddressQuery::name`] writes it.
+/// The name that an alias leads to, as [`Question::name`] writes it.
 pub(super) fn target(alias: &Record) -> Option<String> {
     match &alias.data {
         RData::CNAME(target) => Some(plain(target)),
@@ -126,15 +140,19 @@ pub(super) fn target(alias: &Record) -> Option<String> {
     }
 }
 
-impl AddressQuery {
+impl Question {
     /// The name asked for, lower case, without the final dot.
     pub fn name(&self) -> String {
         plain(self.message.queries[0].name())
     }
 
-    /// `a` or `aaaa`.
+    /// `a`, `aaaa` or `srv`.
     pub fn type_name(&self) -> &'static str {
-        if self.wants_ipv6() { "aaaa" } else { "a" }
+        match self.message.queries[0].query_type() {
+            RecordType::AAAA => "aaaa",
+            RecordType::SRV => "srv",
+            _ => "a",
+        }
     }
 
     /// Whether the question is for IPv6 addresses.
@@ -171,7 +189,7 @@ impl AddressQuery {
         chain
     }
 
-    /// The answer where a name server's aliases lead to a name that the mesh knows; [`AddressQuery::answer`] otherwise.
+    /// The answer where a name server's aliases lead to a name that the mesh knows; [`Question::answer`] otherwise.
     pub fn answer_through(
         &self,
         aliases: &[Record],
@@ -192,20 +210,51 @@ impl AddressQuery {
 
     /// The answer on the wire; over `limit` bytes it is cut and says so (RFC 2181 9).
     pub fn answer(&self, known: &Addresses, limit: usize) -> Option<Vec<u8>> {
+        let (mut response, owner) = self.local(known.alias_of.as_deref(), known.ttl)?;
+        add_addresses(&mut response, &owner, known);
+        encode(&response, limit)
+    }
+
+    /// The same for a port: one record for each target, and where they fit the targets' addresses, which the client need not
+    /// ask for then (RFC 2782).
+    pub fn answer_port(&self, known: &PortRecords, limit: usize) -> Option<Vec<u8>> {
+        let alias = known.cname.as_deref().map(|it| it.trim_end_matches('.'));
+        let (mut response, owner) = self.local(alias, known.ttl)?;
+        let weight = weight(known.targets.len());
+        let mut more = Vec::new();
+        for target in &known.targets {
+            let name = Name::from_ascii(&target.name).ok()?;
+            let place = rdata::SRV::new(0, weight, target.port, name.clone());
+            response.add_answer(Record::from_rdata(
+                owner.clone(),
+                known.ttl,
+                RData::SRV(place),
+            ));
+            let records = target
+                .addresses
+                .iter()
+                .map(|it| record(&name, known.ttl, *it));
+            more.extend(records);
+        }
+        let mut whole = response.clone();
+        whole.add_additionals(more);
+        let whole = whole.to_vec().ok().filter(|bytes| bytes.len() <= limit);
+        // What is additional may be left out without a word (RFC 2181 9).
+        whole.or_else(|| encode(&response, limit))
+    }
+
+    /// Our own answer without its records, and whose these are.
+    fn local(&self, alias_of: Option<&str>, ttl: u32) -> Option<(Message, Name)> {
         let mut response = self.response(ResponseCode::NoError);
         response.metadata.authoritative = true;
         let asked = self.message.queries[0].name().clone();
-        let owner = match &known.alias_of {
-            Some(target) => {
-                let target = Name::from_ascii(format!("{target}.")).ok()?;
-                let alias = RData::CNAME(rdata::CNAME(target.clone()));
-                response.add_answer(Record::from_rdata(asked, known.ttl, alias));
-                target
-            }
-            None => asked,
+        let Some(target) = alias_of else {
+            return Some((response, asked));
         };
-        add_addresses(&mut response, &owner, known);
-        encode(&response, limit)
+        let target = Name::from_ascii(format!("{target}.")).ok()?;
+        let alias = RData::CNAME(rdata::CNAME(target.clone()));
+        response.add_answer(Record::from_rdata(asked, ttl, alias));
+        Some((response, target))
     }
 
     /// An answer without records.
@@ -236,12 +285,24 @@ impl AddressQuery {
 
 fn add_addresses(response: &mut Message, owner: &Name, known: &Addresses) {
     for address in &known.addresses {
-        let data = match address {
-            IpAddr::V4(v4) => RData::A((*v4).into()),
-            IpAddr::V6(v6) => RData::AAAA((*v6).into()),
-        };
-        response.add_answer(Record::from_rdata(owner.clone(), known.ttl, data));
+        response.add_answer(record(owner, known.ttl, *address));
     }
+}
+
+fn record(owner: &Name, ttl: u32, address: IpAddr) -> Record {
+    let data = match address {
+        IpAddr::V4(v4) => RData::A(v4.into()),
+        IpAddr::V6(v6) => RData::AAAA(v6.into()),
+    };
+    Record::from_rdata(owner.clone(), ttl, data)
+}
+
+/// Equal shares of a hundred, as Kubernetes' own name server gives.
+fn weight(targets: usize) -> u16 {
+    100_u16
+        .checked_div(u16::try_from(targets).unwrap_or(u16::MAX))
+        .unwrap_or_default()
+        .max(1)
 }
 
 fn encode(response: &Message, limit: usize) -> Option<Vec<u8>> {
@@ -296,7 +357,7 @@ mod tests {
         message.to_vec().unwrap()
     }
 
-    fn address_query(bytes: &[u8]) -> Box<AddressQuery> {
+    fn address_query(bytes: &[u8]) -> Box<Question> {
         match inspect(bytes) {
             Received::Address(query) => query,
             other => panic!("{other:?}"),
@@ -356,11 +417,64 @@ mod tests {
         );
     }
 
+    fn port_query() -> Box<Question> {
+        match inspect(&query("_Http._tcp.web.a.", RecordType::SRV, None)) {
+            Received::Port(query) => query,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn places(count: u8) -> PortRecords {
+        let target = |last| mesh::dns::Target {
+            name: format!("10-0-0-{last}.web.a.svc.cluster.local."),
+            port: 8080,
+            addresses: vec![[10, 0, 0, last].into()],
+        };
+        PortRecords {
+            service: "a/web".parse().unwrap(),
+            cname: Some("_http._tcp.web.".to_owned()),
+            targets: (0..count).map(target).collect(),
+            ttl: 30,
+        }
+    }
+
+    #[test]
+    fn places_of_a_port_share_its_weight_and_come_with_their_addresses() {
+        let query = port_query();
+        assert_eq!(
+            (query.name().as_str(), query.type_name()),
+            ("_http._tcp.web.a", "srv")
+        );
+        let bytes = query.answer_port(&places(3), 512).unwrap();
+        let answer = Message::from_vec(&bytes).unwrap();
+        assert!(answer.metadata.authoritative);
+        assert_eq!(answer.answers[0].record_type(), RecordType::CNAME);
+        let owners = answer.answers[1..].iter().map(|it| it.name.to_ascii());
+        assert!(owners.clone().all(|it| it == "_http._tcp.web."));
+        assert_eq!((owners.count(), answer.additionals.len()), (3, 3));
+        let name = Name::from_ascii("10-0-0-0.web.a.svc.cluster.local.").unwrap();
+        let first = RData::SRV(rdata::SRV::new(0, 33, 8080, name.clone()));
+        assert_eq!(answer.answers[1].data, first);
+        assert_eq!(answer.additionals[0].name, name);
+    }
+
+    #[test]
+    fn places_that_fit_without_their_addresses_only_come_without_them() {
+        let (query, all) = (port_query(), usize::from(u16::MAX));
+        let whole = query.answer_port(&places(5), all).unwrap();
+        let bytes = query.answer_port(&places(5), whole.len() - 1).unwrap();
+        let answer = Message::from_vec(&bytes).unwrap();
+        assert!(!answer.metadata.truncation && answer.additionals.is_empty());
+        assert_eq!(answer.answers.len(), 6);
+        let bytes = query.answer_port(&places(100), 512).unwrap();
+        assert!(Message::from_vec(&bytes).unwrap().metadata.truncation);
+    }
+
     #[test]
     fn what_is_not_a_question_for_an_address_is_left_alone() {
-        let srv = query("web.a.", RecordType::SRV, None);
+        let txt = query("web.a.", RecordType::TXT, None);
         assert!(
-            matches!(inspect(&srv), Received::Other(it) if it.kind == "srv" && it.name.as_deref() == Some("web.a"))
+            matches!(inspect(&txt), Received::Other(it) if it.kind == "txt" && it.name.as_deref() == Some("web.a"))
         );
         let mut update = query("web.a.", RecordType::A, None);
         update[2] |= 5 << 3;

@@ -4,7 +4,10 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use mesh::{
-    dns::{Answer, RecordType, Records, Settings, answer, answer_exactly, knows, wanted},
+    dns::{
+        Answer, PortRecords, RecordType, Records, Settings, answer, answer_exactly, answer_port,
+        knows, name_with_port, wanted,
+    },
     draw::Draw,
     names::{NamespacedHostname, Str},
     outcome::Outcome,
@@ -132,11 +135,30 @@ impl Names for PodNames {
         let kind = address_type(ipv6);
         let draw = Draw(rand::random());
         let answered = answer(&view, &self.settings, &client, name, kind, draw);
-        tell(&client, name, kind, &answered);
+        let endpoints = match &answered {
+            Answer::Forward => None,
+            Answer::Local(records) => Some(records.addresses.len()),
+        };
+        tell(&client, name, if ipv6 { "AAAA" } else { "A" }, endpoints);
         match answered {
             Answer::Forward => Known::Nothing,
             Answer::Local(records) => Known::Addresses(addresses(records)),
         }
+    }
+
+    async fn lookup_port(&self, name: &str) -> Option<PortRecords> {
+        let of = name_with_port(name)?;
+        let (client, view) = self.pod.record().await.ok()?;
+        let view = self.with_services(&client, view, of).await;
+        let draw = Draw(rand::random());
+        let known = answer_port(&view, &self.settings, &client, name, draw);
+        tell(
+            &client,
+            name,
+            "SRV",
+            known.as_ref().map(|it| it.targets.len()),
+        );
+        known
     }
 
     async fn lookup_alias(&self, name: &str, ipv6: bool) -> Option<Addresses> {
@@ -216,21 +238,20 @@ fn without_dot(mut name: String) -> String {
     name
 }
 
-fn tell(client: &Workload, name: &str, kind: RecordType, answered: &Answer) {
-    let (result, endpoints) = match answered {
-        Answer::Forward => ("forward", 0),
-        Answer::Local(records) => ("local", records.addresses.len()),
+/// `endpoints`: how many were told; `None`: the question was forwarded.
+fn tell(client: &Workload, name: &str, query: &str, endpoints: Option<usize>) {
+    let result = if endpoints.is_some() {
+        "local"
+    } else {
+        "forward"
     };
+    let endpoints = endpoints.unwrap_or_default();
     tracing::event!(
         target: "dns",
         tracing::Level::DEBUG,
         src.workload = %client.name,
         src.namespace = %client.namespace,
-        query = match kind {
-            RecordType::A => "A",
-            RecordType::Aaaa => "AAAA",
-            RecordType::Other => "other",
-        },
+        query,
         domain = format!("{name}."),
         result,
         endpoints,

@@ -2,6 +2,7 @@
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
+use mesh::dns::PortRecords;
 use net::{
     accept,
     dns::{ResolvConf, Transport, Upstreams, forward},
@@ -18,7 +19,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::message::{self, AddressQuery, Addresses, Other, RawCode, Received};
+use super::message::{self, Addresses, Other, Question, RawCode, Received};
 
 /// Questions of one pod that are being answered at a time; over that, UDP ones are dropped, as a lossy network would.
 const CONCURRENT: usize = 1024;
@@ -43,6 +44,9 @@ pub(crate) enum Known {
 pub(crate) trait Names: Send + Sync + 'static {
     /// `name` is lower case without a final dot.
     fn lookup(&self, name: &str, ipv6: bool) -> impl Future<Output = Known> + Send;
+
+    /// Where a port is that is asked for as `_port._protocol.name`; `None`: the mesh has no say, or not yet.
+    fn lookup_port(&self, name: &str) -> impl Future<Output = Option<PortRecords>> + Send;
 
     /// What the mesh knows of a name that an alias leads to: looked up as it is written.
     fn lookup_alias(
@@ -189,18 +193,22 @@ impl<N: Names> Server<N> {
                 self.names.asked(query.type_name(), transport);
                 self.answer_address(&query, transport, request).await
             }
+            Received::Port(query) => {
+                self.names.asked(query.type_name(), transport);
+                self.answer_port(&query, transport, request).await
+            }
         }
     }
 
     async fn answer_address(
         &self,
-        query: &AddressQuery,
+        query: &Question,
         transport: Transport,
         request: &[u8],
     ) -> Option<Vec<u8>> {
         match self.names.lookup(&query.name(), query.wants_ipv6()).await {
             Known::Nothing => {
-                let reply = self.forward(query.type_name(), transport, request).await?;
+                let reply = self.relay(query.type_name(), transport, request).await?;
                 Some(self.through_mesh(query, transport, reply).await)
             }
             Known::UnknownClient => query.failure(),
@@ -211,11 +219,26 @@ impl<N: Names> Server<N> {
         }
     }
 
+    async fn answer_port(
+        &self,
+        query: &Question,
+        transport: Transport,
+        request: &[u8],
+    ) -> Option<Vec<u8>> {
+        let name = query.name();
+        if let Some(known) = self.names.lookup_port(&name).await {
+            let limit = limit(query, transport);
+            return query.answer_port(&known, limit).or_else(|| query.failure());
+        }
+        self.relay_of(&name, query.type_name(), transport, request)
+            .await
+    }
+
     /// A name server's answer; where its aliases lead to a name of the mesh, as an ExternalName does, with the addresses
     /// that the name has here.
     async fn through_mesh(
         &self,
-        query: &AddressQuery,
+        query: &Question,
         transport: Transport,
         reply: Vec<u8>,
     ) -> Vec<u8> {
@@ -241,13 +264,35 @@ impl<N: Names> Server<N> {
         transport: Transport,
         request: &[u8],
     ) -> Option<Vec<u8>> {
-        let mut reply = self.forward(&other.kind, transport, request).await?;
-        if other.name.as_ref().is_some_and(|it| self.names.knows(it)) {
+        match &other.name {
+            Some(name) => self.relay_of(name, &other.kind, transport, request).await,
+            None => self.forward(&other.kind, transport, request).await,
+        }
+    }
+
+    /// A name server's answer to a question for `name`, which does not deny what the mesh knows.
+    async fn relay_of(
+        &self,
+        name: &str,
+        kind: &str,
+        transport: Transport,
+        request: &[u8],
+    ) -> Option<Vec<u8>> {
+        let mut reply = self.relay(kind, transport, request).await?;
+        if self.names.knows(name) {
             message::admit_name(&mut reply);
         }
         Some(reply)
     }
 
+    /// A name server's answer to a plain question, as from somebody who only passes it on.
+    async fn relay(&self, kind: &str, transport: Transport, request: &[u8]) -> Option<Vec<u8>> {
+        let mut reply = self.forward(kind, transport, request).await?;
+        message::disclaim(&mut reply);
+        Some(reply)
+    }
+
+    /// What is no plain question (an update, what is signed, what we cannot read) goes both ways as it is.
     async fn forward(&self, kind: &str, transport: Transport, request: &[u8]) -> Option<Vec<u8>> {
         let started = Instant::now();
         let upstreams = self.names.upstreams(self.upstreams.current());
@@ -269,7 +314,7 @@ impl<N: Names> Server<N> {
 }
 
 /// Largest answer that the client takes.
-fn limit(query: &AddressQuery, transport: Transport) -> usize {
+fn limit(query: &Question, transport: Transport) -> usize {
     match transport {
         Transport::Udp => query.max_udp_payload(),
         Transport::Tcp => usize::from(u16::MAX),

@@ -2,7 +2,7 @@
 
 use hickory_proto::{
     op::{Message, MessageType, OpCode, Query},
-    rr::{Name, RecordType},
+    rr::{Name, RData, RecordType, rdata},
 };
 use mesh::{view::Resource, workload::PodDns};
 
@@ -41,12 +41,24 @@ async fn a_service_resolves_by_its_short_name_inside_the_pod() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_named_port_of_a_service_is_found_inside_the_pod() {
+    let rig = rig_or_skip!();
+    let reply = ask(&rig, "_http._tcp.web.", RecordType::SRV).await;
+    assert!(reply.metadata.authoritative);
+    let target = Name::from_ascii("web.ns.svc.cluster.local.").unwrap();
+    let place = rdata::SRV::new(0, 100, 80, target);
+    assert_eq!(reply.answers[0].data, RData::SRV(place));
+    let address = RData::A("10.96.0.7".parse().unwrap());
+    assert_eq!(reply.additionals[0].data, address);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pods_own_search_domain_is_taken_off_a_name_of_the_mesh() {
     let rig = rig_or_skip!();
     let searches = ["corp.example".to_owned()];
     let client = {
         let mut it = rig.workload_a();
-        it.dns = PodDns::new(true, &searches, &[]).map(Into::into);
+        it.dns = PodDns::new(true, &searches, &[], None).map(Into::into);
         it
     };
     rig.publish([Resource::Workload(client)]);

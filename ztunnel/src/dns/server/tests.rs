@@ -39,6 +39,19 @@ impl Names for Arc<Fake> {
         }
     }
 
+    async fn lookup_port(&self, name: &str) -> Option<PortRecords> {
+        (name == "_http._tcp.web.a").then(|| PortRecords {
+            service: "a/web.a".parse().unwrap(),
+            cname: None,
+            targets: vec![mesh::dns::Target {
+                name: "web.a.".to_owned(),
+                port: 80,
+                addresses: vec!["10.0.0.1".parse().unwrap()],
+            }],
+            ttl: 30,
+        })
+    }
+
     async fn lookup_alias(&self, name: &str, ipv6: bool) -> Option<Addresses> {
         (name == "api.example.com" && !ipv6).then(|| Addresses {
             alias_of: None,
@@ -154,6 +167,20 @@ async fn the_mesh_answers_its_names_and_a_missing_family_with_nothing() {
 }
 
 #[tokio::test]
+async fn a_port_that_the_mesh_knows_is_answered_with_the_addresses_of_its_place() {
+    let rig = rig(None).await;
+    let request = question("_http._tcp.web.a.", RecordType::SRV);
+    let reply = ask_udp(&rig, &request.to_vec().unwrap()).await;
+    let reply = Message::from_vec(&reply).unwrap();
+    assert!(reply.metadata.authoritative);
+    let place = rdata::SRV::new(0, 100, 80, Name::from_ascii("web.a.").unwrap());
+    assert_eq!(reply.answers[0].data, RData::SRV(place));
+    let address = RData::A("10.0.0.1".parse().unwrap());
+    assert_eq!(reply.additionals[0].data, address);
+    assert_eq!(*rig.names.asked.lock(), ["srv"]);
+}
+
+#[tokio::test]
 async fn the_rest_is_forwarded_untouched() {
     let rig = rig(Some(echoing_upstream().await)).await;
     let mut requests = vec![
@@ -182,6 +209,7 @@ async fn denying_upstream() -> SocketAddr {
             let mut message = Message::from_vec(&buffer[..length]).unwrap();
             message.metadata.message_type = MessageType::Response;
             message.metadata.response_code = ResponseCode::NXDomain;
+            message.metadata.authoritative = true;
             let asked = message.queries[0].name().clone();
             if asked.to_ascii() == "ext.a." {
                 let target = Name::from_ascii("api.example.com.").unwrap();
@@ -221,10 +249,19 @@ async fn a_name_server_cannot_deny_a_name_of_the_mesh() {
         ("web.a.", RecordType::HTTPS, ResponseCode::NoError),
         ("example.com.", RecordType::TXT, ResponseCode::NXDomain),
         ("example.com.", RecordType::A, ResponseCode::NXDomain),
+        (
+            "_http._tcp.example.com.",
+            RecordType::SRV,
+            ResponseCode::NXDomain,
+        ),
     ] {
         let request = question(name, kind).to_vec().unwrap();
         let reply = Message::from_vec(&ask_udp(&rig, &request).await).unwrap();
         assert_eq!(reply.metadata.response_code, expected, "{name} {kind}");
+        assert!(
+            !reply.metadata.authoritative,
+            "{name} {kind}: ours it is not"
+        );
     }
 }
 

@@ -82,7 +82,7 @@ fn workload(pod: &Pod, node: &str) -> Workload {
 fn web() -> Service {
     let yaml = serde_json::json!({
         "name": "web", "namespace": "ns", "hostname": "web.ns.svc.cluster.local",
-        "vips": ["/10.96.0.7"], "ports": {"80": APP_PORT},
+        "vips": ["/10.96.0.7"], "ports": {"80": APP_PORT}, "portNames": {"80": "http"},
     });
     serde_json::from_value(yaml).expect("a service")
 }
