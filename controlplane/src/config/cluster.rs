@@ -67,6 +67,10 @@ pub struct Discovery {
     #[arg(long = "meshConfig")]
     pub mesh_config: Option<PathBuf>,
 
+    /// File of networks, as for sidecars: none of it is served, and what would serve instead is told
+    #[arg(long = "networksConfig")]
+    pub networks_config: Option<PathBuf>,
+
     /// How long open streams may last after the end was asked for, as 10s
     #[arg(long = "shutdownDuration")]
     pub shutdown_duration: Option<String>,
@@ -159,8 +163,6 @@ pub struct WithoutEffect {
     pub keepalive_interval: Option<String>,
     #[arg(long = "keepaliveTimeout", hide = true)]
     pub keepalive_timeout: Option<String>,
-    #[arg(long = "networksConfig", hide = true)]
-    pub networks_config: Option<String>,
     #[arg(long = "registries", hide = true)]
     pub registries: Option<String>,
     #[arg(long = "cniNamespace", hide = true)]
@@ -206,6 +208,8 @@ pub struct ClusterConfig {
     pub https_listen: SocketAddr,
     /// The mesh's configuration; need not exist.
     pub mesh_config: PathBuf,
+    /// Networks as for sidecars; need not exist.
+    pub networks_config: PathBuf,
     /// Namespaces beside the own one whose accounts may see everything there is to debug.
     pub debug_namespaces: Vec<String>,
     /// Send dry-run policies.
@@ -270,6 +274,10 @@ impl Problems {
                 .mesh_config
                 .clone()
                 .unwrap_or_else(|| "/etc/istio/config/mesh".into()),
+            networks_config: args
+                .networks_config
+                .clone()
+                .unwrap_or_else(|| "/etc/istio/config/meshNetworks".into()),
             debug_namespaces: list(args.debug_allowed_namespaces.as_deref()),
             send_dry_run,
             failure,

@@ -5,6 +5,7 @@
 
 mod cluster;
 pub mod mesh;
+pub mod networks;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use kube::Client;
 use mesh::names::Str;
-use net::drain;
+use net::{drain, report::Chain};
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
@@ -13,7 +13,7 @@ use tokio::{
 use crate::{
     ca::{Current, serving::ServingCertificate},
     cluster::{Discovery, ca_store::CaStore, writers::Writers},
-    config::{ClusterConfig, Config, mesh::MeshConfig},
+    config::{ClusterConfig, Config, mesh::MeshConfig, networks},
     gateway::{self, Deployed, Mesh},
     metrics::Metrics,
     object::Kind,
@@ -173,6 +173,26 @@ struct Follower {
 }
 
 impl Follower {
+    /// Says of networks what serves instead of them, whenever they are others.
+    async fn tell_networks(&self, told: &mut Vec<String>) {
+        let file = self.config.cluster.as_ref();
+        let Some(file) = file.map(|it| it.networks_config.clone()) else {
+            return;
+        };
+        let read = tokio::task::spawn_blocking(move || networks::load(&file)).await;
+        let now = match read {
+            Ok(Ok(now)) => now,
+            Ok(Err(error)) => vec![Chain(&error).to_string()],
+            Err(_) => return,
+        };
+        if now != *told {
+            for instead in &now {
+                tracing::warn!(instead, "meshNetworks has no effect");
+            }
+            *told = now;
+        }
+    }
+
     /// Looks at the file until nobody listens any more. A state with mistakes changes nothing.
     async fn follow(mut self) {
         let file = self
@@ -183,7 +203,9 @@ impl Follower {
         let Some(file) = file else {
             return;
         };
+        let mut networks = Vec::new();
         loop {
+            self.tell_networks(&mut networks).await;
             tokio::time::sleep(LOOK).await;
             let file = file.clone();
             let read = tokio::task::spawn_blocking(move || MeshConfig::load(&file)).await;
