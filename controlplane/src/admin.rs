@@ -160,6 +160,9 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
         let states = states.map(|(cluster, known)| (&**cluster, known.sync_status.as_str()));
         admin.metrics.other_clusters(states);
     }
+    let idle = admin.store.services_without_workloads();
+    let virtual_services = admin.world.count(Kind::VirtualService);
+    admin.metrics.counted(idle, virtual_services);
     match admin.metrics.encode() {
         Ok(text) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";

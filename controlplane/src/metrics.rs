@@ -50,7 +50,10 @@ pub struct Metrics {
     queue_time: Histogram,
     internal_errors: Count,
     convergence: Histogram,
+    send_time: Histogram,
     services: Gauge,
+    idle_services: Gauge,
+    virtual_services: Gauge,
     certificates: Certificates,
     reviews: Reviews,
     kubernetes: KubernetesEvents,
@@ -76,6 +79,13 @@ struct Reviews {
     passed: Count,
     refused: Count,
     unanswered: Count,
+    configured: Count,
+    not_configured: Family<Reason, Count>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
 }
 
 /// What the API server told: of Kubernetes' own kinds, and of the mesh's. Clones count together.
@@ -206,7 +216,10 @@ impl Metrics {
             queue_time: Histogram::new(TIMES),
             internal_errors: Count::default(),
             convergence: Histogram::new(TIMES),
+            send_time: Histogram::new(TIMES),
             services: Gauge::default(),
+            idle_services: Gauge::default(),
+            virtual_services: Gauge::default(),
             certificates: Certificates::default(),
             reviews: Reviews::default(),
             kubernetes: KubernetesEvents::default(),
@@ -295,6 +308,28 @@ impl Metrics {
             "Seconds from a change to its sending",
             self.convergence.clone(),
         );
+        registry.register(
+            "pilot_xds_send_time",
+            "Seconds until a proxy's connection has taken what it was owed",
+            self.send_time.clone(),
+        );
+        registry.register(
+            "pilot_eds_no_instances",
+            "Services without a workload",
+            self.idle_services.clone(),
+        );
+        registry.register(
+            "pilot_virt_services",
+            "VirtualServices",
+            self.virtual_services.clone(),
+        );
+    }
+
+    /// What there is at the moment at which one looks: services without a workload, and VirtualServices.
+    pub(crate) fn counted(&self, idle_services: usize, virtual_services: usize) {
+        let value = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.idle_services.set(value(idle_services));
+        self.virtual_services.set(value(virtual_services));
     }
 
     /// What the API server told.
@@ -334,6 +369,10 @@ impl Metrics {
 
     pub(crate) fn converged(&self, after: Duration) {
         self.convergence.observe(after.as_secs_f64());
+    }
+
+    pub(crate) fn sent(&self, after: Duration) {
+        self.send_time.observe(after.as_secs_f64());
     }
 
     pub(crate) fn stale_nonce(&self, type_url: &str) {
@@ -393,6 +432,21 @@ impl Metrics {
         self.reviews.unanswered.increment();
     }
 
+    /// The configuration of the webhook was written, or was not to be.
+    pub(crate) fn webhook_configured(&self, result: Result<(), &kube::Error>) {
+        match result {
+            Ok(()) => self.reviews.configured.increment(),
+            Err(error) => {
+                let reason = reason(error);
+                let errors = self
+                    .reviews
+                    .not_configured
+                    .get_or_create(&Reason { reason });
+                errors.increment();
+            }
+        }
+    }
+
     /// Sets when the root and the signing certificate end, in seconds since the epoch.
     pub(crate) fn expiries(&self, root: i64, chain: i64) {
         self.certificates.root_expiry.set(root);
@@ -445,6 +499,16 @@ impl Reviews {
         ] {
             registry.register(format!("galley_validation_{name}"), help, count.clone());
         }
+        registry.register(
+            "galley_validation_config_updates",
+            "Writes of the webhook's configuration",
+            self.configured.clone(),
+        );
+        registry.register(
+            "galley_validation_config_update_error",
+            "Writes of the webhook's configuration that failed",
+            self.not_configured.clone(),
+        );
     }
 }
 
@@ -561,6 +625,28 @@ fn kind(type_url: &str) -> Kind {
     Kind { r#type }
 }
 
+/// The API server's own words, of which those are labels that are known: a number of series that nobody can raise.
+fn reason(error: &kube::Error) -> &'static str {
+    const KNOWN: [&str; 10] = [
+        "Conflict",
+        "Forbidden",
+        "InternalError",
+        "Invalid",
+        "NotFound",
+        "ServerTimeout",
+        "ServiceUnavailable",
+        "Timeout",
+        "TooManyRequests",
+        "Unauthorized",
+    ];
+    let said = match error {
+        kube::Error::Api(status) => status.reason.as_str(),
+        _ => "",
+    };
+    let known = KNOWN.into_iter().find(|known| *known == said);
+    known.unwrap_or("Unknown")
+}
+
 /// Known proxy types only: labels never hold what a client makes up.
 fn proxy_type(text: &str) -> &'static str {
     match text {
@@ -581,6 +667,10 @@ mod tests {
         metrics.changed(ADDRESS_TYPE_URL, 3, 1);
         metrics.changed(WAYPOINT_TYPE_URL, 0, 1);
         metrics.queued(Duration::from_millis(2));
+        metrics.sent(Duration::from_millis(2));
+        metrics.counted(2, 3);
+        metrics.webhook_configured(Ok(()));
+        metrics.webhook_configured(Err(&kube::Error::LinesCodecMaxLineLengthExceeded));
         metrics.csr(CsrOutcome::Issued);
         metrics.csr(CsrOutcome::TtlTooLong);
         let events = metrics.kubernetes_events();
@@ -596,6 +686,11 @@ mod tests {
             "pilot_inbound_updates{type=\"wds\"} 3",
             "pilot_push_triggers{type=\"wds\"} 1",
             "pilot_proxy_queue_time_count 1",
+            "pilot_xds_send_time_count 1",
+            "pilot_eds_no_instances 2",
+            "pilot_virt_services 3",
+            "galley_validation_config_updates 1",
+            "galley_validation_config_update_error{reason=\"Unknown\"} 1",
             "pilot_k8s_reg_events{type=\"Pod\",event=\"update\"} 1",
             "pilot_k8s_cfg_events{type=\"AuthorizationPolicy\",event=\"add\"} 1",
             "istiod_managed_clusters{cluster_type=\"local\"} 1",

@@ -232,6 +232,13 @@ impl World {
         subscription
     }
 
+    /// How many objects of a kind there are of which something is said: all but pods and their like.
+    pub fn count(&self, kind: Kind) -> usize {
+        let state = self.shared.state.read();
+        let of_kind = state.reports.keys().filter(|object| object.kind == kind);
+        of_kind.count()
+    }
+
     /// What there is to say of every object, ordered by kind, namespace and name; then of files and ignored kinds.
     pub fn statuses(&self) -> Vec<ObjectStatus> {
         let state = self.shared.state.read();

@@ -23,7 +23,9 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::{backoff::Backoff, leader::Leadership};
-use crate::{ca::Current, gateway::names::REVISION, validate::admission::ALWAYS_REJECT};
+use crate::{
+    ca::Current, gateway::names::REVISION, metrics::Metrics, validate::admission::ALWAYS_REJECT,
+};
 
 const MANAGER: &str = "leyline-webhook-controller";
 const IGNORE: &str = "Ignore";
@@ -42,6 +44,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 pub(crate) struct WebhookConfig {
     client: Client,
     authority: Arc<Current>,
+    metrics: Arc<Metrics>,
     /// Where the probe would be.
     namespace: String,
     /// The configuration's name.
@@ -178,7 +181,7 @@ fn patch(name: &str, found: &Configuration, patches: Vec<Value>) -> Value {
 impl WebhookConfig {
     pub(crate) fn new(
         client: Client,
-        authority: Arc<Current>,
+        (authority, metrics): (Arc<Current>, Arc<Metrics>),
         namespace: &str,
         revision: &str,
         (name, about): (String, Option<String>),
@@ -186,6 +189,7 @@ impl WebhookConfig {
         Self {
             client,
             authority,
+            metrics,
             namespace: namespace.to_owned(),
             name,
             about,
@@ -293,6 +297,7 @@ impl WebhookConfig {
         };
         let (api, patch) = (self.api(), Patch::Merge(patch));
         let written = api.patch(&self.name, &params, &patch).await;
+        self.metrics.webhook_configured(written.as_ref().map(drop));
         written.map_err(|error| StepError::Patch(self.name.clone(), error))
     }
 

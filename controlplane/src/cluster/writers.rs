@@ -69,8 +69,8 @@ impl Writers {
         let webhooks = webhook_config::names(&self.namespace, revision)
             .into_iter()
             .map(|name| {
-                let (client, authority) = (self.client.clone(), self.ca.current());
-                WebhookConfig::new(client, authority, &self.namespace, revision, name)
+                let tools = (self.ca.current(), self.metrics.clone());
+                WebhookConfig::new(self.client.clone(), tools, &self.namespace, revision, name)
             })
             .map(|config| config.run(leadership.clone()));
         let webhooks = futures_util::future::join_all(webhooks);

@@ -83,6 +83,8 @@ struct Stream {
     head: watch::Receiver<Sequence>,
     drain: drain::Watch,
     pieces: VecDeque<Bytes>,
+    /// Since when there are pieces that the connection has not taken.
+    sending: Option<Instant>,
     /// When the store first was ahead of this subscriber.
     behind: Option<Instant>,
     /// When the proxy is sent off to prove itself anew.
@@ -164,6 +166,7 @@ impl Shared {
             requests,
             subscriber: None,
             pieces: VecDeque::new(),
+            sending: None,
             behind: None,
             expires: Instant::now() + max_age,
             end: None,
@@ -184,6 +187,9 @@ async fn next_frame(
     loop {
         if let Some(piece) = stream.pieces.pop_front() {
             return Some((Ok(Frame::data(piece)), Some(stream)));
+        }
+        if let Some(since) = stream.sending.take() {
+            stream.shared.metrics.sent(since.elapsed());
         }
         if let Some(status) = stream.end.take() {
             let mut trailers = http::HeaderMap::new();
@@ -272,6 +278,7 @@ impl Stream {
             };
             self.pieces.extend(pieces);
         }
+        self.sending = (!self.pieces.is_empty()).then(Instant::now);
         self.shared.metrics.computed(now.elapsed());
         if let Some(behind) = self.behind.take()
             && !responses.is_empty()

@@ -161,6 +161,15 @@ impl Store {
         self.read().services
     }
 
+    /// How many of the services have no workload. Looks at each service that has one.
+    pub fn services_without_workloads(&self) -> usize {
+        let state = self.read();
+        let view = View::of(ADDRESS_TYPE_URL, None);
+        let members = state.index.members.keys();
+        let with = members.filter(|name| state.get(view, name).is_some_and(|it| is_service(it)));
+        state.services.saturating_sub(with.count())
+    }
+
     /// All resources of a type that are everyone's, in the order of their last change.
     pub fn resources(&self, type_url: &str) -> Vec<Arc<Resource>> {
         let state = self.read();

@@ -4,6 +4,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::{
     ca::{Authority, disk},
+    metrics::Metrics,
     testing::api::{Answer, FakeApi},
 };
 
@@ -57,7 +58,7 @@ fn lead(api: &FakeApi) -> (Arc<Current>, JoinHandle<()>) {
     let [name, _] = names("istio-system", "default");
     let config = WebhookConfig::new(
         api.client(),
-        authority.clone(),
+        (authority.clone(), Metrics::new()),
         "istio-system",
         "default",
         name,
