@@ -72,9 +72,11 @@ pub async fn main(
     }
     match command.task {
         Task::Agent => {
-            if asks_for_iptables(lookup) {
+            for (setting, why) in without_effect(lookup) {
                 tracing::warn!(
-                    "NATIVE_NFTABLES=false has no effect: redirection is always by nftables, which works beside iptables"
+                    setting,
+                    why,
+                    "a setting of Istio's agent has no effect here"
                 );
             }
             run(Config::from_lookup(lookup)?, stop).await
@@ -83,10 +85,41 @@ pub async fn main(
     }
 }
 
-/// Whether the backend is asked for that only upstream's agent has.
-fn asks_for_iptables(lookup: &dyn Fn(&str) -> Option<String>) -> bool {
-    lookup("NATIVE_NFTABLES")
-        .is_some_and(|text| matches!(&*text, "0" | "f" | "F" | "false" | "FALSE" | "False"))
+/// Settings that ask for what only Istio's agent does, and why it is not done here.
+fn without_effect(
+    lookup: &dyn Fn(&str) -> Option<String>,
+) -> impl Iterator<Item = (&'static str, &'static str)> {
+    const NFTABLES: &str = "redirection is always by nftables, which works beside iptables";
+    type Asks = fn(&str) -> bool;
+    let asked: [(&str, Asks, &str); 5] = [
+        ("NATIVE_NFTABLES", is_false, NFTABLES),
+        ("FORCE_IPTABLES_BINARY", |_| true, NFTABLES),
+        (
+            "AMBIENT_RECONCILE_POD_RULES_ON_STARTUP",
+            is_false,
+            "rules are always read at the start, and written where they are not as they should be",
+        ),
+        (
+            "KUBECONFIG_MODE",
+            |_| true,
+            "no kubeconfig is written: the plugin asks the agent alone",
+        ),
+        (
+            "REPAIR_ENABLED",
+            |text| !is_false(text),
+            "pods of sidecars, which may need to be repaired, are left alone",
+        ),
+    ];
+    let given = |setting| lookup(setting).filter(|text| !text.is_empty());
+    let found = asked.map(|(setting, asks, why)| {
+        let asks = given(setting).is_some_and(|text| asks(&text));
+        asks.then_some((setting, why))
+    });
+    found.into_iter().flatten()
+}
+
+fn is_false(text: &str) -> bool {
+    matches!(text, "0" | "f" | "F" | "false" | "FALSE" | "False")
 }
 
 async fn leave_cluster(lookup: &(dyn Fn(&str) -> Option<String> + Sync)) -> Result<(), Error> {
@@ -124,4 +157,36 @@ async fn on_cluster(
     stop: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     Ok(kubernetes::run(client()?, config, &cluster, stop).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_effect;
+
+    #[test]
+    fn what_only_istios_agent_does_is_named_where_it_is_asked_for() {
+        let named = |given: &[(&str, &str)]| {
+            let lookup = |name: &str| {
+                let found = given.iter().find(|(known, _)| *known == name);
+                found.map(|(_, value)| (*value).to_owned())
+            };
+            let found = without_effect(&lookup);
+            found.map(|(setting, _)| setting).collect::<Vec<_>>()
+        };
+        let defaults = [
+            ("NATIVE_NFTABLES", "true"),
+            ("AMBIENT_RECONCILE_POD_RULES_ON_STARTUP", "true"),
+            ("REPAIR_ENABLED", "false"),
+            ("FORCE_IPTABLES_BINARY", ""),
+        ];
+        assert!(named(&defaults).is_empty());
+        let others = [
+            ("NATIVE_NFTABLES", "0"),
+            ("FORCE_IPTABLES_BINARY", "legacy"),
+            ("AMBIENT_RECONCILE_POD_RULES_ON_STARTUP", "False"),
+            ("KUBECONFIG_MODE", "0600"),
+            ("REPAIR_ENABLED", "true"),
+        ];
+        assert_eq!(named(&others), others.map(|(setting, _)| setting));
+    }
 }
