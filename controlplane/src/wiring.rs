@@ -74,6 +74,8 @@ struct Inputs {
     entries: Source<Name, ServiceEntry>,
     workload_entries: Source<Name, WorkloadEntry>,
     gateways: Source<Name, Gateway>,
+    /// Those of other control planes.
+    gateways_elsewhere: Source<Name, Gateway>,
     classes: Source<Str, GatewayClass>,
     policies: Source<Name, Sourced<Policy>>,
     peers: Source<Name, Sourced<PeerAuthentication>>,
@@ -124,6 +126,7 @@ struct Facts {
     of_pods: OfPods,
     namespaces: Collection<Str, Meta>,
     network: Collection<(), Str>,
+    /// Of all control planes: who deploys a waypoint does not matter to those whose traffic goes through it.
     waypoints: Collection<Name, Waypoint>,
     /// Gateways between networks that are run here, and the network behind each.
     east_west: Index<(), Name, Str>,
@@ -261,6 +264,8 @@ impl Wiring {
             vec![condition("Ignored", Truth::True, "OtherRevision", message)]
         });
         self.apart.set(object, apart.map(Conditions::new));
+        self.inputs
+            .set_elsewhere(object, value.as_ref().filter(|_| other.is_some()));
         self.inputs.set(object, value.filter(|_| other.is_none()));
     }
 

@@ -97,7 +97,8 @@ pub(super) fn facts(
         network.clone(),
         settings.network.clone(),
     );
-    let (waypoints, _) = graph.derive(&inputs.gateways, move |cx, name, gateway| {
+    let everyones = graph.join(&[&inputs.gateways, &inputs.gateways_elsewhere]);
+    let (waypoints, _) = graph.derive(&everyones, move |cx, name, gateway| {
         let class = cx.get(&classes, &gateway.spec.gateway_class_name.as_str().into());
         let network = cx
             .get(&known, &())
@@ -112,7 +113,7 @@ pub(super) fn facts(
     let classes = inputs.classes.clone();
     let (known, fallback) = (network.clone(), settings.network.clone());
     let of_east_west = east_west.clone();
-    let (gateways, _) = graph.derive(&inputs.gateways, move |cx, name, gateway| {
+    let (gateways, _) = graph.derive(&everyones, move |cx, name, gateway| {
         let class = cx.get(&classes, &gateway.spec.gateway_class_name.as_str().into());
         // Several networks behind one API server: one that is deployed here is the way into a network that is not this
         // cluster's own.
@@ -185,12 +186,13 @@ pub(super) fn readers(
     };
     let instances = inputs.pods.index(of);
     let instances = graph.group(&instances);
-    let waypoints = facts.waypoints.clone();
+    let (waypoints, own) = (facts.waypoints.clone(), inputs.gateways.clone());
     let east_west = facts.east_west.collection().clone();
     let (readers, _) = graph.derive(&instances, move |cx, gateway, pods| {
         let living = pods.iter().filter(|pod| !pod.ended);
         let accounts: BTreeSet<Str> = living.map(|pod| pod.service_account.clone()).collect();
-        let is_waypoint = cx.get(&waypoints, gateway).is_some();
+        // Another control plane's read from it.
+        let is_waypoint = cx.get(&waypoints, gateway).is_some() && cx.get(&own, gateway).is_some();
         let readers = Readers {
             confined: cx.get(&east_west, gateway).is_some(),
             accounts,

@@ -18,6 +18,7 @@ impl Inputs {
             entries: graph.source(),
             workload_entries: graph.source(),
             gateways: graph.source(),
+            gateways_elsewhere: graph.source(),
             classes: graph.source(),
             policies: graph.source(),
             peers: graph.source(),
@@ -72,6 +73,15 @@ impl Inputs {
             Kind::ConfigMap => copy(&self.config_maps, name, Object::ConfigMap).map(good),
             Kind::Deployment | Kind::ReferenceGrant | Kind::ServiceAccount => None,
             _ => self.istio.get(object),
+        }
+    }
+
+    /// What is another control plane's and matters here, as a fact, all the same.
+    pub(super) fn set_elsewhere(&self, object: &ObjectRef, value: Option<&Sourced<Object>>) {
+        if object.kind == Kind::Gateway {
+            let gateway = value.cloned();
+            self.gateways_elsewhere
+                .set(&object.name, take!(gateway, Gateway));
         }
     }
 

@@ -441,3 +441,63 @@ fn a_route_that_changes_is_one_message_to_each_waypoint_that_serves_it() {
     let computed = mesh.wiring.runs["routes"].count() - before;
     assert_eq!(computed, 0, "a service that no route leads to");
 }
+
+/// Tunnels are of one control plane, waypoints of any.
+#[test]
+fn a_waypoint_of_another_revision_takes_traffic_and_is_told_nothing() {
+    let mut mesh = Mesh {
+        wiring: Wiring::new(Settings::default(), OfPods::Speak),
+    };
+    let gateway = |labels: &str| {
+        format!(
+            "{{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {{name: one, namespace: shop, labels: {{{labels}}}}}, \
+             spec: {{gatewayClassName: leyline-waypoint, listeners: [{{name: mesh, port: 15008, protocol: HBONE}}]}}, \
+             status: {{addresses: [{{type: IPAddress, value: 10.96.0.9}}]}}}}"
+        )
+    };
+    mesh.set("{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/use-waypoint: one}}}");
+    mesh.set(&gateway("istio.io/rev: canary"));
+    mesh.set(
+        "{apiVersion: v1, kind: Pod, metadata: {name: one-1, namespace: shop, labels: {gateway.networking.k8s.io/gateway-name: one, \
+         gateway.istio.io/managed: istio.io-mesh-controller}}, spec: {nodeName: n, serviceAccountName: one, containers: []}, \
+         status: {phase: Running, podIP: 10.0.0.9}}",
+    );
+    let of_gateway = |mesh: &Mesh| {
+        let told = mesh.wiring.resources.take();
+        let scoped = told.iter().filter(|(key, _)| key.scope.is_some());
+        scoped
+            .map(|(key, _)| key.name.to_string())
+            .collect::<Vec<_>>()
+    };
+    mesh.set(
+        "{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, \
+         spec: {clusterIP: 10.96.0.1, ports: [{name: http, port: 80}]}}",
+    );
+    mesh.wiring.settle();
+    let told = mesh.wiring.resources.take();
+    let service = told.iter().find(|(key, _)| key.name.contains("shop/web."));
+    let body = service.unwrap().1.as_ref().unwrap().body.clone();
+    let wire::address::Type::Service(service) =
+        wire::Address::decode(body).unwrap().r#type.unwrap()
+    else {
+        panic!("a service");
+    };
+    let waypoint = service.waypoint.unwrap().destination.unwrap();
+    let wire::gateway_address::Destination::Address(address) = waypoint else {
+        panic!("by its address");
+    };
+    assert_eq!(&address.address[..], [10, 96, 0, 9]);
+    let config = told.iter().any(|(key, _)| key.name.starts_with("config"));
+    assert!(!config, "its settings are its own control plane's");
+    assert!(mesh.wiring.readers.take().is_empty(), "it reads elsewhere");
+
+    // Ours from now on.
+    mesh.set(&gateway(""));
+    mesh.wiring.settle();
+    assert!(
+        of_gateway(&mesh)
+            .iter()
+            .any(|name| name.starts_with("config"))
+    );
+    assert_eq!(mesh.wiring.readers.take().len(), 1);
+}
