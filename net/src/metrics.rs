@@ -4,6 +4,7 @@
 
 mod certificates;
 mod compression;
+mod exposition;
 mod parties;
 mod process;
 mod tcp;
@@ -18,12 +19,13 @@ use axum::{
     routing::any,
 };
 use mesh::flow::{ResponseFlag, TcpLabels};
-use prometheus_client::{encoding::EncodeLabelSet, encoding::text, metrics::family::Family};
+use prometheus_client::{encoding::EncodeLabelSet, metrics::family::Family};
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use tokio::net::TcpListener;
 
 use crate::{drain, http1};
 pub use certificates::register as register_certificates;
+pub use exposition::{Bucket, Exemplar, Exposition, Families, Format, Pairs, Text};
 pub use parties::Parties;
 pub use process::{register as register_process, resident_bytes};
 pub use tcp::{Flow, Labels, MAX_SERIES, SocketGuard, Tcp};
@@ -33,43 +35,37 @@ pub const PORT: u16 = 15020;
 /// The value of a label that is not known.
 pub const UNKNOWN: &str = "unknown";
 
-const OPENMETRICS: &str = "application/openmetrics-text";
-const OPENMETRICS_FULL: &str = "application/openmetrics-text;charset=utf-8;version=1.0.0";
-const PLAIN: &str = "text/plain; charset=utf-8";
-
 /// Serves `/metrics` and `/stats/prometheus` until the drain is forced.
-pub async fn serve(listener: TcpListener, registry: Arc<Registry>, drain: drain::Watch) {
-    http1::serve(listener, router(registry), drain).await;
+pub async fn serve(listener: TcpListener, exposed: impl Into<Exposition>, drain: drain::Watch) {
+    http1::serve(listener, router(exposed), drain).await;
 }
 
 /// The two paths; others are 404.
-pub fn router(registry: Arc<Registry>) -> Router {
+pub fn router(exposed: impl Into<Exposition>) -> Router {
     Router::new()
         .route("/metrics", any(answer))
         .route("/stats/prometheus", any(answer))
-        .with_state(registry)
+        .with_state(exposed.into())
 }
 
-/// OpenMetrics text either way; its Content-Type follows what the scraper accepts, and it is compressed for one that asks.
-async fn answer(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> Response {
-    let mut body = String::new();
-    if let Err(error) = text::encode(&mut body, &registry) {
-        let text = format!("cannot encode metrics: {error}\n");
-        return (StatusCode::INTERNAL_SERVER_ERROR, text).into_response();
-    }
-    let accepted = headers.get_all(header::ACCEPT).iter();
-    let mut accepted = accepted.filter_map(|value| value.to_str().ok());
-    let kind = match accepted.any(|value| value.contains(OPENMETRICS)) {
-        true => OPENMETRICS_FULL,
-        false => PLAIN,
+/// The text that the scraper accepts, compressed for one that asks.
+async fn answer(State(exposed): State<Exposition>, headers: HeaderMap) -> Response {
+    let format = Format::accepted(&headers);
+    let body = match exposed.text(format) {
+        Ok(body) => body,
+        Err(error) => {
+            let text = format!("cannot encode metrics: {error}\n");
+            return (StatusCode::INTERNAL_SERVER_ERROR, text).into_response();
+        }
     };
     let mut response = match compression::accepts_gzip(&headers) {
         true => compression::gzipped(body).await,
         false => body.into_response(),
     };
     let told = response.headers_mut();
-    told.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    told.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+    told.insert(header::CONTENT_TYPE, format.content_type());
+    let vary = HeaderValue::from_static("accept, accept-encoding");
+    told.insert(header::VARY, vary);
     response
 }
 

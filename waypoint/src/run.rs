@@ -214,7 +214,9 @@ impl Process {
         let accepting = tokio::spawn(accepting.serve(listeners.hbone, of_listening));
         let readiness = ready::serve(listeners.readiness, ready.clone(), of_services.clone());
         tasks.spawn(readiness);
-        let stats = metrics::serve(listeners.stats, Arc::new(registry), of_services.clone());
+        let exposed =
+            metrics::Exposition::from(Arc::new(registry)).with(waypoint.telemetry.families());
+        let stats = metrics::serve(listeners.stats, exposed, of_services.clone());
         tasks.spawn(stats);
         let quit = Arc::new(Notify::new());
         let endpoint = dump::endpoint(&waypoint, self.logs, quit.clone());

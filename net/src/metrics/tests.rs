@@ -5,6 +5,8 @@ use tower::ServiceExt;
 
 use super::*;
 
+mod grammar;
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Row(&'static str, u32);
 
@@ -103,16 +105,152 @@ fn the_process_tells_its_descriptors_and_its_build() {
     }
 }
 
-#[tokio::test]
-async fn the_content_type_follows_what_is_accepted() {
-    let router = router(Arc::new(Registry::default()));
-    for (path, accept, expected) in [
-        ("/metrics", None, PLAIN),
-        ("/stats/prometheus", Some("*/*"), PLAIN),
+/// The kinds of families that a process may have, with what is hard to write in a text.
+fn every_kind() -> Exposition {
+    use prometheus_client::{metrics::counter::Counter, registry::Unit};
+    let mut registry = Registry::default();
+    registry.register("a_seen", "Things that were seen", Counter::<u64>::default());
+    let size = Gauge::<i64>::default();
+    registry.register_with_unit("a_size", "How large", Unit::Bytes, size);
+    let odd = Family::<Vec<(String, String)>, Counter>::default();
+    let label = ("k".to_owned(), "# not \\ a \" comment".to_owned());
+    odd.get_or_create(&vec![label]).inc();
+    registry.register("a_odd", "Labels", odd);
+    struct Own;
+    impl Families for Own {
+        fn write(&self, text: &mut Text<'_>) {
+            text.counters("a_own", "Written by itself");
+            text.counter(&[("k".into(), "a \"\\\n".into())], 7);
+            text.histograms("a_time", "Durations");
+            let bucket = |bound, count, exemplar| Bucket {
+                bound,
+                count,
+                exemplar,
+            };
+            let exemplar = Exemplar {
+                trace_id: 0xabc,
+                span_id: 0xd,
+                value: 3.5,
+                at: std::time::UNIX_EPOCH + std::time::Duration::from_millis(1_500),
+            };
+            let buckets = [
+                bucket(1.0, 2, None),
+                bucket(5.0, 1, Some(exemplar)),
+                bucket(f64::INFINITY, 0, None),
+            ];
+            text.histogram(&[("k".into(), "v".into())], 4.5, &buckets);
+        }
+    }
+    Exposition::from(Arc::new(registry)).with(Arc::new(Own))
+}
+
+#[test]
+fn openmetrics_has_exemplars_and_an_end_and_the_classic_text_neither() {
+    let open = every_kind().text(Format::OpenMetrics).expect("text");
+    for line in [
+        "# TYPE a_seen counter",
+        "# UNIT a_size_bytes bytes",
+        "# TYPE a_own counter",
+        "a_own_total{k=\"a \\\"\\\\\\n\"} 7",
+        "# TYPE a_time histogram",
+        "a_time_sum{k=\"v\"} 4.5",
+        "a_time_count{k=\"v\"} 3",
+        "a_time_bucket{le=\"1.0\",k=\"v\"} 2",
+        "a_time_bucket{le=\"5.0\",k=\"v\"} 3 # {trace_id=\"00000000000000000000000000000abc\",\
+         span_id=\"000000000000000d\"} 3.5 1.500",
+        "a_time_bucket{le=\"+Inf\",k=\"v\"} 3",
+    ] {
+        assert_line(&open, line);
+    }
+    assert!(open.ends_with("# EOF\n"));
+    let classic = every_kind().text(Format::Classic).expect("text");
+    for line in [
+        "# HELP a_seen_total Things that were seen.",
+        "# TYPE a_seen_total counter",
+        "# TYPE a_size_bytes gauge",
+        "# TYPE a_own_total counter",
+        "a_time_bucket{le=\"5.0\",k=\"v\"} 3",
+    ] {
+        assert_line(&classic, line);
+    }
+    assert!(
+        !classic.contains("EOF") && !classic.contains("trace_id"),
+        "{classic}"
+    );
+}
+
+#[test]
+fn both_texts_are_what_their_grammar_allows() {
+    let of_samples = |text: &str| {
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        let samples = samples.map(|line| line.split(" # {trace_id").next().unwrap_or(line));
+        samples.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let mut told = Vec::new();
+    for format in [Format::Classic, Format::OpenMetrics] {
+        let text = every_kind().text(format).expect("text");
+        grammar::check(&text, format);
+        told.push(of_samples(&text));
+    }
+    assert_eq!(told[0], told[1]);
+    for (wrong, format) in [
         (
-            "/stats/prometheus",
+            "# TYPE a counter\na_total 1 # {t=\"1\"} 1\n",
+            Format::Classic,
+        ),
+        ("# TYPE a counter\na_total 1\n", Format::Classic),
+        (
+            "# TYPE a_total counter\na_total 1\n# EOF\n",
+            Format::OpenMetrics,
+        ),
+        ("# TYPE a counter\na_total 1\n", Format::OpenMetrics),
+        ("# TYPE a gauge\na{b=\"c} 1\n# EOF\n", Format::OpenMetrics),
+        (
+            "# TYPE a gauge\na 1\n# TYPE a gauge\na 1\n# EOF\n",
+            Format::OpenMetrics,
+        ),
+        ("a 1\n", Format::Classic),
+    ] {
+        let checked = std::panic::catch_unwind(|| grammar::check(wrong, format));
+        assert!(checked.is_err(), "{wrong}");
+    }
+}
+
+#[tokio::test]
+async fn a_scraper_gets_the_text_that_it_accepts() {
+    let router = router(Arc::new(Registry::default()));
+    // As Prometheus 3 asks.
+    let prometheus = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
+        application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,\
+        text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+    for (path, accept, format) in [
+        ("/metrics", None, Format::Classic),
+        ("/stats/prometheus", Some("*/*"), Format::Classic),
+        ("/stats/prometheus", Some(prometheus), Format::OpenMetrics),
+        (
+            "/metrics",
             Some("text/plain;q=0.5, application/openmetrics-text;version=1.0.0"),
-            OPENMETRICS_FULL,
+            Format::OpenMetrics,
+        ),
+        (
+            "/metrics",
+            Some("application/openmetrics-text;q=0, text/plain"),
+            Format::Classic,
+        ),
+        (
+            "/metrics",
+            Some("application/openmetrics-text;q=0.2, text/plain"),
+            Format::Classic,
+        ),
+        (
+            "/metrics",
+            Some("application/openmetrics-text;version=2.0.0"),
+            Format::Classic,
+        ),
+        (
+            "/metrics",
+            Some("application/openmetrics-text"),
+            Format::OpenMetrics,
         ),
     ] {
         let mut request = Request::builder().uri(path);
@@ -121,9 +259,14 @@ async fn the_content_type_follows_what_is_accepted() {
         }
         let request = request.body(Body::empty()).expect("a request");
         let response = router.clone().oneshot(request).await.expect("infallible");
-        assert_eq!(response.headers()["content-type"], expected);
+        let kind = &response.headers()["content-type"];
+        assert_eq!(*kind, format.content_type(), "{accept:?}");
         let body = response.into_body().collect().await.expect("a body");
-        assert_eq!(body.to_bytes(), "# EOF\n");
+        let expected = match format {
+            Format::OpenMetrics => "# EOF\n",
+            Format::Classic => "",
+        };
+        assert_eq!(body.to_bytes(), expected);
     }
     let request = Request::builder().uri("/").body(Body::empty());
     let response = router.oneshot(request.expect("a request")).await;
@@ -134,15 +277,17 @@ async fn the_content_type_follows_what_is_accepted() {
 async fn a_scraper_that_asks_for_gzip_gets_the_same_text_in_it() {
     let mut registry = Registry::default();
     register_build(&mut registry, "ztunnel", "1");
-    let plain = encoded(&registry);
+    let exposed = Exposition::from(Arc::new(registry));
+    let plain = exposed.text(Format::Classic).expect("text");
     let request = Request::builder()
         .uri("/metrics")
         .header("accept-encoding", "gzip, deflate");
     let request = request.body(Body::empty()).expect("a request");
-    let response = router(Arc::new(registry)).oneshot(request).await;
+    let response = router(exposed).oneshot(request).await;
     let response = response.expect("infallible");
     assert_eq!(response.headers()["content-encoding"], "gzip");
-    assert_eq!(response.headers()["content-type"], PLAIN);
+    let kind = &response.headers()["content-type"];
+    assert_eq!(*kind, Format::Classic.content_type());
     let body = response.into_body().collect().await.expect("a body");
     let bytes = body.to_bytes();
     let mut text = String::new();

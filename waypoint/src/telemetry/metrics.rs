@@ -25,6 +25,7 @@ use mesh::{
     l7::{config::WaypointConfig, record::RequestRecord},
     names::Str,
 };
+use net::metrics::Exemplar;
 use parking_lot::RwLock;
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 
@@ -93,7 +94,6 @@ impl Requests {
             began: Instant::now(),
             overflowed: Counter::default(),
         }));
-        registry.register_collector(Box::new(new.clone()));
         registry.register(
             "leyline_request_series_overflowed",
             "Requests that were counted without their labels, since there were too many label sets",
@@ -129,6 +129,9 @@ impl Requests {
         series
             .duration
             .observe(u64::try_from(micros).unwrap_or(u64::MAX));
+        if let Some(exemplar) = exemplar(record) {
+            series.duration.keep(exemplar);
+        }
         series.request_bytes.observe(bytes(record.request_size()));
         series.response_bytes.observe(bytes(record.response_size()));
         series
@@ -178,6 +181,18 @@ impl Requests {
             .map(|(key, series)| (key.clone(), Arc::clone(series)))
             .collect()
     }
+}
+
+/// The trace of a request whose span is sent.
+fn exemplar(record: &RequestRecord) -> Option<Exemplar> {
+    let span = record.span.as_ref().filter(|it| it.sampled)?;
+    let duration = record.duration?;
+    Some(Exemplar {
+        trace_id: span.trace_id,
+        span_id: span.span_id,
+        value: duration.as_secs_f64() * 1000.0,
+        at: record.start + duration,
+    })
 }
 
 impl Key {

@@ -23,6 +23,7 @@ use mesh::{
     },
     names::Str,
 };
+use net::metrics::Families;
 use parking_lot::RwLock;
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 
@@ -118,6 +119,11 @@ impl Environment for Process<'_> {
 }
 
 impl Telemetry {
+    /// What scrapers read of requests.
+    pub(crate) fn families(&self) -> Arc<dyn Families> {
+        Arc::new(self.requests.clone())
+    }
+
     /// `output`: where access logs go that name a file; none: nowhere.
     pub(crate) fn register(
         registry: &mut Registry,

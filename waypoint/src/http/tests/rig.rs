@@ -197,7 +197,7 @@ async fn echo(name: &'static str, request: Request<Incoming>) -> Response<AnyBod
 /// A waypoint's engine and what it knows.
 pub(crate) struct Rig {
     /// Its metrics.
-    pub(crate) registry: prometheus_client::registry::Registry,
+    pub(crate) registry: Arc<prometheus_client::registry::Registry>,
     pub(crate) waypoint: Arc<Waypoint>,
     pub(crate) target: NamespacedHostname,
 }
@@ -308,7 +308,7 @@ impl Rig {
         let mut registry = prometheus_client::registry::Registry::default();
         let waypoint = assemble(config, snapshots, certificates, logs, &mut registry);
         Self {
-            registry,
+            registry: Arc::new(registry),
             waypoint,
             target: SERVICE.parse().unwrap(),
         }

@@ -13,17 +13,17 @@ use mesh::l7::{
     served::AppProtocol,
     view::Resource,
 };
+use net::metrics::{Exposition, Format};
 use parking_lot::Mutex;
-use prometheus_client::encoding::text;
 use proto::opentelemetry::proto::collector::trace::v1::ExportTraceServiceRequest;
 use tokio::sync::mpsc;
 
 use super::rig::{Answer, Backend, PORT, Rig, SERVICE, full};
 
 fn scrape(rig: &Rig) -> String {
-    let mut out = String::new();
-    text::encode(&mut out, &rig.registry).unwrap();
-    out
+    let exposed = Exposition::from(Arc::clone(&rig.registry));
+    let exposed = exposed.with(rig.waypoint.telemetry.families());
+    exposed.text(Format::OpenMetrics).unwrap()
 }
 
 #[tokio::test]

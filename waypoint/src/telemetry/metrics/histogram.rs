@@ -1,15 +1,13 @@
 //! Histograms that requests add to without a lock, and their bounds.
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 use mesh::l7::config::WaypointConfig;
-use prometheus_client::encoding::{MetricEncoder, NoLabelSet};
+use net::metrics::{Bucket, Exemplar, Pairs, Text};
+use parking_lot::Mutex;
 
 use super::family::Metric;
 
@@ -65,6 +63,8 @@ pub(super) struct Histogram {
     buckets: Box<[AtomicU64]>,
     /// Thousandths.
     sum: AtomicU64,
+    /// The last of each bucket that has had one; no more than there are buckets.
+    exemplars: Mutex<Vec<(usize, Exemplar)>>,
 }
 
 impl Histogram {
@@ -73,27 +73,50 @@ impl Histogram {
             bounds: Arc::clone(bounds),
             buckets: (0..=bounds.len()).map(|_| AtomicU64::default()).collect(),
             sum: AtomicU64::default(),
+            exemplars: Mutex::default(),
         }
     }
 
     pub(super) fn observe(&self, thousandths: u64) {
         #[allow(clippy::cast_precision_loss, reason = "bounds are far below 2^53")]
         let value = thousandths as f64 / 1000.0;
-        let at = self.bounds.iter().position(|bound| value <= *bound);
-        self.buckets[at.unwrap_or(self.bounds.len())].fetch_add(1, Relaxed);
+        self.buckets[self.place(value)].fetch_add(1, Relaxed);
         self.sum.fetch_add(thousandths, Relaxed);
     }
 
-    pub(super) fn encode(&self, encoder: &mut MetricEncoder<'_>) -> Result<(), fmt::Error> {
-        let counts = self.buckets.iter().map(|bucket| bucket.load(Relaxed));
+    /// Keeps one for the bucket that it is in. Rare: only requests that are traced have one.
+    pub(super) fn keep(&self, exemplar: Exemplar) {
+        let at = self.place(exemplar.value);
+        // Another one that comes at the same time is as good.
+        let Some(mut kept) = self.exemplars.try_lock() else {
+            return;
+        };
+        match kept.iter_mut().find(|(bucket, _)| *bucket == at) {
+            Some((_, known)) => *known = exemplar,
+            None => kept.push((at, exemplar)),
+        }
+    }
+
+    fn place(&self, value: f64) -> usize {
+        let at = self.bounds.iter().position(|bound| value <= *bound);
+        at.unwrap_or(self.bounds.len())
+    }
+
+    pub(super) fn write(&self, text: &mut Text<'_>, labels: &Pairs<'_>) {
+        let kept = self.exemplars.lock().clone();
+        let of = |at: usize| kept.iter().find(|(bucket, _)| *bucket == at);
         let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
-        let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
-        let count = buckets.iter().map(|(_, count)| count).sum();
+        let buckets = bounds.zip(&self.buckets).enumerate();
+        let buckets = buckets.map(|(at, (bound, count))| Bucket {
+            bound,
+            count: count.load(Relaxed),
+            exemplar: of(at).map(|(_, exemplar)| *exemplar),
+        });
         #[allow(
             clippy::cast_precision_loss,
             reason = "a sum of milliseconds or bytes; precision beyond 2^53 does not matter"
         )]
         let sum = self.sum.load(Relaxed) as f64 / 1000.0;
-        encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+        text.histogram(labels, sum, &buckets.collect::<Vec<_>>());
     }
 }

@@ -1,10 +1,11 @@
 use std::time::Duration;
 
 use mesh::{
+    draw::Draw,
     flow::{Party, PartyLabels, ServiceName},
-    l7::response_flags::Flag,
+    l7::{response_flags::Flag, trace::Span},
 };
-use prometheus_client::encoding::text;
+use net::metrics::{Families, Format, Text};
 
 use mesh::l7::config::HistogramBuckets;
 
@@ -39,9 +40,13 @@ fn record() -> RequestRecord {
     }
 }
 
-fn scrape(registry: &Registry) -> String {
+fn scrape(requests: &Requests) -> String {
+    told(requests, Format::OpenMetrics)
+}
+
+fn told(requests: &Requests, format: Format) -> String {
     let mut text = String::new();
-    text::encode(&mut text, registry).unwrap();
+    requests.write(&mut Text::new(&mut text, format));
     text
 }
 
@@ -58,11 +63,10 @@ const LABELS: &str = "reporter=\"waypoint\",source_workload=\"client-v1\",source
 
 #[test]
 fn requests_are_counted_with_istios_labels_in_its_order() {
-    let mut registry = Registry::default();
-    let requests = Requests::register(&mut registry);
+    let requests = Requests::register(&mut Registry::default());
     requests.count(&record(), Metrics::ALL, [].into());
     requests.count(&record(), Metrics::ALL, [].into());
-    let text = scrape(&registry);
+    let text = scrape(&requests);
     for line in [
         format!("istio_requests_total{{{LABELS}}} 2\n"),
         format!("istio_request_duration_milliseconds_sum{{{LABELS}}} 5.0\n"),
@@ -79,8 +83,7 @@ fn requests_are_counted_with_istios_labels_in_its_order() {
 
 #[test]
 fn grpc_and_failures_are_told() {
-    let mut registry = Registry::default();
-    let requests = Requests::register(&mut registry);
+    let requests = Requests::register(&mut Registry::default());
     let failed = RequestRecord {
         grpc: true,
         grpc_status: Some(14),
@@ -90,7 +93,7 @@ fn grpc_and_failures_are_told() {
         ..record()
     };
     requests.count(&failed, Metrics::ALL, [].into());
-    let text = scrape(&registry);
+    let text = scrape(&requests);
     let tail = "request_protocol=\"grpc\",response_code=\"200\",grpc_response_status=\"14\",\
         response_flags=\"UH\",connection_security_policy=\"mutual_tls\"} ";
     assert!(text.contains(&format!("{tail}3\n")), "{text}");
@@ -99,8 +102,7 @@ fn grpc_and_failures_are_told() {
 
 #[test]
 fn a_telemetry_changes_labels_and_takes_families_away() {
-    let mut registry = Registry::default();
-    let requests = Requests::register(&mut registry);
+    let requests = Requests::register(&mut Registry::default());
     let changed = [
         ("source_principal".into(), None),
         ("response_code".into(), Some("2xx".into())),
@@ -108,7 +110,7 @@ fn a_telemetry_changes_labels_and_takes_families_away() {
     ];
     let only = Metrics::NONE.with(Metric::Requests);
     requests.count(&record(), only, changed.into());
-    let text = scrape(&registry);
+    let text = scrape(&requests);
     assert!(text.contains("response_code=\"2xx\""), "{text}");
     assert!(
         text.contains("connection_security_policy=\"mutual_tls\",host=\"web\"} 1"),
@@ -122,8 +124,7 @@ fn a_telemetry_changes_labels_and_takes_families_away() {
 
 #[test]
 fn histograms_have_the_bounds_that_the_waypoint_is_told() {
-    let mut registry = Registry::default();
-    let requests = Requests::register(&mut registry);
+    let requests = Requests::register(&mut Registry::default());
     requests.count(&record(), Metrics::ALL, [].into());
     let buckets = |prefix, bounds: &[f64]| HistogramBuckets::new(prefix, bounds.into()).unwrap();
     let config = WaypointConfig {
@@ -135,7 +136,7 @@ fn histograms_have_the_bounds_that_the_waypoint_is_told() {
     };
     requests.configure(Some(&config));
     requests.count(&record(), Metrics::ALL, [].into());
-    let text = scrape(&registry);
+    let text = scrape(&requests);
     let of = |metric: &str| -> Vec<&str> {
         let start = format!("{metric}_bucket{{le=\"");
         let lines = text.lines().filter_map(|line| line.strip_prefix(&*start));
@@ -151,13 +152,12 @@ fn histograms_have_the_bounds_that_the_waypoint_is_told() {
     requests.configure(Some(&config));
     requests.count(&record(), Metrics::ALL, [].into());
     let counted = format!("istio_requests_total{{{LABELS}}} 2\n");
-    assert!(scrape(&registry).contains(&counted), "{text}");
+    assert!(scrape(&requests).contains(&counted), "{text}");
 }
 
 #[test]
 fn label_sets_are_bounded() {
-    let mut registry = Registry::default();
-    let requests = Requests::register(&mut registry);
+    let requests = Requests::register(&mut Registry::default());
     for at in 0..MAX_SERIES + 10 {
         let changed = [("id".into(), Some(at.to_string().into()))];
         requests.count(&record(), Metrics::ALL, changed.into());
@@ -177,4 +177,42 @@ fn what_nothing_uses_is_forgotten() {
     assert_eq!(requests.rows().len(), 1);
     requests.forget(IDLE.as_secs() + 1);
     assert!(requests.rows().is_empty());
+}
+
+#[test]
+fn a_request_that_is_traced_stands_for_those_of_its_bucket() {
+    let requests = Requests::register(&mut Registry::default());
+    let traced = |millis: u64, sampled: bool| RequestRecord {
+        duration: Some(Duration::from_millis(millis)),
+        span: Some(Span::new(None, sampled, Draw(millis))),
+        start: std::time::UNIX_EPOCH,
+        ..record()
+    };
+    let last = format!("{:032x}", traced(3, true).span.unwrap().trace_id);
+    for (millis, sampled) in [(2, true), (3, true), (4, false), (200, true)] {
+        requests.count(&traced(millis, sampled), Metrics::ALL, [].into());
+    }
+    let text = scrape(&requests);
+    let found: Vec<&str> = text.lines().filter(|line| line.contains(" # {")).collect();
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(
+        found[0].contains("le=\"5.0\"") && found[0].contains(&last),
+        "{found:?}"
+    );
+    assert!(found[0].ends_with("} 3.0 0.003"), "{found:?}");
+    assert!(
+        found[1].contains("le=\"250.0\"") && found[1].ends_with("} 200.0 0.200"),
+        "{found:?}"
+    );
+    assert!(
+        found
+            .iter()
+            .all(|line| line.starts_with("istio_request_duration_milliseconds_bucket"))
+    );
+    let classic = told(&requests, Format::Classic);
+    assert!(!classic.contains(" # {"), "{classic}");
+    assert!(
+        classic.contains("# TYPE istio_requests_total counter\n"),
+        "{classic}"
+    );
 }
