@@ -202,6 +202,7 @@ impl Passing {
                 alpn: &[],
             }),
             proxy_protocol: policy.and_then(|policy| policy.proxy_protocol),
+            forward_to: policy.and_then(|policy| policy.forward_to.as_deref()),
             keepalive: policy.and_then(|policy| keepalive(&policy.pool)),
             deadline: policy
                 .and_then(|policy| policy.pool.connect_timeout)

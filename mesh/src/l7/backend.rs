@@ -63,6 +63,9 @@ pub struct TrafficPolicy {
     pub tls: Option<BackendTls>,
     /// 1 or 2: a PROXY header comes first.
     pub proxy_protocol: Option<u8>,
+    /// The endpoints are forward proxies, which connections that are not HTTP ask to go on to this host and port by CONNECT
+    /// (DestinationRule `tunnel`).
+    pub forward_to: Option<Str>,
     /// None: 20% with at least 3.
     pub retry_budget: Option<RetryBudget>,
     /// Keeps a client at its endpoint, where the route does not say it (XBackendTrafficPolicy).

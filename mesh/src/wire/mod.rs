@@ -66,6 +66,9 @@ pub enum Problem {
     /// Not an HTTP status.
     #[error("{0} is not an HTTP status")]
     Status(u32),
+    /// Not a host and a port.
+    #[error("{0:?} is not a host and a port")]
+    Authority(String),
     /// Not a range of addresses.
     #[error("{0:?} is not a range of addresses")]
     Range(String),

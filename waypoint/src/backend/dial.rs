@@ -27,7 +27,8 @@ use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    ConnectError, Connected, Endpoint, Stream, Upstream, happy_eyeballs, stream::InnerTunnel,
+    ConnectError, Connected, Endpoint, Stream, Upstream, forward_proxy, happy_eyeballs,
+    stream::InnerTunnel,
 };
 use crate::{config::Config, connection::header_texts, inbound::TLS_DEADLINE, snapshot::Snapshots};
 
@@ -98,17 +99,17 @@ impl Backend {
             let written = connected.stream.write_all(&header).await;
             written.map_err(ConnectError::Introduce)?;
         }
-        let Some(inside) = upstream.tls else {
-            return Ok(connected);
-        };
-        let config = self
-            .originator
-            .config(inside.settings, inside.host, inside.alpn)?;
-        let stream = config.connect(connected.stream, TLS_DEADLINE).await?;
-        Ok(Connected {
-            stream: Stream::Tls(Box::new(stream)),
-            ..connected
-        })
+        if let Some(inside) = upstream.tls {
+            let config = self
+                .originator
+                .config(inside.settings, inside.host, inside.alpn)?;
+            let stream = config.connect(connected.stream, TLS_DEADLINE).await?;
+            connected.stream = Stream::Tls(Box::new(stream));
+        }
+        if let Some(authority) = upstream.forward_to {
+            forward_proxy::connect(&mut connected.stream, authority).await?;
+        }
+        Ok(connected)
     }
 
     async fn reach(&self, upstream: &Upstream<'_>) -> Result<Connected, ConnectError> {

@@ -15,6 +15,8 @@ use net::{
     tls::{HandshakeError, OriginationError},
 };
 
+use super::forward_proxy::ProxyError;
+
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectError {
@@ -64,6 +66,9 @@ pub(crate) enum ConnectError {
     /// TLS with the application failed, or is not configured as it should be.
     #[error("TLS with the application")]
     Tls(#[from] OriginationError),
+    /// The forward proxy is no way on.
+    #[error(transparent)]
+    ForwardProxy(#[from] ProxyError),
     /// Not in time.
     #[error("no connection within {0:?}")]
     Timeout(Duration),
@@ -98,6 +103,14 @@ impl ConnectError {
             Self::Tcp { source, .. } => of_io(source.io_kind()),
             Self::Tunnel { source, .. } => of_tunnel(source),
             Self::InnerHttp { .. } | Self::Introduce(_) => Failure::Reset,
+            Self::ForwardProxy(ProxyError::Refused(status)) => match *status {
+                // It could not reach what it was asked for.
+                StatusCode::BAD_GATEWAY
+                | StatusCode::SERVICE_UNAVAILABLE
+                | StatusCode::GATEWAY_TIMEOUT => Failure::Connect,
+                status => Failure::Refused(status),
+            },
+            Self::ForwardProxy(ProxyError::Io(_) | ProxyError::Malformed) => Failure::Reset,
             Self::Timeout(_) => Failure::Timeout,
         }
     }
@@ -113,7 +126,10 @@ impl ConnectError {
             Self::Tunnel { source, .. } => source.end_reason(),
             Self::InnerTls { .. } | Self::Tls(_) => EndReason::TlsFailed,
             Self::InnerHttp { .. } => EndReason::Http2Failed,
-            Self::Introduce(_) => EndReason::DestinationReset,
+            Self::ForwardProxy(ProxyError::Refused(status)) => {
+                EndReason::PeerRefused(status.as_u16())
+            }
+            Self::Introduce(_) | Self::ForwardProxy(_) => EndReason::DestinationReset,
             Self::Timeout(_) => EndReason::ConnectTimedOut,
         }
     }

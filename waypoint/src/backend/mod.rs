@@ -5,6 +5,7 @@
 
 mod dial;
 mod error;
+mod forward_proxy;
 mod happy_eyeballs;
 mod stream;
 #[cfg(test)]
@@ -69,6 +70,8 @@ pub(crate) struct Upstream<'a> {
     pub(crate) tls: Option<Tls<'a>>,
     /// 1 or 2.
     pub(crate) proxy_protocol: Option<u8>,
+    /// The endpoint is a forward proxy, which is asked to connect there.
+    pub(crate) forward_to: Option<&'a str>,
     /// Of plain connections, where it is not the usual one: tunnels are shared by services and look after themselves.
     pub(crate) keepalive: Option<Keepalive>,
     /// Until bytes can be sent.

@@ -439,3 +439,47 @@ async fn an_endpoint_of_another_network_is_reached_by_a_tunnel_in_a_tunnel() {
     );
     assert!(asked[1].starts_with(&format!("inner {host}")), "{asked:?}");
 }
+
+/// A forward proxy that lets everyone go on to `allowed`, whose greeting is then `greeting`.
+async fn forward_proxy(listener: TcpListener, allowed: &'static str, greeting: &'static str) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        let mut asked = Vec::new();
+        while !asked.ends_with(b"\r\n\r\n") {
+            match stream.read_u8().await {
+                Ok(byte) => asked.push(byte),
+                Err(_) => break,
+            }
+        }
+        let asked = String::from_utf8(asked).unwrap();
+        let answer = match asked.starts_with(&format!("CONNECT {allowed} HTTP/1.1\r\n")) {
+            true => format!("HTTP/1.1 200 OK\r\n\r\n{greeting}"),
+            false => "HTTP/1.1 403 Forbidden\r\n\r\n".to_owned(),
+        };
+        let _ = stream.write_all(answer.as_bytes()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_forward_proxy_is_asked_for_the_other_end() {
+    let rig = Rig::new();
+    rig.serve(&[(8443, AppProtocol::Tcp)]);
+    let (address, listener) = loopback(8443).await;
+    rig.plain_endpoint("proxy", address);
+    tokio::spawn(forward_proxy(listener, "api.example.com:443", "from afar"));
+    for (authority, expected) in [
+        ("api.example.com:443", Some("from afar")),
+        ("other.example.com:443", None),
+    ] {
+        rig.tell(vec![Resource::Backend(Box::new(BackendPolicy {
+            service: key(),
+            sources: Vec::new(),
+            policy: TrafficPolicy {
+                forward_to: Some(authority.into()),
+                ..TrafficPolicy::default()
+            },
+            ports: [].into(),
+            subsets: [].into(),
+        }))]);
+        assert_eq!(heard(&rig).await.as_deref(), expected, "{authority}");
+    }
+}

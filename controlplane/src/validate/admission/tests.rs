@@ -319,8 +319,16 @@ fn destination_rules_are_checked() {
                 "E spec.trafficPolicy.tls",
             ),
             (
-                "{host: a, trafficPolicy: {tunnel: {protocol: CONNECT}}}",
-                "E spec.trafficPolicy.tunnel",
+                "{host: a, trafficPolicy: {tunnel: {protocol: POST, targetHost: b, targetPort: 1}}}",
+                "E spec.trafficPolicy.tunnel.protocol",
+            ),
+            (
+                "{host: a, trafficPolicy: {tunnel: {targetHost: \"b c\", targetPort: 1}}}",
+                "E spec.trafficPolicy.tunnel.targetHost",
+            ),
+            (
+                "{host: a, trafficPolicy: {tunnel: {targetHost: b}}}",
+                "E spec.trafficPolicy.tunnel.targetPort",
             ),
             (
                 "{host: a, subsets: [{labels: {a: b}}]}",

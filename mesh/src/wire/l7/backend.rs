@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use http::uri::Authority;
 use proto::waypoint as wire;
 
 use super::{
@@ -15,6 +16,7 @@ use crate::l7::backend::{
     HashTable, Http2Keepalive, Locality, OutlierDetection, Pem, RetryBudget, SubjectAltName,
     Subset, TrafficPolicy, UpstreamVersion, Warmup,
 };
+use crate::{names::Str, wire::Problem};
 
 impl TryFrom<&wire::BackendPolicy> for BackendPolicy {
     type Error = InvalidResource;
@@ -89,6 +91,7 @@ impl TryFrom<&wire::TrafficPolicy> for TrafficPolicy {
             outlier: optional("outlier", wire.outlier.as_ref())?,
             tls: wire.tls.as_ref().map(tls),
             proxy_protocol: proxy.transpose()?.map(|it| if it == 1 { 1 } else { 2 }),
+            forward_to: forward_to(wire.forward_to.as_deref())?,
             retry_budget: optional("retry_budget", wire.retry_budget.as_ref())?,
             session: optional("session", wire.session.as_ref())?,
         })
@@ -106,10 +109,26 @@ impl From<&TrafficPolicy> for wire::TrafficPolicy {
             outlier: wire_optional(it.outlier.as_ref()),
             tls: wire_optional(it.tls.as_ref()),
             proxy_protocol: it.proxy_protocol.map(Into::into),
+            forward_to: wire_text(it.forward_to.as_ref()),
             retry_budget: wire_optional(it.retry_budget.as_ref()),
             session: wire_optional(it.session.as_ref()),
         }
     }
+}
+
+/// A host and a port: it becomes a line of a request.
+fn forward_to(wire: Option<&str>) -> Result<Option<Str>> {
+    let read = |text: &str| {
+        let authority: Option<Authority> = text.parse().ok();
+        match authority.filter(|it| it.port_u16().is_some()) {
+            Some(authority) => Ok(authority.as_str().into()),
+            None => Err(InvalidResource::new(
+                "forward_to",
+                Problem::Authority(text.to_owned()),
+            )),
+        }
+    };
+    wire.map(read).transpose()
 }
 
 fn balancer(wire: Option<&wire::Balancer>) -> Result<Balancer> {

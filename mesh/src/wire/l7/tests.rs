@@ -322,6 +322,7 @@ fn traffic(
         }),
         tls,
         proxy_protocol: Some(2),
+        forward_to: Some("[2001:db8::1]:443".into()),
         retry_budget: Some(RetryBudget {
             percent: 20,
             interval: seconds(10),

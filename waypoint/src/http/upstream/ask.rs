@@ -148,6 +148,8 @@ pub(in crate::http) async fn open(
         trace: None,
         tls: members.tls(version).filter(|_| is_ours),
         proxy_protocol,
+        // Requests are for the service itself.
+        forward_to: None,
         keepalive: keepalive(&members.policy.pool),
         deadline: members.connect_timeout,
     };

@@ -246,7 +246,7 @@ pub fn condition(
         None => (Truth::True, "Accepted"),
         Some(text) => {
             said.push(format!(
-                "its TLS cannot be kept, so that its traffic is refused: {text}"
+                "its TLS or its tunnel cannot be kept, so that its traffic is refused: {text}"
             ));
             (Truth::False, "Invalid")
         }
@@ -255,7 +255,7 @@ pub fn condition(
 }
 
 impl Read {
-    /// Why its TLS cannot be kept, where it cannot.
+    /// Why its TLS or its tunnel cannot be kept, where it cannot.
     fn refusal(&self) -> Option<Str> {
         let policies = [&self.policy].into_iter().chain(self.ports.values());
         let of_subsets = self.subsets.values();
@@ -296,12 +296,11 @@ impl Around<'_> {
         if let Some(budget) = &it.retry_budget {
             policy.retry_budget = Some(retry_budget(budget, &format!("{path}.retryBudget"), found));
         }
-        if it.tunnel.is_some() {
-            found.error(
-                format!("{path}.tunnel"),
-                "tunnels through a forward proxy are not supported by waypoints",
-            );
+        let tunnel = it.tunnel.as_ref().map(forward_to);
+        if let Some(Err((field, problem))) = &tunnel {
+            found.error(format!("{path}.tunnel.{field}"), *problem);
         }
+        tunnelled(&mut policy, tunnel.as_ref());
         let mut ports = BTreeMap::new();
         for (index, own) in it.port_level_settings.iter().enumerate() {
             let path = format!("{path}.portLevelSettings[{index}]");
@@ -322,10 +321,44 @@ impl Around<'_> {
                 tls: own.tls.as_ref(),
             };
             blocks.lay_over(&mut policy, &path, self, found);
+            tunnelled(&mut policy, tunnel.as_ref());
             ports.insert(number, policy);
         }
         (policy, ports)
     }
+}
+
+/// What a forward proxy is asked for; an error is a field and what is wrong with it.
+type Tunnel = Result<Str, (&'static str, &'static str)>;
+
+/// Where the tunnel cannot be kept, nothing is sent: the proxy must not get bytes as if it were their end.
+fn tunnelled(policy: &mut TrafficPolicy, tunnel: Option<&Tunnel>) {
+    match tunnel {
+        None => {}
+        Some(Ok(authority)) => policy.forward_to = Some(authority.clone()),
+        Some(Err((field, problem))) => {
+            let text = format!("tunnel.{field}: {problem}");
+            policy.tls = Some(BackendTls::Invalid(text.into()));
+        }
+    }
+}
+
+fn forward_to(it: &crd::TunnelSettings) -> Tunnel {
+    if !matches!(&*it.protocol, "" | "CONNECT") {
+        return Err(("protocol", "waypoints ask forward proxies by CONNECT alone"));
+    }
+    let port = u16::try_from(it.target_port)
+        .ok()
+        .filter(|port| *port > 0)
+        .ok_or(("targetPort", "is no port"))?;
+    let host = match it.target_host.parse::<std::net::Ipv6Addr>() {
+        Ok(ip) => format!("[{ip}]"),
+        Err(_) => it.target_host.clone(),
+    };
+    let authority: Option<http::uri::Authority> = format!("{host}:{port}").parse().ok();
+    let authority = authority.filter(|it| it.host() == host && !host.is_empty());
+    let authority = authority.ok_or(("targetHost", "is no host name and no address"))?;
+    Ok(authority.as_str().into())
 }
 
 /// The blocks that a port may have of its own.
