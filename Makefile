@@ -16,8 +16,9 @@ test:
 # Figures, as ratios in one run: see docs/performance.md.
 perf: build
 	./tests/prepare test
-	cargo build --release --locked -p leyline-ztunnel -p leyline-tests --bins
-	$${CARGO_TARGET_DIR:-target}/release/perf
+	deploy/images/compile ztunnel
+	cargo build --release --locked -p leyline-tests --bins
+	OWN_ZTUNNEL=$$(echo $${CARGO_TARGET_DIR:-$$PWD/target}/*-linux-gnu/release/ztunnel) $${CARGO_TARGET_DIR:-target}/release/perf
 
 # The Gateway API's conformance suite on a real cluster; the report goes to docs/conformance.
 conformance: build

@@ -1,6 +1,7 @@
 //! Figures, as ratios in one run: plain TCP, our tunnel and (with `PEER_ZTUNNEL`) upstream's, in turn, round by round.
 //!
-//! `perf [--rounds N] [--only NAME,...]`. Prints Markdown; every figure with its median and spread.
+//! `perf [--rounds N] [--only NAME,...]`. Prints Markdown; every figure with its median and spread. Our tunnel is the `ztunnel`
+//! beside this program, or the one that `OWN_ZTUNNEL` names.
 
 mod changes;
 mod figures;

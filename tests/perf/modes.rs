@@ -34,7 +34,8 @@ pub(crate) struct Modes {
 impl Modes {
     pub(crate) fn start() -> Result<Self> {
         // The program that a cluster's nodes run, and not `leyline`, which holds every part.
-        let ours = beside("ztunnel")?.into();
+        let named = env::var_os("OWN_ZTUNNEL").map(PathBuf::from);
+        let ours = named.map_or_else(|| beside("ztunnel").map(PathBuf::from), Ok)?;
         let ours = Lab::start(&with_tunnels(ours)).context("our mesh")?;
         let peer = env::var_os("PEER_ZTUNNEL").map(PathBuf::from);
         let peer = peer.map(|path| Lab::start(&with_tunnels(path)).context("the peer's mesh"));

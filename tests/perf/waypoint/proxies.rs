@@ -21,6 +21,10 @@ use mesh::{
     },
     outbound::HBONE_PORT,
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use rig::process::Process;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -56,7 +60,14 @@ enum Table {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        // It is ended one way or the other.
+        // In good order first: one that counts for deploy/profile writes at its end.
+        if let Ok(id) = i32::try_from(self.child.id()) {
+            let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
+        }
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
