@@ -4,6 +4,8 @@
 
 pub mod accept;
 pub mod admin;
+#[cfg(test)]
+mod allocations;
 pub mod ca;
 pub mod clock;
 pub mod connections;

@@ -196,7 +196,7 @@ fn refused(kind: ErrorKind) -> bool {
 /// One connection of an application that is to be carried on.
 pub(crate) struct Outgoing<'a> {
     pub(crate) pod: &'a Arc<Pod>,
-    pub(crate) source: &'a Workload,
+    pub(crate) source: &'a Arc<Workload>,
     pub(crate) client: SocketAddr,
     pub(crate) hop: &'a NextHop,
     pub(crate) address: SocketAddr,
@@ -343,26 +343,29 @@ impl Outgoing<'_> {
         let service = self.hop.service.as_ref();
         let host = service.map(|service| &*service.hostname);
         let forwarded = headers::forwarded(self.client, host);
-        let baggage = Baggage::from(self.source).to_string();
-        let trace = self.trace.to_string();
-        let texts = [
-            (headers::BAGGAGE, Some(baggage.as_str())),
-            (headers::FORWARDED, Some(forwarded.as_str())),
-            (headers::TRACEPARENT, Some(trace.as_str())),
-            (headers::FORWARDED_NETWORK, network),
+        let network = network.map(str::to_owned);
+        let values = [
+            (headers::BAGGAGE, self.pod.baggage(self.source)),
+            (headers::FORWARDED, value(forwarded)),
+            (headers::TRACEPARENT, value(self.trace.to_string())),
+            (headers::FORWARDED_NETWORK, network.and_then(value)),
         ];
         ConnectHead {
             authority,
-            headers: header_map(texts),
+            headers: header_map(values),
         }
     }
 }
 
-/// Texts that cannot be header values (control characters in a record's fields) are left out: they are telemetry.
-fn header_map<const N: usize>(texts: [(&'static str, Option<&str>); N]) -> HeaderMap {
+/// A text that cannot be a header's value (control characters in a record's fields) is left out: it is telemetry.
+pub(crate) fn value(text: String) -> Option<HeaderValue> {
+    HeaderValue::try_from(text).ok()
+}
+
+fn header_map<const N: usize>(values: [(&'static str, Option<HeaderValue>); N]) -> HeaderMap {
     let mut map = HeaderMap::with_capacity(N);
-    for (name, text) in texts {
-        if let Some(Ok(value)) = text.map(HeaderValue::from_str) {
+    for (name, value) in values {
+        if let Some(value) = value {
             map.insert(HeaderName::from_static(name), value);
         }
     }
@@ -370,9 +373,8 @@ fn header_map<const N: usize>(texts: [(&'static str, Option<&str>); N]) -> Heade
 }
 
 /// The headers of a 200: what we tell of the workload that answers.
-pub(crate) fn response_headers(workload: &Workload) -> HeaderMap {
-    let baggage = Baggage::from(workload).to_string();
-    header_map([(headers::BAGGAGE, Some(baggage.as_str()))])
+pub(crate) fn response_headers(pod: &Pod, workload: &Arc<Workload>) -> HeaderMap {
+    header_map([(headers::BAGGAGE, pod.baggage(workload))])
 }
 
 /// What a peer tells of itself, if it does.

@@ -22,6 +22,7 @@ use mesh::{
 use net::{
     drain,
     hbone::{self, ConnectRequest, ServeError},
+    metrics::Parties,
     report::Chain,
     socket,
     tls::{self, PeerIdentity},
@@ -330,10 +331,10 @@ impl Inbound {
         request: ConnectRequest,
         flow: Flow,
         dialled: Dialled,
-        record: &Workload,
+        record: &Arc<Workload>,
     ) -> Option<(Flow, hbone::Stream, TcpStream)> {
         let headers = match self.pod.node.config.response_baggage {
-            true => response_headers(record),
+            true => response_headers(&self.pod, record),
             false => http::HeaderMap::new(),
         };
         match request.accept(headers) {
@@ -385,7 +386,7 @@ impl Inbound {
         let own = decided.record.identity();
         let record = FlowRecord {
             source: self.source(&asked, &decided.view),
-            destination: Party::of_workload(&decided.record, Some(&own)),
+            destination: self.parties().of_workload(&decided.record, Some(&own)),
             authority: Some(asked.authority.clone()),
             service: decided.target.service.as_deref().map(Into::into),
             hop: Hop::Hbone,
@@ -396,12 +397,15 @@ impl Inbound {
         let trace = trace
             .and_then(Traceparent::parse)
             .unwrap_or_else(|| Traceparent::new(rand::random(), rand::random()));
-        let record = self.pod.node.metrics.parties.shared(record);
         let mut live = Live::new(record, decided.target.destination, decided.accepted);
         live.trace = Some(trace.trace_id());
         live.identity = Some(identity.clone());
         live.rests_on = Some(asked.rests_on);
         live
+    }
+
+    fn parties(&self) -> &Parties {
+        &self.pod.node.metrics.parties
     }
 
     /// Who connects, for telemetry: the record of its address, unless it came through a gateway; then what it tells.
@@ -410,11 +414,12 @@ impl Inbound {
         let node = &self.pod.node.config.node;
         let network = header_texts(asked.headers, headers::FORWARDED_NETWORK).next();
         match peer_workload(view, &node.network, self.peer.ip(), network) {
-            Some(workload) => Party::of_workload(workload, Some(identity)),
+            Some(workload) => self.parties().of_workload(workload, Some(identity)),
             None => {
                 let believed = self.pod.node.config.response_baggage;
                 let baggage = believed.then(|| parse_baggage(asked.headers)).flatten();
-                Party::of_baggage(&baggage.unwrap_or_default(), Some(identity))
+                let told = Party::of_baggage(&baggage.unwrap_or_default(), Some(identity));
+                self.parties().kept(told)
             }
         }
     }

@@ -178,17 +178,17 @@ impl Inbound {
         Ok((record, target, view))
     }
 
-    fn live(&self, workload: &Workload, target: &InboundTarget, view: &MeshView) -> Live {
+    fn live(&self, workload: &Arc<Workload>, target: &InboundTarget, view: &MeshView) -> Live {
         let network = &self.pod.node.config.node.network;
         let source = peer_workload(view, network, self.peer.ip(), None);
         let own = workload.identity();
+        let parties = &self.pod.node.metrics.parties;
         let record = FlowRecord {
-            source: source.map_or_else(Party::default, |it| Party::of_workload(it, None)),
-            destination: Party::of_workload(workload, Some(&own)),
+            source: source.map_or_else(Party::default, |it| parties.of_workload(it, None)),
+            destination: parties.of_workload(workload, Some(&own)),
             service: target.service.as_deref().map(Into::into),
             ..FlowRecord::new(Direction::Inbound, self.peer, self.original)
         };
-        let record = self.pod.node.metrics.parties.shared(record);
         Live::new(record, target.destination, self.accepted)
     }
 }

@@ -17,7 +17,7 @@ use mesh::{
     view::MeshView,
     workload::Workload,
 };
-use net::{report::Chain, socket};
+use net::{metrics::Parties, report::Chain, socket};
 use tokio::{net::TcpStream, sync::OwnedSemaphorePermit};
 
 use crate::{
@@ -334,9 +334,10 @@ impl Outbound {
         let hop = &routed.hop;
         let secured = hop.hop != Hop::Tcp;
         let own = routed.source.identity();
+        let parties = &self.pod.node.metrics.parties;
         let record = FlowRecord {
-            source: Party::of_workload(&routed.source, secured.then_some(&own)),
-            destination: destination(hop, connected),
+            source: parties.of_workload(&routed.source, secured.then_some(&own)),
+            destination: destination(parties, hop, connected),
             authority: hop.authority.clone(),
             service: hop.service.as_deref().map(Into::into),
             hop: hop.hop,
@@ -347,7 +348,6 @@ impl Outbound {
             },
             ..FlowRecord::new(Direction::Outbound, self.client, routed.address)
         };
-        let record = self.pod.node.metrics.parties.shared(record);
         let mut live = Live::new(record, self.original, self.accepted);
         live.trace = secured.then(|| trace.trace_id());
         live.rests_on = self.rests_on(connected);
@@ -360,15 +360,15 @@ impl Outbound {
 }
 
 /// Who is at the other end: the next hop's record; behind a gateway, what the peer told of itself and what TLS proved.
-fn destination(hop: &NextHop, connected: Option<&Onward>) -> Party {
+fn destination(parties: &Parties, hop: &NextHop, connected: Option<&Onward>) -> Party {
     let peer = connected.and_then(Onward::peer);
     let proven = peer.map(|peer| &peer.identity);
     let told = connected.and_then(Onward::baggage);
-    match (hop.hop, told, hop.workload.as_deref()) {
-        (Hop::DoubleHbone, Some(baggage), _) => Party::of_baggage(baggage, proven),
+    match (hop.hop, told, hop.workload.as_ref()) {
+        (Hop::DoubleHbone, Some(baggage), _) => parties.kept(Party::of_baggage(baggage, proven)),
         (_, _, Some(workload)) => {
             let identity = workload.identity();
-            Party::of_workload(workload, proven.or(Some(&identity)))
+            parties.of_workload(workload, proven.or(Some(&identity)))
         }
         _ => Party::default(),
     }

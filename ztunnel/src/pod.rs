@@ -2,7 +2,9 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use http::HeaderValue;
 use mesh::{
+    headers::Baggage,
     identity::Identity,
     outcome::{LocalWorkload, Need, Outcome, Refusal},
     view::MeshView,
@@ -18,6 +20,7 @@ use net::{
     socket::{Factory, SourceAddress},
     tls::{Revocations, WorkloadCertificate},
 };
+use parking_lot::Mutex;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
@@ -25,6 +28,7 @@ use tokio::{
 
 use crate::{
     config::{Config, OriginalSource},
+    connect,
     flow::Registry,
     handshakes::Handshakes,
     identities::{Held, Identities},
@@ -81,8 +85,16 @@ pub(crate) struct Pod {
     pub(crate) outbound: Arc<Registry>,
     /// Whether applications see their clients' addresses.
     pub(crate) original_source: OriginalSource,
+    /// What headers tell of the pod's record, as it was last.
+    told: Mutex<Option<Told>>,
     /// Started when the pod begins to terminate: peers are told to open no new streams.
     pub(crate) farewell: drain::Trigger,
+}
+
+/// A record, and the baggage that tells of it.
+struct Told {
+    record: Arc<Workload>,
+    baggage: Option<HeaderValue>,
 }
 
 impl Node {
@@ -155,6 +167,7 @@ impl Pod {
             inbound: Arc::default(),
             outbound: Arc::default(),
             original_source,
+            told: Mutex::default(),
             farewell: drain::channel().0,
         })
     }
@@ -179,6 +192,22 @@ impl Pod {
             Outcome::Go(record) => Some(self.node.identities.hold(&record.identity())),
             Outcome::Refuse(_) | Outcome::Need(_) => None,
         }
+    }
+
+    /// The baggage that tells peers of the pod: written once for each version of its record.
+    pub(crate) fn baggage(&self, record: &Arc<Workload>) -> Option<HeaderValue> {
+        let mut told = self.told.lock();
+        if let Some(known) = &*told
+            && Arc::ptr_eq(&known.record, record)
+        {
+            return known.baggage.clone();
+        }
+        let baggage = connect::value(Baggage::from(&**record).to_string());
+        *told = Some(Told {
+            record: record.clone(),
+            baggage: baggage.clone(),
+        });
+        baggage
     }
 
     /// The certificate of a workload of this pod, waited for.

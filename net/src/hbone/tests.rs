@@ -30,7 +30,6 @@ use crate::{
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 mod abuse;
-mod memory;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 

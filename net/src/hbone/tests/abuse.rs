@@ -1,7 +1,8 @@
 //! HTTP/2 abuse, written frame by frame, against either end: cut off before it costs much, and not taken for what
 //! applications do.
 
-use super::{memory::Peak, *};
+use super::*;
+use crate::allocations::Peak;
 
 const DATA: u8 = 0;
 const PUSH_PROMISE: u8 = 5;

@@ -1,4 +1,4 @@
-//! What a test holds in memory, counted by the thread: a test of one thread counts its own alone.
+//! What a test holds in memory and how often it asks for some, counted by the thread: a test of one thread counts its own alone.
 
 #![allow(unsafe_code, reason = "an allocator is unsafe to implement")]
 
@@ -16,9 +16,11 @@ static COUNTING: Counting = Counting;
 thread_local! {
     static HELD: Cell<usize> = const { Cell::new(0) };
     static MOST: Cell<usize> = const { Cell::new(0) };
+    static CALLS: Cell<usize> = const { Cell::new(0) };
 }
 
 fn took(bytes: usize) {
+    let _ = CALLS.try_with(|calls| calls.set(calls.get().wrapping_add(1)));
     // A thread that is ending has no counters any more.
     let _ = HELD.try_with(|held| {
         let now = held.get().wrapping_add(bytes);
@@ -48,17 +50,30 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// The most that this thread has held since then, beyond what it held then.
-pub(super) struct Peak(usize);
+pub(crate) struct Peak(usize);
 
 impl Peak {
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let held = HELD.get();
         MOST.set(held);
         Self(held)
     }
 
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         MOST.get().saturating_sub(self.0)
+    }
+}
+
+/// How often this thread has asked for memory since then.
+pub(crate) struct Count(usize);
+
+impl Count {
+    pub(crate) fn start() -> Self {
+        Self(CALLS.get())
+    }
+
+    pub(crate) fn allocations(&self) -> usize {
+        CALLS.get().wrapping_sub(self.0)
     }
 }
 
