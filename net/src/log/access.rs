@@ -39,6 +39,10 @@ macro_rules! line {
 
 /// At DEBUG: traffic begins.
 pub fn opened(record: &FlowRecord) {
+    // The fields take some making, for a line that is hardly ever asked for.
+    if !tracing::enabled!(target: "access", tracing::Level::DEBUG) {
+        return;
+    }
     line!(DEBUG, &record.fields(), "connection opened");
 }
 

@@ -8,7 +8,7 @@ use std::{
     fmt,
     hash::Hash,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -39,6 +39,8 @@ struct Inner<L> {
     /// Orders uses; wraps never.
     clock: AtomicU64,
     sockets: Family<Sockets, Gauge>,
+    /// Of `sockets`, those that were asked for, by direction: an accepted connection does not look its gauge up.
+    gauges: [OnceLock<Gauge>; 3],
 }
 
 #[derive(Default)]
@@ -74,6 +76,7 @@ impl<L: Labels> Tcp<L> {
             series: Mutex::default(),
             clock: AtomicU64::new(0),
             sockets: Family::default(),
+            gauges: Default::default(),
         }));
         registry.register_collector(Box::new(new.clone()));
         registry.register(
@@ -101,12 +104,13 @@ impl<L: Labels> Tcp<L> {
 
     /// Counts an accepted socket for as long as the guard lives.
     pub fn socket(&self, direction: Direction) -> SocketGuard {
-        let label = Sockets {
-            reporter: direction.reporter(),
-        };
-        let gauge = self.0.sockets.get_or_create(&label).clone();
+        let gauge = self.0.gauges[direction as usize].get_or_init(|| {
+            let reporter = direction.reporter();
+            let gauge = self.0.sockets.get_or_create(&Sockets { reporter });
+            gauge.clone()
+        });
         gauge.inc();
-        SocketGuard(gauge)
+        SocketGuard(gauge.clone())
     }
 
     /// Drops series that `keep` refuses and that no open flow uses: to be called when workloads go.
