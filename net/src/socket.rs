@@ -269,6 +269,9 @@ impl Factory {
             }
             // Best effort: only TPROXY needs it, and it takes CAP_NET_ADMIN.
             let _ = set_transparent(&draft.socket, address.ip());
+            // Accepted connections have the options of their listener: five calls for each are saved.
+            self.tune(&draft.socket)
+                .or_else(|(option, error)| draft.named(Operation::Set(option), Err(error)))?;
             draft.bind()?;
             let listening = draft.socket.listen(BACKLOG);
             draft.named(Operation::Listen, listening)?;
@@ -431,10 +434,18 @@ impl Factory {
         !matches!(bound, Err(SocketError::Io { source, .. }) if source.kind() == io::ErrorKind::AddrNotAvailable)
     }
 
-    /// Gives an accepted connection the options of a connection: TCP_NODELAY and keepalive. The mark is inherited.
+    /// Sees to it that an accepted connection has the options of a connection: TCP_NODELAY and keepalive. It has those of
+    /// its listener, which may be somebody else's from whom it was moved to ours. The mark is inherited.
     pub fn adopt(&self, stream: &TcpStream) -> io::Result<()> {
-        self.tune(&SockRef::from(stream))
-            .map_err(|(_, source)| source)
+        let socket = SockRef::from(stream);
+        let has_them = match &self.keepalive {
+            Some(keepalive) if keepalive.probes => socket.keepalive()?,
+            _ => socket.tcp_nodelay()?,
+        };
+        match has_them {
+            true => Ok(()),
+            false => self.tune(&socket).map_err(|(_, source)| source),
+        }
     }
 
     fn tune(&self, socket: &Socket) -> Result<(), (&'static str, io::Error)> {

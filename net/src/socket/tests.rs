@@ -95,6 +95,17 @@ async fn sockets_carry_the_mark_and_the_options() {
     let client = factory.connect(address, SourceAddress::Own).await;
     let client = client.expect("listening");
     let (server, _) = accept_one(&listener).await;
+    let options = |stream: &TcpStream| {
+        let socket = SockRef::from(stream);
+        let time = socket.tcp_keepalive_time().expect("open");
+        let interval = socket.tcp_keepalive_interval().expect("open");
+        (
+            time,
+            interval,
+            socket.tcp_keepalive_retries().expect("open"),
+        )
+    };
+    assert_eq!(options(&server), options(&client), "its listener's");
     factory.adopt(&server).expect("open");
     for stream in [&client, &server] {
         let socket = SockRef::from(stream);
@@ -106,6 +117,20 @@ async fn sockets_carry_the_mark_and_the_options() {
         assert_eq!(socket.tcp_user_timeout().expect("open"), Some(longest));
     }
     assert_eq!(SockRef::from(&client).mark().ok(), Some(PACKET_MARK));
+}
+
+#[tokio::test]
+async fn a_connection_of_somebody_elses_listener_is_given_the_options() {
+    let foreign = TcpListener::bind("127.0.0.1:0").await.expect("free");
+    let address = foreign.local_addr().expect("bound");
+    let _client = own().connect(address, SourceAddress::Own).await;
+    let (server, _) = accept_one(&foreign).await;
+    assert!(!SockRef::from(&server).keepalive().expect("open"));
+    own().adopt(&server).expect("open");
+    let socket = SockRef::from(&server);
+    assert!(socket.keepalive().expect("open") && socket.tcp_nodelay().expect("open"));
+    let time = socket.tcp_keepalive_time().expect("open");
+    assert_eq!(time, Duration::from_secs(180));
 }
 
 #[test]
