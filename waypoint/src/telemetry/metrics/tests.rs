@@ -23,6 +23,7 @@ fn record() -> RequestRecord {
             principal: Some(format!("spiffe://cluster.local/ns/default/sa/{name}").into()),
             cluster: Some("Kubernetes".into()),
             place: None,
+            by_baggage: false,
         }),
     };
     RequestRecord {
