@@ -63,7 +63,7 @@ istiod-gateway-controller-istio-system | gateway.networking.k8s.io/gateways/stat
 istiod-gateway-controller-istio-system | gateway.networking.k8s.io/gatewayclasses/status | patch | Accepted
 istiod-gateway-controller-istio-system | /services | get list watch create patch | a waypoint's
 istiod-gateway-controller-istio-system | /serviceaccounts | get list watch create patch | a waypoint's
-istiod-gateway-controller-istio-system | apps/deployments | get list watch create patch | a waypoint's
+istiod-gateway-controller-istio-system | apps/deployments | get list watch create patch | a waypoint's; its own, which the lease ends with
 istiod-gateway-controller-istio-system | autoscaling/horizontalpodautoscalers | get list watch create patch delete | a waypoint's, where asked for
 istiod-gateway-controller-istio-system | policy/poddisruptionbudgets | get list watch create patch delete | a waypoint's, where asked for
 istiod-gateway-controller-istio-system | /configmaps | get | a Gateway's parameters

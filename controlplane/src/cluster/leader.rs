@@ -11,8 +11,11 @@ mod tests;
 use std::{future::Future, time::Duration};
 
 use k8s_openapi::{
-    api::coordination::v1::{Lease, LeaseSpec},
-    apimachinery::pkg::apis::meta::v1::MicroTime,
+    api::{
+        apps::v1::Deployment,
+        coordination::v1::{Lease, LeaseSpec},
+    },
+    apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference},
     jiff::Timestamp,
 };
 use kube::{Api, Client, api::PostParams};
@@ -35,6 +38,8 @@ pub struct Elector {
     leases: Api<Lease>,
     name: String,
     me: String,
+    /// Whose end is the lease's, too.
+    owner: Option<(Api<Deployment>, String)>,
     seen: Option<Seen>,
     until: watch::Sender<Option<Instant>>,
 }
@@ -98,10 +103,21 @@ impl Elector {
             leases,
             name,
             me,
+            owner: None,
             seen: None,
             until,
         };
         (elector, leadership)
+    }
+
+    /// With the Deployment of all replicas. When it is deleted, so is the lease: an uninstallation takes the rights of a
+    /// replica, too, before it could give the lease back, and the next installation would wait for it to end.
+    #[must_use]
+    pub fn of_deployment(self, client: Client, namespace: &str, name: String) -> Self {
+        Self {
+            owner: Some((Api::namespaced(client, namespace), name)),
+            ..self
+        }
     }
 
     /// Takes part until `stop` completes; then gives the lease back, if it is ours, so that another takes over at once.
@@ -173,7 +189,12 @@ impl Elector {
         let params = PostParams::default();
         let written = match act {
             Act::Wait => return Ok(false),
-            Act::Create => answer(self.leases.create(&params, &self.lease(None, act))).await,
+            Act::Create => {
+                let mut lease = self.lease(None, act);
+                // Only here: to change the owners of what is there takes the right to delete it, on some clusters.
+                lease.metadata.owner_references = self.owners().await;
+                answer(self.leases.create(&params, &lease)).await
+            }
             // With the version that was read: of two that try, one succeeds.
             Act::Renew | Act::Take => {
                 let lease = self.lease(found, act);
@@ -188,6 +209,26 @@ impl Elector {
             Err(TryError::Api(kube::Error::Api(status))) if status.is_conflict() => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// The Deployment as the lease's owner; nobody where there is none, or it cannot be asked for: the lease does without.
+    async fn owners(&self) -> Option<Vec<OwnerReference>> {
+        let (api, name) = self.owner.as_ref()?;
+        let found = match answer(api.get_metadata_opt(name)).await {
+            Ok(found) => found?,
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::debug!(deployment = name, error, "the lease has no owner");
+                return None;
+            }
+        };
+        Some(vec![OwnerReference {
+            api_version: "apps/v1".to_owned(),
+            kind: "Deployment".to_owned(),
+            name: name.clone(),
+            uid: found.metadata.uid?,
+            ..OwnerReference::default()
+        }])
     }
 
     /// Notes the lease, and returns for how long it has not changed.

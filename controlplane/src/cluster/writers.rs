@@ -41,12 +41,17 @@ pub struct Writers {
 impl Writers {
     /// The election of the replica that writes: run the first, ask the second.
     pub fn election(&self) -> (Elector, Leadership) {
-        let name = match self.revision.as_str() {
-            "" | "default" => "leyline-leader".to_owned(),
-            revision => format!("leyline-leader-{revision}"),
+        let named = |name: &str| match self.revision.as_str() {
+            "" | "default" => name.to_owned(),
+            revision => format!("{name}-{revision}"),
         };
         let (namespace, me) = (&self.namespace, self.identity.clone());
-        Elector::new(self.client.clone(), namespace, name, me)
+        let client = self.client.clone();
+        let (elector, leadership) =
+            Elector::new(client.clone(), namespace, named("leyline-leader"), me);
+        // The chart's names.
+        let elector = elector.of_deployment(client, namespace, named("istiod"));
+        (elector, leadership)
     }
 
     /// Takes part in the election and writes while it leads, until `stop` completes; then gives the lease back.

@@ -181,3 +181,33 @@ async fn a_write_whose_answer_is_lost_is_found_to_be_ours() {
     leads(&first).await;
     assert_eq!(holder(&api), "a");
 }
+
+#[tokio::test]
+async fn a_lease_ends_with_the_deployment_of_its_replicas() {
+    let api = FakeApi::new();
+    let owners = |api: &FakeApi| {
+        let lease = api.object(LEASES.0, LEASES.1, LEASES.2).unwrap();
+        lease["metadata"]["ownerReferences"].clone()
+    };
+    let (elector, _) = elector(&api, "one");
+    let mut elector = elector.of_deployment(api.client(), LEASES.1, "istiod".to_owned());
+    // Run by hand, without one.
+    assert!(elector.once(Instant::now()).await.unwrap());
+    assert!(owners(&api).is_null());
+
+    api.remove(LEASES.0, LEASES.1, LEASES.2);
+    let metadata = serde_json::json!({"name": "istiod", "namespace": LEASES.1, "uid": "its-uid"});
+    let deployment = serde_json::json!({"metadata": metadata});
+    api.put("apis/apps/v1", "deployments", deployment);
+    assert!(elector.once(Instant::now()).await.unwrap());
+    let owner = &owners(&api)[0];
+    assert_eq!(
+        (&owner["kind"], &owner["name"]),
+        (&"Deployment".into(), &"istiod".into())
+    );
+    assert!(
+        owner["blockOwnerDeletion"].is_null(),
+        "nothing waits for the lease"
+    );
+    assert_eq!(owner["uid"], "its-uid");
+}
