@@ -1,12 +1,12 @@
 //! Keys of token issuers, fetched for waypoints and kept fresh.
 //!
 //! A source is asked again five minutes after it answered, and sooner after it failed. What was fetched last stays in
-//! force while a source fails; nothing else is ever put in its place.
+//! force while a source fails, also over a restart of this process; nothing else is ever put in its place.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
@@ -21,10 +21,13 @@ use crate::{
 };
 
 mod fetch;
+mod store;
 #[cfg(test)]
 mod tests;
 
 pub use fetch::{FetchError, Fetcher, Reach};
+pub use store::Place;
+use store::Store;
 
 /// Between fetches of a source that answers.
 const REFRESH: Duration = Duration::from_secs(300);
@@ -44,14 +47,15 @@ struct Kept {
     busy: bool,
 }
 
-/// Fetches what the world asks for, for ever.
-pub async fn keep(world: World, fetcher: Arc<Fetcher>) {
+/// Fetches what the world asks for, for ever; begins with what was kept at `place`.
+pub async fn keep(world: World, fetcher: Arc<Fetcher>, place: Place) {
+    let mut store = Store::open(place, SystemTime::now()).await;
     let mut wanted = world.key_sources();
     let mut kept: BTreeMap<KeySource, Kept> = BTreeMap::new();
     let mut fetches = JoinSet::new();
     loop {
         let sources = wanted.borrow_and_update().clone();
-        follow(&world, &mut kept, &sources);
+        follow(&world, &mut kept, &sources, &store);
         let now = Instant::now();
         for (source, it) in &mut kept {
             if it.due <= now && !it.busy && fetches.len() < MOST {
@@ -69,7 +73,10 @@ pub async fn keep(world: World, fetcher: Arc<Fetcher>) {
             Some(Ok((result, source))) = fetches.join_next(), if !fetches.is_empty() => {
                 if let Some(it) = kept.get_mut(&source) {
                     it.take(&source, result);
-                    world.set_keys(source, Some(it.fetched.clone()));
+                    world.set_keys(source.clone(), Some(it.fetched.clone()));
+                    if let Fetched { keys: Some(keys), failure: None } = &it.fetched {
+                        store.keep(&source, keys.clone(), SystemTime::now()).await;
+                    }
                 }
             }
         }
@@ -77,7 +84,12 @@ pub async fn keep(world: World, fetcher: Arc<Fetcher>) {
 }
 
 /// Begins with new sources and forgets those that nobody names any more.
-fn follow(world: &World, kept: &mut BTreeMap<KeySource, Kept>, wanted: &BTreeSet<KeySource>) {
+fn follow(
+    world: &World,
+    kept: &mut BTreeMap<KeySource, Kept>,
+    wanted: &BTreeSet<KeySource>,
+    store: &Store,
+) {
     let gone: Vec<KeySource> = kept
         .keys()
         .filter(|source| !wanted.contains(*source))
@@ -88,15 +100,23 @@ fn follow(world: &World, kept: &mut BTreeMap<KeySource, Kept>, wanted: &BTreeSet
         world.set_keys(source, None);
     }
     for source in wanted {
-        kept.entry(source.clone()).or_insert_with(|| Kept {
-            fetched: Fetched {
-                keys: None,
-                failure: None,
-            },
+        if kept.contains_key(source) {
+            continue;
+        }
+        let fetched = Fetched {
+            keys: store.keys(source),
+            failure: None,
+        };
+        if fetched.keys.is_some() {
+            world.set_keys(source.clone(), Some(fetched.clone()));
+        }
+        let new = Kept {
+            fetched,
             due: Instant::now(),
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
             busy: false,
-        });
+        };
+        kept.insert(source.clone(), new);
     }
 }
 

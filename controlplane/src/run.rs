@@ -241,7 +241,8 @@ impl ControlPlane {
         }
         let read = (world.clone(), self.client.clone());
         tasks.spawn(credentials::keep(read.0, read.1));
-        tasks.spawn(keys::keep(world.clone(), Arc::new(self.fetcher())));
+        let fetching = keys::keep(world.clone(), Arc::new(self.fetcher()), self.kept_keys());
+        tasks.spawn(fetching);
         tokio::select! {
             () = credentials::answered(&world) => {}
             () = &mut shutdown => return Ok(()),
@@ -291,6 +292,18 @@ impl ControlPlane {
         }
         tasks.shutdown().await;
         Ok(())
+    }
+
+    /// Where keys of tokens outlive this process.
+    fn kept_keys(&self) -> keys::Place {
+        match (&self.client, &self.config.cluster, &self.config.ca.source) {
+            (Some(client), Some(cluster), _) => {
+                let (namespace, revision) = (&cluster.namespace, &cluster.revision);
+                keys::Place::in_cluster(client.clone(), namespace, revision)
+            }
+            (_, _, CaSource::SelfSigned(folder)) => keys::Place::Folder(folder.clone()),
+            _ => keys::Place::Nowhere,
+        }
     }
 
     /// Fetches keys of tokens. A folder's mesh is on one machine, with its issuers.

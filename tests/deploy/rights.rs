@@ -72,6 +72,7 @@ istiod | /secrets:istio-ca-secret | get list watch update | the authority's keys
 istiod | /configmaps | list watch | what is laid over a class's waypoints
 istiod | coordination.k8s.io/leases | create | the leader's; has no name yet
 istiod | coordination.k8s.io/leases:leyline-leader | get update | the leader's
+istiod | /configmaps:leyline-token-keys | get patch | keys of tokens that were fetched
 istiod | networking.istio.io/serviceentries | create | a dry run that the webhook must refuse
 istio-cni | /pods | get list watch | whom to enrol
 istio-cni | /namespaces | get list watch | whom to enrol

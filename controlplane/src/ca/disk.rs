@@ -143,13 +143,18 @@ pub(super) fn create(
     })
 }
 
+/// Puts a file in the place of another, or of none: whole and on stable storage, or not at all.
+pub(crate) fn replace(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
+    let rename = |staged: &Path, path: &Path| fs::rename(staged, path);
+    staged(path, mode, content, open_new, rename)
+}
+
 /// Writes the root for clients, unless it is there already.
 fn publish(path: &Path, roots: &str) -> Result<(), DiskError> {
     if fs::read(path).is_ok_and(|known| known == roots.as_bytes()) {
         return Ok(());
     }
-    let rename = |staged: &Path, path: &Path| fs::rename(staged, path);
-    staged(path, 0o644, roots.as_bytes(), open_new, rename).map_err(|source| DiskError::Write {
+    replace(path, 0o644, roots.as_bytes()).map_err(|source| DiskError::Write {
         path: path.to_owned(),
         source,
     })

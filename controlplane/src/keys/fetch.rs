@@ -85,6 +85,13 @@ pub enum FetchError {
     Shape(String, &'static str),
 }
 
+/// Whether a text is a JSON Web Key Set (RFC 7517, 5) with any key.
+pub(super) fn is_set_of_keys(text: &str) -> bool {
+    let set: Option<Value> = serde_json::from_str(text).ok();
+    let keys = set.as_ref().and_then(|set| set["keys"].as_array());
+    keys.is_some_and(|keys| !keys.is_empty() && keys.iter().all(Value::is_object))
+}
+
 impl Fetcher {
     /// TLS is checked against the system's roots.
     pub fn new(tls: Originator, reach: Reach) -> Self {
@@ -107,9 +114,7 @@ impl Fetcher {
             KeySource::Issuer(issuer) => self.discover(issuer).await?,
         };
         let text = self.document(&url).await?;
-        let set: Option<Value> = serde_json::from_str(&text).ok();
-        let keys = set.as_ref().and_then(|set| set["keys"].as_array());
-        match keys.is_some_and(|keys| !keys.is_empty() && keys.iter().all(Value::is_object)) {
+        match is_set_of_keys(&text) {
             true => Ok(text),
             false => Err(FetchError::Shape(url, "set of keys")),
         }
