@@ -165,7 +165,7 @@ async fn eventually(what: &str, holds: impl Fn() -> bool) {
     let began = Instant::now();
     while !holds() {
         assert!(
-            began.elapsed() < Duration::from_secs(10),
+            began.elapsed() < Duration::from_secs(30),
             "still not: {what}"
         );
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -212,6 +212,33 @@ async fn what_others_rewrite_is_put_right_and_readiness_tells() {
     leave.send_replace(true);
     task.await.expect("no panic");
     assert!(!node.has_entry("05-new.conflist") && !node.has_entry("10-rig.conflist"));
+}
+
+#[tokio::test]
+async fn a_folder_that_is_mounted_late_is_installed_into_without_a_restart() {
+    let node = Node::new(Way::Chained);
+    node.config("10-rig.conflist", LIST);
+    fs::remove_dir(&node.settings.bin_folder).expect("empty so far");
+    let (ready, telemetry) = (Ready::new(), Telemetry::new());
+    let gate = ready.gate("the CNI plugin");
+    let keeper = Keeper::new(node.settings.clone(), gate, telemetry.clone());
+    let (leave, leaving) = watch::channel(false);
+    let task = tokio::spawn(keeper.run(leaving));
+    eventually("what is missing is counted", || {
+        telemetry
+            .text()
+            .contains(r#"result="COPY_BINARIES_FAILURE""#)
+    })
+    .await;
+    // Without the plugin its entry would fail every new pod of the node.
+    assert!(!ready.is_ready() && !node.has_entry("10-rig.conflist"));
+    fs::create_dir(&node.settings.bin_folder).expect("make");
+    eventually("installed", || {
+        ready.is_ready() && node.has_entry("10-rig.conflist")
+    })
+    .await;
+    leave.send_replace(true);
+    task.await.expect("no panic");
 }
 
 #[test]
