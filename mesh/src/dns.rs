@@ -194,12 +194,6 @@ fn plain(name: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }
 
-/// Whether `address` is what the name `label` below that of the service stands for.
-fn is_called(workload: &Workload, service: &Service, address: IpAddr, label: &str) -> bool {
-    let own = workload.host_below(service);
-    own.is_some_and(|it| it.eq_ignore_ascii_case(label)) || address_of(label) == Some(address)
-}
-
 /// An address as a part of a name.
 fn label(address: IpAddr) -> String {
     address.to_string().replace(['.', ':'], "-")
@@ -234,8 +228,28 @@ struct SearchDomain {
 struct Found<'a> {
     service: &'a Service,
     cname: Option<&'a str>,
-    /// The name is one of an endpoint's: what stands before the service's.
-    endpoint: Option<&'a str>,
+    /// The name is one of an endpoint's.
+    endpoint: Option<EndpointName<'a>>,
+}
+
+/// What stands before a service's name where an endpoint of it is meant: its own name, or one of its addresses.
+#[derive(Clone, Copy)]
+struct EndpointName<'a> {
+    label: &'a str,
+    address: Option<IpAddr>,
+}
+
+impl<'a> EndpointName<'a> {
+    fn of(label: &'a str) -> Self {
+        let address = address_of(label);
+        Self { label, address }
+    }
+
+    /// Whether it stands for this address of the workload.
+    fn means(&self, workload: &Workload, service: &Service, address: IpAddr) -> bool {
+        let own = workload.host_below(service);
+        own.is_some_and(|it| it.eq_ignore_ascii_case(self.label)) || self.address == Some(address)
+    }
 }
 
 impl<'a> Asked<'a> {
@@ -347,11 +361,11 @@ impl<'a> Asked<'a> {
                 endpoint: None,
             });
         }
-        if let Some((service, label)) = self.endpoint_named(&candidate.name) {
+        if let Some((service, endpoint)) = self.endpoint_named(&candidate.name) {
             return Some(Found {
                 service,
                 cname,
-                endpoint: Some(label),
+                endpoint: Some(endpoint),
             });
         }
         let mut rest = candidate.name.as_str();
@@ -435,7 +449,7 @@ impl<'a> Asked<'a> {
             let workload = &endpoint.workload;
             let mut own = workload.addresses.iter().copied();
             own.find(|it| {
-                let named = |label| is_called(workload, found.service, *it, label);
+                let named = |name: EndpointName<'_>| name.means(workload, found.service, *it);
                 fits(it) && found.endpoint.is_none_or(named)
             })
         });
@@ -454,13 +468,14 @@ impl<'a> Asked<'a> {
     }
 
     /// An endpoint of a headless service has a name below the service's: its own, or one for each of its addresses.
-    fn endpoint_named<'b>(&self, name: &'b str) -> Option<(&'a Service, &'b str)> {
+    fn endpoint_named<'b>(&self, name: &'b str) -> Option<(&'a Service, EndpointName<'b>)> {
         let (label, parent) = name.split_once('.')?;
         let service = self.choose(parent).filter(|it| self.is_headless(it))?;
-        let called = self.chosen(service).any(|it| {
+        let name = EndpointName::of(label);
+        let meant = self.chosen(service).any(|it| {
             let mut own = it.workload.addresses.iter();
-            own.any(|address| is_called(&it.workload, service, *address, label))
+            own.any(|address| name.means(&it.workload, service, *address))
         });
-        called.then_some((service, label))
+        meant.then_some((service, name))
     }
 }
