@@ -24,23 +24,17 @@ fn family(metric: Metric, rows: &[(Key, Arc<Series>)], text: &mut Text<'_>) {
     }
     for (key, series) in rows.iter().filter(|(key, _)| key.has(metric)) {
         let labels = key.pairs();
-        let counter = match metric {
-            Metric::Requests => &series.requests,
-            Metric::RequestMessages => &series.request_messages,
-            Metric::ResponseMessages => &series.response_messages,
-            Metric::Duration => {
-                series.duration.write(text, &labels);
-                continue;
+        match metric {
+            Metric::Requests => text.counter(&labels, series.requests.load(Relaxed)),
+            Metric::RequestMessages => {
+                text.counter(&labels, series.request_messages.load(Relaxed));
             }
-            Metric::RequestBytes => {
-                series.request_bytes.write(text, &labels);
-                continue;
+            Metric::ResponseMessages => {
+                text.counter(&labels, series.response_messages.load(Relaxed));
             }
-            Metric::ResponseBytes => {
-                series.response_bytes.write(text, &labels);
-                continue;
-            }
-        };
-        text.counter(&labels, counter.load(Relaxed));
+            Metric::Duration => series.duration.write(text, &labels),
+            Metric::RequestBytes => series.request_bytes.write(text, &labels),
+            Metric::ResponseBytes => series.response_bytes.write(text, &labels),
+        }
     }
 }
