@@ -30,6 +30,7 @@ use mesh::{
     names::Str,
     view::{MeshView, Resource, Update},
 };
+use net::metrics::Format;
 use prost::Message as _;
 use proto::{ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL};
 use serde_json::{Map, Value, json};
@@ -165,7 +166,7 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     admin.metrics.counted(idle, virtual_services);
     match admin.metrics.encode() {
         Ok(text) => {
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            let kind = Format::OpenMetrics.content_type();
             ([(CONTENT_TYPE, kind)], text).into_response()
         }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),

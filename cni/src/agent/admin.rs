@@ -3,7 +3,7 @@
 use axum::{
     Router, extract::State, http::StatusCode, http::header, response::IntoResponse, routing::get,
 };
-use net::ready::Ready;
+use net::{metrics::Format, ready::Ready};
 use tokio::net::TcpListener;
 
 use crate::telemetry::Telemetry;
@@ -37,6 +37,6 @@ async fn readyz(State(context): State<Context>) -> (StatusCode, String) {
 }
 
 async fn metrics(State(context): State<Context>) -> impl IntoResponse {
-    let kind = "application/openmetrics-text;charset=utf-8;version=1.0.0";
+    let kind = Format::OpenMetrics.content_type();
     ([(header::CONTENT_TYPE, kind)], context.telemetry.text())
 }
