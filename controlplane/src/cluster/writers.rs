@@ -16,7 +16,7 @@ use super::{
     webhook::Webhook,
     webhook_config::{self, WebhookConfig},
 };
-use crate::{metrics::Metrics, world::World};
+use crate::{gateway::names::of_revision, metrics::Metrics, world::World};
 
 /// What the writers need.
 pub struct Writers {
@@ -41,10 +41,7 @@ pub struct Writers {
 impl Writers {
     /// The election of the replica that writes: run the first, ask the second.
     pub fn election(&self) -> (Elector, Leadership) {
-        let named = |name: &str| match self.revision.as_str() {
-            "" | "default" => name.to_owned(),
-            revision => format!("{name}-{revision}"),
-        };
+        let named = |name| of_revision(name, &self.revision);
         let (namespace, me) = (&self.namespace, self.identity.clone());
         let client = self.client.clone();
         let (elector, leadership) =

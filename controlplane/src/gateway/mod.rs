@@ -32,6 +32,14 @@ pub mod names {
     pub const ADDRESS_TYPE: &str = "networking.istio.io/address-type";
     pub const NETWORK: &str = "topology.istio.io/network";
     pub const REVISION: &str = "istio.io/rev";
+
+    /// What belongs to a control plane, as the chart names it: by itself for the default revision, else with the revision.
+    pub fn of_revision(name: &str, revision: &str) -> String {
+        match revision {
+            "" | "default" => name.to_owned(),
+            revision => format!("{name}-{revision}"),
+        }
+    }
 }
 
 /// Flags of the Gateway controllers, each with its environment variable.
@@ -184,7 +192,7 @@ impl Checked {
         let xds_address = match args.proxy_xds_address.as_str() {
             "" => format!(
                 "{}.{}.svc:15012",
-                service(&mesh.revision),
+                names::of_revision("istiod", &mesh.revision),
                 mesh.system_namespace
             ),
             address => address.to_owned(),
@@ -203,14 +211,6 @@ impl Checked {
             xds_address,
             mesh,
         }
-    }
-}
-
-/// The control plane's own Service.
-fn service(revision: &str) -> String {
-    match revision {
-        "" | "default" => "istiod".to_owned(),
-        revision => format!("istiod-{revision}"),
     }
 }
 

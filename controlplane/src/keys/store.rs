@@ -22,7 +22,9 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::fetch;
-use crate::{ca::disk, translate::l7::istio::request_authentication::KeySource};
+use crate::{
+    ca::disk, gateway::names::of_revision, translate::l7::istio::request_authentication::KeySource,
+};
 
 /// How long keys may be used after their server answered last.
 const LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -50,10 +52,7 @@ pub enum Place {
 impl Place {
     /// Beside a control plane of this revision in `namespace`.
     pub fn in_cluster(client: Client, namespace: &str, revision: &str) -> Self {
-        let name = match revision {
-            "" | "default" => MANAGER.to_owned(),
-            revision => format!("{MANAGER}-{revision}"),
-        };
+        let name = of_revision(MANAGER, revision);
         Self::ConfigMap(Box::new(Api::namespaced(client, namespace)), name)
     }
 }
