@@ -82,6 +82,14 @@ pub struct ObjectRef {
 /// Labels or annotations.
 pub type Labels = BTreeMap<Str, Str>;
 
+/// As an object's spec writes them.
+pub fn labels_of(written: &BTreeMap<String, String>) -> Labels {
+    let pairs = written.iter();
+    pairs
+        .map(|(key, value)| (key.as_str().into(), value.as_str().into()))
+        .collect()
+}
+
 /// TCP ports by name.
 pub type Ports = BTreeMap<Str, u16>;
 

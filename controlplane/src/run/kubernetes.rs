@@ -16,7 +16,7 @@ use crate::{
     config::{ClusterConfig, Config, mesh::MeshConfig, networks},
     gateway::{self, Deployed, Mesh},
     metrics::Metrics,
-    object::Kind,
+    object::{Kind, labels_of},
     run::remotes::{self, Reading, Remotes},
     serve::registry::Registry,
     source::cluster::{self, Event, Feed, Troubles, client::client_of},
@@ -153,11 +153,7 @@ pub async fn must_restart(source: Option<&Source>) {
 }
 
 fn chosen(root: Str, selectors: Selectors) -> Discovery {
-    Arc::new(move |name, labels| {
-        let labels = labels.iter();
-        let labels = labels.map(|(key, value)| (key.as_str().into(), value.as_str().into()));
-        world::selects(&selectors, &root, name, &labels.collect())
-    })
+    Arc::new(move |name, labels| world::selects(&selectors, &root, name, &labels_of(labels)))
 }
 
 /// Follows the file of the mesh's configuration.

@@ -14,7 +14,7 @@ use proto::security::{
 use super::{Settings, condition};
 use crate::{
     crd::MutualTlsMode,
-    object::{Labels, Meta, Name, PeerAuthentication, Sourced, selects},
+    object::{Labels, Meta, Name, PeerAuthentication, Sourced, labels_of, selects},
     output::{Condition, Truth},
 };
 
@@ -55,10 +55,7 @@ enum Mode {
 /// The selector; an empty one selects by nothing and is none.
 pub fn selector(policy: &PeerAuthentication) -> Option<Labels> {
     let labels = &policy.spec.selector.as_ref()?.match_labels;
-    let pairs = labels
-        .iter()
-        .map(|(key, value)| (key.as_str().into(), value.as_str().into()));
-    (!labels.is_empty()).then(|| pairs.collect())
+    (!labels.is_empty()).then(|| labels_of(labels))
 }
 
 /// The level that the policies without selector of one namespace make: the oldest counts.

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     crd::{Location, Resolution, ServiceEntryPort},
-    object::{Kind, Labels, Meta, Name, Service, ServiceEntry, ServicePort, TargetPort},
+    object::{Kind, Labels, Meta, Name, Service, ServiceEntry, ServicePort, TargetPort, labels_of},
     output::{Condition, Truth},
 };
 
@@ -161,12 +161,8 @@ pub fn of_service_entry(
 ) -> Vec<Claim> {
     let spec = &entry.spec;
     let ports: Vec<PortSpec> = spec.ports.iter().filter_map(entry_port).collect();
-    let selector = spec.workload_selector.as_ref().map(|selector| {
-        let pairs = selector.labels.iter();
-        pairs
-            .map(|(key, value)| (key.as_str().into(), value.as_str().into()))
-            .collect()
-    });
+    let selector = spec.workload_selector.as_ref();
+    let selector = selector.map(|selector| labels_of(&selector.labels));
     // A wildcard host cannot be resolved by a node tunnel: only behind a waypoint, and only with DYNAMIC_DNS.
     let usable = |host: &&String| !host.contains('*') || spec.resolution == Resolution::DynamicDns;
     let claim = |host: &String| {

@@ -18,6 +18,7 @@ use crate::{
     gateway::names::NETWORK,
     object::{
         EndpointSlice, Kind, Labels, Meta, Name, Pod, ServiceEntry, SliceEndpoint, WorkloadEntry,
+        labels_of,
     },
     output::{Condition, Truth},
 };
@@ -334,10 +335,7 @@ pub fn stands_for(endpoint: &SliceEndpoint, pod: &Meta) -> bool {
 
 /// Labels that select a WorkloadEntry: the object's own lie over those of its spec.
 pub fn entry_labels(entry: &WorkloadEntry) -> Labels {
-    let of_spec = entry.spec.labels.iter();
-    let mut labels: Labels = of_spec
-        .map(|(key, value)| (key.as_str().into(), value.as_str().into()))
-        .collect();
+    let mut labels = labels_of(&entry.spec.labels);
     labels.extend(
         entry
             .meta

@@ -7,9 +7,9 @@ use ipnet::IpNet;
 use proto::waypoint as wire;
 
 use super::{
-    InvalidResource, Result, header_name, list, missing, optional, optional_duration,
-    optional_port, parsed, pattern, ranges, read, required, text, texts, wire_duration, wire_list,
-    wire_optional, wire_text, wire_texts,
+    InvalidResource, Result, header_name, labels as read_labels, list, missing, optional,
+    optional_duration, optional_port, parsed, pattern, ranges, read, required, text, texts,
+    wire_duration, wire_labels, wire_list, wire_optional, wire_text, wire_texts,
 };
 use crate::l7::route::{
     Action, Attachment, Backend, CallerMatch, Callers, HeaderEdit, HeaderMatch, HttpMatch,
@@ -291,7 +291,7 @@ impl From<&HttpMatch> for wire::HttpMatch {
             query: wire_list(&it.query),
             port: it.port.map(Into::into),
             source_namespace: wire_text(namespace_of(it.source.as_deref())),
-            source_labels: wire_labels(it.source.as_deref()),
+            source_labels: labels_of(it.source.as_deref()),
             claims: claims.collect(),
             grpc: it.grpc,
         }
@@ -403,21 +403,15 @@ fn source(
     namespace: Option<&String>,
     labels: &BTreeMap<String, String>,
 ) -> Option<Box<CallerMatch>> {
-    let labels = labels
-        .iter()
-        .map(|(name, value)| (name.as_str().into(), value.as_str().into()));
-    CallerMatch::new(text(namespace), labels.collect())
+    CallerMatch::new(text(namespace), read_labels(labels))
 }
 
 fn namespace_of(source: Option<&CallerMatch>) -> Option<&Str> {
     source?.namespace.as_ref()
 }
 
-fn wire_labels(source: Option<&CallerMatch>) -> BTreeMap<String, String> {
-    let labels = source.into_iter().flat_map(|it| &it.labels);
-    labels
-        .map(|(name, value)| (name.to_string(), value.to_string()))
-        .collect()
+fn labels_of(source: Option<&CallerMatch>) -> BTreeMap<String, String> {
+    source.map_or_else(BTreeMap::new, |it| wire_labels(&it.labels))
 }
 
 fn tls_rule(wire: &wire::TlsRule) -> TlsRule {
@@ -448,7 +442,7 @@ impl From<&TlsRule> for wire::TlsRule {
             port: rule.port.map(Into::into),
             backends: wire_connection_backends(&rule.backends),
             source_namespace: wire_text(namespace_of(rule.source.as_deref())),
-            source_labels: wire_labels(rule.source.as_deref()),
+            source_labels: labels_of(rule.source.as_deref()),
             destinations: wire_texts(&rule.destinations),
         }
     }
@@ -472,7 +466,7 @@ impl From<&TcpRule> for wire::TcpRule {
             name: wire_text(rule.name.as_ref()),
             port: rule.port.map(Into::into),
             source_namespace: wire_text(namespace_of(rule.source.as_deref())),
-            source_labels: wire_labels(rule.source.as_deref()),
+            source_labels: labels_of(rule.source.as_deref()),
             destinations: wire_texts(&rule.destinations),
             backends: wire_connection_backends(&rule.backends),
         }

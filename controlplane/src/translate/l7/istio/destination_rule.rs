@@ -21,7 +21,7 @@ use mesh::{
 use super::{read::port, virtual_service::qualified};
 use crate::{
     crd::istio::{self as crd, ProxyProtocolVersion},
-    object::{DestinationRule, Name, Sourced},
+    object::{DestinationRule, Name, Sourced, labels_of},
     output::{Condition, Truth},
     translate::{self, Settings, l7::credential::Parts},
     validate::Findings,
@@ -157,13 +157,10 @@ pub fn read(spec: &crd::DestinationRuleSpec, around: Around<'_>, found: &mut Fin
         let own = subset.traffic_policy.as_ref().map(|own| {
             around.traffic_policy(own, &policy, &format!("{path}.trafficPolicy"), found)
         });
-        let labels = subset.labels.iter();
         let (own, own_ports) =
             own.map_or_else(|| (None, ports.clone()), |(own, ports)| (Some(own), ports));
         let read = Subset {
-            labels: labels
-                .map(|(key, value)| (key.as_str().into(), value.as_str().into()))
-                .collect(),
+            labels: labels_of(&subset.labels),
             policy: own,
             ports: own_ports,
         };

@@ -14,7 +14,7 @@ use mesh::{
 use super::{http, read::port};
 use crate::{
     crd::istio as crd,
-    object::{Meta, VirtualService},
+    object::{Meta, VirtualService, labels_of},
     translate::{Settings, policy::parse_block},
     validate::Findings,
 };
@@ -293,10 +293,7 @@ fn tcp(spec: &crd::VirtualServiceSpec, around: Around<'_>, found: &mut Findings)
 /// Who calls.
 pub fn source(namespace: &str, labels: &BTreeMap<String, String>) -> Option<Box<CallerMatch>> {
     let namespace = (!namespace.is_empty()).then(|| namespace.into());
-    let labels = labels
-        .iter()
-        .map(|(name, value)| (name.as_str().into(), value.as_str().into()));
-    CallerMatch::new(namespace, labels.collect())
+    CallerMatch::new(namespace, labels_of(labels))
 }
 
 /// Backends by their weights.
