@@ -292,3 +292,62 @@ fn a_stalled_output_holds_up_whoever_logs_and_loses_nothing() {
     let lines = output.0.lock().iter().filter(|b| **b == b'\n').count();
     assert_eq!(lines, QUEUE_LINES + MORE);
 }
+
+/// Tells of each write.
+struct Writes(mpsc::Sender<String>);
+
+impl Write for Writes {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(bytes).into_owned();
+        self.0.send(text).map_err(io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A writer that rests longer than any test takes, and what it writes.
+fn resting() -> (writer::Writer, mpsc::Receiver<String>) {
+    let (tell, writes) = mpsc::channel();
+    let rest = Duration::from_secs(3600);
+    let writer = writer::Writer::start_resting(Writes(tell), rest).expect("a thread");
+    (writer, writes)
+}
+
+fn written(writes: &mpsc::Receiver<String>) -> String {
+    writes.recv_timeout(SOON).expect("written soon")
+}
+
+#[test]
+fn a_line_after_a_silence_is_written_at_once_and_those_that_follow_together() {
+    let (writer, writes) = resting();
+    writer.line(b"first");
+    assert_eq!(written(&writes), "first\n");
+    for line in ["a", "b", "c"] {
+        writer.line(line.as_bytes());
+    }
+    writer.flush();
+    assert_eq!(written(&writes), "a\nb\nc\n");
+    writer.line(b"last");
+    drop(writer);
+    assert_eq!(
+        written(&writes),
+        "last\n",
+        "the end is waited for by nobody"
+    );
+    assert!(writes.recv_timeout(SOON).is_err(), "the thread ends");
+}
+
+#[test]
+fn a_crowd_of_lines_does_not_wait_for_the_rest_to_end() {
+    let (writer, writes) = resting();
+    writer.line(b"first");
+    assert_eq!(written(&writes), "first\n");
+    for _ in 0..QUEUE_LINES + 1 {
+        writer.line(b"");
+    }
+    let crowd = written(&writes);
+    assert!(crowd.len() >= QUEUE_LINES / 2, "{}", crowd.len());
+}

@@ -11,6 +11,11 @@ use parking_lot::{Condvar, Mutex};
 
 /// Lines that may wait for the output; whoever logs one more waits with them (node-tunnel.md 1.8).
 pub const QUEUE_LINES: usize = 10_000;
+/// After each write the thread rests for this long, so that a stream of lines costs a call and a wake-up for each rest and
+/// not for each line. A line after a silence is written at once.
+const REST: Duration = Duration::from_millis(10);
+/// Lines that end the rest.
+const CROWD: usize = QUEUE_LINES / 2;
 /// A buffer that grew beyond this in a storm is given back, in bytes.
 const KEPT_BUFFER: usize = 256 * 1024;
 
@@ -22,7 +27,7 @@ struct Owner(Arc<Shared>);
 
 struct Shared {
     queue: Mutex<Queue>,
-    /// A line was added, or the owner is gone.
+    /// The thread has something to do, or to end for.
     filled: Condvar,
     /// Lines were written.
     emptied: Condvar,
@@ -35,12 +40,20 @@ struct Queue {
     waiting: usize,
     /// Lines that the thread holds.
     in_flight: usize,
+    /// The thread lets lines gather.
+    resting: bool,
+    /// Somebody waits for what is waiting.
+    hurried: bool,
     ended: bool,
 }
 
 impl Queue {
     fn lines(&self) -> usize {
         self.waiting + self.in_flight
+    }
+
+    fn may_gather(&self) -> bool {
+        self.waiting < CROWD && !self.hurried && !self.ended
     }
 }
 
@@ -49,7 +62,8 @@ impl Shared {
         queue.bytes.extend_from_slice(line);
         queue.bytes.push(b'\n');
         queue.waiting += 1;
-        if queue.waiting == 1 {
+        let enough = if queue.resting { CROWD } else { 1 };
+        if queue.waiting == enough {
             self.filled.notify_one();
         }
     }
@@ -57,6 +71,14 @@ impl Shared {
 
 impl Writer {
     pub(super) fn start(output: impl Write + Send + 'static) -> io::Result<Self> {
+        Self::start_resting(output, REST)
+    }
+
+    /// As [`Writer::start`], with another length of the rest.
+    pub(super) fn start_resting(
+        output: impl Write + Send + 'static,
+        rest: Duration,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             filled: Condvar::new(),
@@ -65,7 +87,7 @@ impl Writer {
         let for_thread = Arc::clone(&shared);
         thread::Builder::new()
             .name("log".to_owned())
-            .spawn(move || for_thread.write_all_to(output))?;
+            .spawn(move || for_thread.write_all_to(output, rest))?;
         Ok(Self(Arc::new(Owner(shared))))
     }
 
@@ -93,9 +115,13 @@ impl Writer {
     pub(super) fn flush(&self) {
         let shared = &self.0.0;
         let mut queue = shared.queue.lock();
-        shared
-            .emptied
-            .wait_while(&mut queue, |queue| queue.lines() > 0);
+        while queue.lines() > 0 {
+            if queue.waiting > 0 {
+                queue.hurried = true;
+                shared.filled.notify_one();
+            }
+            shared.emptied.wait(&mut queue);
+        }
     }
 }
 
@@ -107,26 +133,36 @@ impl Drop for Owner {
 }
 
 impl Shared {
-    fn write_all_to(&self, mut output: impl Write) {
+    fn write_all_to(&self, mut output: impl Write, rest: Duration) {
         let mut batch = Vec::new();
-        loop {
-            {
-                let mut queue = self.queue.lock();
-                queue.in_flight = 0;
-                self.emptied.notify_all();
-                self.filled
-                    .wait_while(&mut queue, |queue| queue.waiting == 0 && !queue.ended);
-                if queue.waiting == 0 {
-                    return;
-                }
-                std::mem::swap(&mut batch, &mut queue.bytes);
-                queue.in_flight = queue.waiting;
-                queue.waiting = 0;
-            }
+        while self.take(&mut batch) {
             write_whole(&mut output, &batch);
             batch.clear();
             batch.shrink_to(KEPT_BUFFER);
+            self.rest(rest);
         }
+    }
+
+    /// Waits for lines and moves them into `batch`; false: there will be no more.
+    fn take(&self, batch: &mut Vec<u8>) -> bool {
+        let mut queue = self.queue.lock();
+        self.filled
+            .wait_while(&mut queue, |queue| queue.waiting == 0 && !queue.ended);
+        std::mem::swap(batch, &mut queue.bytes);
+        queue.in_flight = std::mem::take(&mut queue.waiting);
+        queue.hurried = false;
+        queue.in_flight > 0
+    }
+
+    /// The batch is written: lets lines gather for a while, unless somebody waits for them or there is a crowd.
+    fn rest(&self, rest: Duration) {
+        let mut queue = self.queue.lock();
+        queue.in_flight = 0;
+        self.emptied.notify_all();
+        queue.resting = true;
+        self.filled
+            .wait_while_for(&mut queue, |queue| queue.may_gather(), rest);
+        queue.resting = false;
     }
 }
 
