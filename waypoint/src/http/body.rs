@@ -12,11 +12,12 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
+    arriving::Arriving,
     filter::grpc_web::{Decoder, NotBase64},
     grpc::MessageCounter,
 };
@@ -50,7 +51,7 @@ pub(crate) struct Body(Option<Arc<Mutex<Source>>>);
 
 #[derive(Debug)]
 struct Source {
-    incoming: Incoming,
+    incoming: Arriving,
     hint: SizeHint,
     kept: Vec<Bytes>,
     kept_bytes: usize,
@@ -77,7 +78,7 @@ enum End {
 
 impl Body {
     /// A body that is there as it arrives.
-    pub(crate) fn new(incoming: Incoming) -> Self {
+    pub(crate) fn new(incoming: Arriving) -> Self {
         if incoming.is_end_stream() {
             return Self(None);
         }
@@ -266,10 +267,10 @@ impl Source {
                 Err(frame) => self.finish(frame.into_trailers().ok()),
             },
             Some(Err(cause)) => {
-                let cause = Arc::new(cause);
-                self.end = Some(End::Broken(Some(Arc::clone(&cause))));
+                let cause = cause.downcast().ok().map(|it| Arc::new(*it));
+                self.end = Some(End::Broken(cause.clone()));
                 self.tees.clear();
-                return Poll::Ready(Err(Box::new(Broken(Some(cause)))));
+                return Poll::Ready(Err(Box::new(Broken(cause))));
             }
             None => self.finish(None),
         }

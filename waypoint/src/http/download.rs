@@ -8,11 +8,12 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header::CONNECTION, response};
-use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use mesh::l7::response_flags::Flag;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
+    arriving::Arriving,
     body::{Body, BodyError},
     exchange::Exchange,
     filter::{self, grpc_web},
@@ -179,7 +180,7 @@ pub(crate) struct Download {
 
 enum Inner {
     Full(Bytes),
-    Stream(Incoming),
+    Stream(Arriving),
     Web(Box<grpc_web::Encoder>),
     Over,
 }
@@ -208,7 +209,7 @@ impl Download {
     }
 
     /// A response as it arrives.
-    pub(super) fn stream(incoming: Incoming, ongoing: Ongoing) -> Self {
+    pub(super) fn stream(incoming: Arriving, ongoing: Ongoing) -> Self {
         Self::new(Inner::Stream(incoming), ongoing)
     }
 
@@ -306,9 +307,7 @@ impl Inner {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self {
             Self::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Self::Stream(incoming) => Pin::new(incoming)
-                .poll_frame(cx)
-                .map(|it| it.map(|it| it.map_err(BodyError::from))),
+            Self::Stream(incoming) => Pin::new(incoming).poll_frame(cx),
             Self::Web(encoder) => encoder.poll_frame(cx),
             Self::Over => Poll::Ready(None),
         }

@@ -32,6 +32,8 @@ pub(super) enum Cause {
     },
     /// What came is not HTTP.
     Protocol(hyper::Error),
+    /// What follows the answer could be read in two ways (RFC 9112 6.3), or as what nobody asked for (101).
+    Ambiguous,
     /// The time for one try.
     PerTryTimeout,
     /// The time for all.
@@ -94,6 +96,7 @@ impl Failed {
             | Cause::Refused(_)
             | Cause::Reset { .. }
             | Cause::Protocol(_)
+            | Cause::Ambiguous
             | Cause::PerTryTimeout
             | Cause::Deadline
             | Cause::Idle => true,
@@ -123,7 +126,7 @@ impl Failed {
                 _ => Flag::UpstreamConnectionTermination,
             },
             Cause::Stale(_) => Flag::UpstreamConnectionTermination,
-            Cause::Protocol(_) => Flag::UpstreamProtocolError,
+            Cause::Protocol(_) | Cause::Ambiguous => Flag::UpstreamProtocolError,
             Cause::PerTryTimeout | Cause::Deadline => Flag::UpstreamRequestTimeout,
             Cause::Idle => Flag::StreamIdleTimeout,
             Cause::Client => Flag::DownstreamConnectionTermination,
@@ -163,7 +166,7 @@ impl Failed {
                 "upstream_reset_before_response_started{connection_termination}",
                 "upstream connect error or disconnect/reset before headers. reset reason: connection termination",
             ),
-            Cause::Protocol(_) => (
+            Cause::Protocol(_) | Cause::Ambiguous => (
                 StatusCode::BAD_GATEWAY,
                 "upstream_reset_before_response_started{protocol_error}",
                 "upstream connect error or disconnect/reset before headers. reset reason: protocol error",

@@ -3,14 +3,15 @@
 use std::{future::Future, sync::Arc};
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version,
-    header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING},
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version,
+    header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE},
     uri::{Authority, PathAndQuery},
 };
-use hyper::{body::Incoming, ext::on_informational};
+use hyper::ext::on_informational;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
+    arriving::Arriving,
     body::{Body, Upload},
     download::{Download, Ongoing, STREAM_IDLE},
     exchange,
@@ -35,7 +36,7 @@ pub(super) enum Answer {
     /// As it arrives.
     Stream {
         /// The response.
-        response: Response<Incoming>,
+        response: Response<Arriving>,
         /// How the client of gRPC-Web wants it.
         web: Option<grpc_web::Encoding>,
     },
@@ -73,7 +74,7 @@ pub(super) struct Outgoing {
 
 /// A response, and what is held while it is read.
 pub(super) struct Reached {
-    pub(super) response: Response<Incoming>,
+    pub(super) response: Response<Arriving>,
     pub(super) held: Held,
     pub(super) permit: Permit,
 }
@@ -181,8 +182,13 @@ async fn attempt(
                 interim.tell(it.status(), it.headers())
             });
         }
+        let switches = request.headers().contains_key(UPGRADE);
         let sent = lease.send(request).await;
         let sent = sent.map_err(|error| Failed::sent(error, reused, &outgoing.body))?;
+        let unasked = sent.0.status() == StatusCode::SWITCHING_PROTOCOLS && !switches;
+        if unasked || hygiene::ends_in_doubt(sent.0.headers()) {
+            return Err(Failed::new(Cause::Ambiguous));
+        }
         Ok((sent, slot))
     };
     let sent = within(plan, started, &outgoing.body, sending).await;

@@ -274,7 +274,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn frames_that_carry_nothing_are_counted_wherever_they_are_cut() {
         let number = usize::try_from(MAX_IDLE).unwrap();
-        for (kind, body) in [(6, &[0; 8][..]), (4, &[]), (DATA, &[]), (8, &[0; 4])] {
+        for (kind, body) in [
+            (6, &[0; 8][..]),
+            (4, &[]),
+            (DATA, &[]),
+            (WINDOW_UPDATE, &[0; 4]),
+            // PRIORITY (RFC 9113 6.3).
+            (2, &[0; 5]),
+        ] {
             let one = frame(kind, 0, 1, body);
             for piece in [7, 4096] {
                 let enough = read(&one.repeat(number), piece, &[]).await;

@@ -99,10 +99,10 @@ fn last(mut reply: Box<Reply>, parts: &Parts) -> Box<Reply> {
 
 fn check_framing(parts: &Parts) -> Result<(), Box<Reply>> {
     let mut codings = parts.headers.get_all(TRANSFER_ENCODING).iter();
+    if ends_in_doubt(&parts.headers) {
+        return Err(last(bad("both_length_and_transfer_encoding"), parts));
+    }
     if let Some(coding) = codings.next() {
-        if parts.headers.contains_key(CONTENT_LENGTH) {
-            return Err(last(bad("both_length_and_transfer_encoding"), parts));
-        }
         let chunked = coding
             .as_bytes()
             .trim_ascii()
@@ -120,6 +120,11 @@ fn check_framing(parts: &Parts) -> Result<(), Box<Reply>> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Whether programs differ on where a message ends (RFC 9112 6.3): it tells a length and comes in chunks.
+pub(super) fn ends_in_doubt(headers: &HeaderMap) -> bool {
+    headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH)
 }
 
 fn check_target(parts: &Parts) -> Result<(), Box<Reply>> {

@@ -18,6 +18,7 @@ use net::drain;
 
 use super::{
     action,
+    arriving::Arriving,
     body::Body,
     download::{Download, Ongoing},
     exchange::{Exchange, Head, Kind},
@@ -55,9 +56,9 @@ pub(super) async fn respond(
     let exchange = Exchange::new(connection, snapshot, Draw(rand::random()));
     let mut ongoing = Ongoing::new(exchange, served.begin());
     let (parts, incoming) = request.into_parts();
-    let body = Body::new(incoming);
-    ongoing.carries(body.clone());
     let version = parts.version;
+    let body = Body::new(Arriving::new(incoming, version));
+    ongoing.carries(body.clone());
     let _closing = (version == Version::HTTP_11).then(|| {
         ongoing.exchange().interim = Some(served.interim.open());
         Closing(served.interim.clone())

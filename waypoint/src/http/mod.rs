@@ -2,6 +2,7 @@
 //! [`life`], and is sent to a backend that [`upstream`] knows.
 
 mod action;
+mod arriving;
 mod body;
 mod download;
 mod engine;

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use http::{Method, Response, header::RETRY_AFTER};
-use hyper::body::Incoming;
 use mesh::{
     draw::Draw,
     l7::{response_flags::Flag, route::RetryPolicy},
 };
 
 use super::{
+    arriving::Arriving,
     exchange::Exchange,
     failure::{Cause, Failed},
     forward::{Outgoing, Reached},
@@ -74,7 +74,7 @@ impl<'a> Retries<'a> {
         }
     }
 
-    fn response_matches(&self, policy: &RetryPolicy, response: &Response<Incoming>) -> bool {
+    fn response_matches(&self, policy: &RetryPolicy, response: &Response<Arriving>) -> bool {
         let on = &policy.on;
         let status = response.status();
         let grpc = grpc::status(response.headers());
@@ -105,6 +105,7 @@ impl<'a> Retries<'a> {
                 wanted && self.safe(policy)
             }
             Cause::Protocol(_)
+            | Cause::Ambiguous
             | Cause::Unavailable(_)
             | Cause::Deadline
             | Cause::Idle
@@ -129,7 +130,7 @@ fn is_idempotent(method: &Method) -> bool {
 /// The wait that the endpoint asks for, if any (RFC 9110 10.2.3, gRPC "pushback"); outer none: it wants no retry, or
 /// not before long.
 #[expect(clippy::option_option, reason = "no retry is not the same as no wish")]
-fn asked_wait(response: &Response<Incoming>) -> Option<Option<Duration>> {
+fn asked_wait(response: &Response<Arriving>) -> Option<Option<Duration>> {
     let headers = response.headers();
     if let Some(pushback) = headers.get("grpc-retry-pushback-ms") {
         let millis: i64 = pushback.to_str().ok()?.parse().ok()?;

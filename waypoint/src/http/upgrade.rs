@@ -9,12 +9,13 @@ use http::{
         UPGRADE,
     },
 };
-use hyper::{body::Incoming, ext::Protocol, upgrade::OnUpgrade};
+use hyper::{ext::Protocol, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use mesh::l7::{edit, response_flags::Flag};
 use net::drain;
 
 use super::{
+    arriving::Arriving,
     body::Upload,
     download::Ongoing,
     failure::{Cause, Failed},
@@ -94,7 +95,7 @@ fn ask(plan: &Plan, outgoing: &Outgoing) -> Request<Upload> {
     request
 }
 
-fn has_switched(response: &Response<Incoming>) -> bool {
+fn has_switched(response: &Response<Arriving>) -> bool {
     match response.version() {
         Version::HTTP_2 => response.status().is_success(),
         _ => response.status() == StatusCode::SWITCHING_PROTOCOLS,
@@ -103,7 +104,7 @@ fn has_switched(response: &Response<Incoming>) -> bool {
 
 /// The head that tells a client of `version` that the switch is made.
 fn switched(
-    response: Response<Incoming>,
+    response: Response<Arriving>,
     version: Version,
     key: Option<&HeaderValue>,
 ) -> Response<()> {

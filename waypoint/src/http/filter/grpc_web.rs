@@ -13,9 +13,12 @@ use http::{
     header::{CONTENT_LENGTH, CONTENT_TYPE, TE},
     request::Parts,
 };
-use hyper::body::{Body as _, Frame, Incoming};
+use hyper::body::{Body as _, Frame};
 
-use super::super::body::{Body, BodyError};
+use super::super::{
+    arriving::Arriving,
+    body::{Body, BodyError},
+};
 
 /// How a client of gRPC-Web writes bodies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,14 +74,14 @@ pub(crate) fn translate_response(headers: &mut HeaderMap, encoding: Encoding) {
 /// A response of gRPC as gRPC-Web has it.
 #[derive(Debug)]
 pub(crate) struct Encoder {
-    incoming: Incoming,
+    incoming: Arriving,
     encoding: Encoding,
     over: bool,
 }
 
 impl Encoder {
     /// Of this response.
-    pub(crate) fn new(incoming: Incoming, encoding: Encoding) -> Self {
+    pub(crate) fn new(incoming: Arriving, encoding: Encoding) -> Self {
         Self {
             incoming,
             encoding,
@@ -99,7 +102,7 @@ impl Encoder {
                 self.over = true;
                 return Poll::Ready(None);
             }
-            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => data,
                 Err(frame) => {

@@ -140,6 +140,38 @@ async fn nothing_is_read_after_a_request_whose_end_is_in_doubt() {
 }
 
 #[tokio::test]
+async fn what_chunks_say_beside_their_bytes_is_bounded() {
+    let echo = Backend::echo(Version::HTTP_11, "echo").await;
+    let rig = Rig::new(Version::HTTP_11, &[&echo]).await;
+    let head = "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n";
+    let extension = |bytes: usize| format!("1;x={}\r\na\r\n", "a".repeat(bytes));
+    let trailers = |bytes: usize| format!("0\r\nx: {}\r\n\r\n", "a".repeat(bytes));
+    for (about, body) in [
+        ("a long extension", extension(17 * 1024)),
+        ("many extensions", extension(1024).repeat(17)),
+        ("long trailers", trailers(61 * 1024)),
+        ("no number", "x\r\n".to_owned()),
+        ("a signed number", "+1\r\na\r\n0\r\n\r\n".to_owned()),
+        (
+            "too large a number",
+            "fffffffffffffffff\r\na\r\n".to_owned(),
+        ),
+        ("no end of a chunk", "1\r\nab\r\n0\r\n\r\n".to_owned()),
+    ] {
+        let hidden = "GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
+        let told = told(&rig, [head, &body, hidden].concat().as_bytes()).await;
+        let refused = told.iter().all(|it| it.starts_with(['4', '5']));
+        assert!(refused && told.len() <= 1, "{about}: {told:?}");
+    }
+    let fine = [head, &extension(1024), &trailers(1024)].concat();
+    let last = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    assert_eq!(
+        told(&rig, [&fine, last].concat().as_bytes()).await,
+        ["200"; 2]
+    );
+}
+
+#[tokio::test]
 async fn odd_but_honest_requests_pass() {
     let echo = Backend::echo(Version::HTTP_11, "echo").await;
     let rig = Rig::new(Version::HTTP_11, &[&echo]).await;

@@ -120,6 +120,45 @@ async fn a_body_that_breaks_off_never_looks_complete() {
     }
 }
 
+/// A backend that answers each request on a connection with these bytes.
+async fn saying(bytes: &'static [u8]) -> Backend {
+    Backend::raw(move |mut stream| async move {
+        let mut head = [0; 1024];
+        while stream.read(&mut head).await.is_ok_and(|it| it > 0) {
+            if stream.write_all(bytes).await.is_err() {
+                break;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_answer_that_could_be_read_in_two_ways_is_502_and_its_connection_the_last() {
+    for (bytes, expected) in [
+        (&b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"[..], 502),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 2\r\n\r\n0\r\n\r\n", 502),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nabc", 502),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx : 1\r\n\r\nab", 502),
+        // An upgrade that nobody asked for.
+        (b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n", 502),
+        // A second answer behind the first is nobody's.
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil", 200),
+        (b"HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil", 204),
+    ] {
+        let backend = saying(bytes).await;
+        let rig = Rig::new(Version::HTTP_11, &[&backend]).await;
+        let mut client = rig.client(Version::HTTP_2).await;
+        for asked in 1..=3 {
+            let answer = client.get("/").await;
+            let shown = String::from_utf8_lossy(bytes);
+            assert_eq!(answer.status, expected, "{shown}");
+            assert_ne!(&answer.body[..], b"evil", "{shown}");
+            assert!(backend.connections() >= asked, "{shown} was trusted again");
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_idle_connection_that_was_closed_costs_no_request() {
     let once = Backend::raw(|mut stream| async move {

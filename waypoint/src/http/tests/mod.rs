@@ -1,6 +1,7 @@
 //! The engine in process: clients over a duplex pipe, backends over loopback.
 
 mod abuse;
+mod abuse_http2;
 mod balancing;
 mod basics;
 mod draining;

@@ -44,6 +44,7 @@ use net::{
 use tokio::{
     io::DuplexStream,
     net::{TcpListener, TcpStream},
+    task::AbortHandle,
 };
 
 use super::super::{body::BodyError, filter::mirror::MAX_MIRRORS, serve};
@@ -209,6 +210,18 @@ pub(crate) enum Client {
 }
 
 impl Client {
+    async fn over(stream: DuplexStream, version: Version) -> Self {
+        let io = TokioIo::new(stream);
+        if version == Version::HTTP_2 {
+            let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+            tokio::spawn(connection);
+            return Self::Http2(sender);
+        }
+        let (sender, connection) = http1::handshake(io).await.unwrap();
+        tokio::spawn(connection.with_upgrades());
+        Self::Http1(sender)
+    }
+
     pub(crate) async fn send(&mut self, request: Request<AnyBody>) -> Response<Incoming> {
         self.try_send(request).await.unwrap()
     }
@@ -451,14 +464,16 @@ impl Rig {
 
     /// A client of this version.
     pub(crate) async fn client(&self, version: Version) -> Client {
-        let io = TokioIo::new(self.dial(version));
-        if version == Version::HTTP_2 {
-            let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
-            tokio::spawn(connection);
-            return Client::Http2(sender);
-        }
-        let (sender, connection) = http1::handshake(io).await.unwrap();
-        tokio::spawn(connection.with_upgrades());
-        Client::Http1(sender)
+        Client::over(self.dial(version), version).await
+    }
+
+    /// The same, and what breaks its connection off.
+    pub(crate) async fn client_that_may_go(&self, version: Version) -> (Client, AbortHandle) {
+        let (near, mut far) = tokio::io::duplex(256 * 1024);
+        let mut served = self.dial(version);
+        let carrying = tokio::spawn(async move {
+            let _ = tokio::io::copy_bidirectional(&mut far, &mut served).await;
+        });
+        (Client::over(near, version).await, carrying.abort_handle())
     }
 }

@@ -233,30 +233,106 @@ impl Drop for Told {
     }
 }
 
-#[tokio::test]
-async fn a_client_that_goes_away_ends_the_request_at_the_backend() {
-    for (from, to) in [
-        (Version::HTTP_11, Version::HTTP_11),
-        (Version::HTTP_2, Version::HTTP_11),
-        (Version::HTTP_2, Version::HTTP_2),
-    ] {
-        let (ended, mut waiting) = tokio::sync::mpsc::channel(1);
-        let backend = Backend::start(to, move |_| {
-            let ended = ended.clone();
-            async move {
-                let _dropped = Told(ended);
-                std::future::pending().await
+/// Where in an exchange a client goes away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Nothing was answered yet.
+    Waiting,
+    /// It has sent a part of its body.
+    Uploading,
+    /// It has read a part of the answer's.
+    Downloading,
+    /// Both, as in a call of gRPC that streams both ways.
+    Talking,
+}
+
+/// One piece, and then nothing for as long as it is kept; `kept` is dropped with it.
+fn unending<T: Send + Sync + 'static>(kept: T) -> AnyBody {
+    let piece = Ok(Frame::data(Bytes::from_static(b"\0\0\0\0\x01x")));
+    let first = futures_util::stream::iter([piece]);
+    let never = futures_util::stream::poll_fn(move |_| {
+        let _kept = &kept;
+        std::task::Poll::Pending
+    });
+    let pieces = futures_util::StreamExt::chain(first, never);
+    BodyExt::boxed(StreamBody::new(pieces))
+}
+
+/// A backend that tells by `ended` when it learns that its client has gone, once for each direction that was open.
+async fn forsaken(version: Version, stage: Stage, ended: tokio::sync::mpsc::Sender<()>) -> Backend {
+    Backend::start(version, move |request| {
+        let (told, ended) = (ended.clone(), ended.clone());
+        let upload = async move {
+            let mut body = request.into_body();
+            while let Some(frame) = body.frame().await {
+                if frame.is_err() {
+                    return ended.try_send(());
+                }
             }
-        })
-        .await;
-        let rig = Rig::new(to, &[&backend]).await;
-        let mut client = rig.client(from).await;
-        let request = client.request("GET", "/").body(full("")).unwrap();
+            Ok(())
+        };
+        async move {
+            match stage {
+                Stage::Waiting => {
+                    let _told = Told(told);
+                    std::future::pending().await
+                }
+                Stage::Uploading => {
+                    tokio::spawn(upload);
+                    std::future::pending().await
+                }
+                Stage::Downloading => Response::new(unending(Told(told))),
+                Stage::Talking => {
+                    tokio::spawn(upload);
+                    Response::new(unending(Told(told)))
+                }
+            }
+        }
+    })
+    .await
+}
+
+/// Sends a request and goes away at `stage`.
+async fn ask_and_go(rig: &Rig, from: Version, stage: Stage, backend: &Backend) {
+    let (mut client, connection) = rig.client_that_may_go(from).await;
+    let sends = matches!(stage, Stage::Uploading | Stage::Talking);
+    let body = if sends { unending(()) } else { full("") };
+    let request = client.request("POST", "/pkg.Service/Method");
+    let request = match stage {
+        Stage::Talking => request.header("content-type", "application/grpc"),
+        _ => request,
+    };
+    let request = request.body(body).unwrap();
+    if matches!(stage, Stage::Waiting | Stage::Uploading) {
         let asking = tokio::spawn(async move { client.try_send(request).await.map(drop) });
         until(|| backend.requests() == 1).await;
         asking.abort();
-        let told = tokio::time::timeout(Duration::from_secs(5), waiting.recv()).await;
-        assert_eq!(told, Ok(Some(())), "{from:?} {to:?}");
+        return;
+    }
+    let mut response = client.send(request).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert!(response.body_mut().frame().await.unwrap().is_ok());
+    if stage == Stage::Talking {
+        connection.abort();
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_ends_the_request_at_the_backend() {
+    let versions = [Version::HTTP_11, Version::HTTP_2];
+    let stages = [Stage::Waiting, Stage::Uploading, Stage::Downloading];
+    let pairs = versions.map(|from| versions.map(|to| stages.map(|stage| (from, to, stage))));
+    let call = [(Version::HTTP_2, Version::HTTP_2, Stage::Talking)];
+    for (from, to, stage) in pairs.into_iter().flatten().flatten().chain(call) {
+        let (ended, mut waiting) = tokio::sync::mpsc::channel(2);
+        let backend = forsaken(to, stage, ended).await;
+        let rig = Rig::new(to, &[&backend]).await;
+        ask_and_go(&rig, from, stage, &backend).await;
+        let directions = if stage == Stage::Talking { 2 } else { 1 };
+        for _ in 0..directions {
+            let told = tokio::time::timeout(Duration::from_secs(5), waiting.recv()).await;
+            assert_eq!(told, Ok(Some(())), "{from:?} {to:?} {stage:?}");
+        }
     }
 }
 

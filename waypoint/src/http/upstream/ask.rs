@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Request, Response, Version};
-use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use mesh::{draw::Draw, l7::via::Via, names::NamespacedHostname};
 
 use super::{
@@ -21,7 +21,10 @@ use super::{
 };
 use crate::{
     backend::{Upstream, keepalive},
-    http::body::{BodyError, Upload},
+    http::{
+        arriving::Arriving,
+        body::{BodyError, Upload},
+    },
     snapshot::Snapshot,
     waypoint::Waypoint,
 };
@@ -161,7 +164,7 @@ pub(in crate::http) async fn open(
 /// A response's body; its connection is used again when it was read to its end.
 #[derive(Debug)]
 pub(crate) struct Tracked {
-    incoming: Incoming,
+    incoming: Arriving,
     held: Held,
     _permit: Permit,
 }
@@ -180,7 +183,7 @@ impl HttpBody for Tracked {
         if over {
             this.held.finish(true);
         }
-        polled.map(|it| it.map(|it| it.map_err(BodyError::from)))
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

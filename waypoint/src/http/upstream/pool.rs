@@ -13,10 +13,7 @@ use std::{
 };
 
 use http::{Request, Response};
-use hyper::{
-    body::Incoming,
-    client::conn::{http1, http2},
-};
+use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh::l7::backend::Http2Keepalive;
 use parking_lot::Mutex;
@@ -25,7 +22,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::super::{body::Upload, hygiene::MAX_HEADERS};
+use super::super::{arriving::Arriving, body::Upload, hygiene::MAX_HEADERS};
 
 /// Streams on one HTTP/2 connection; then another is opened.
 const MAX_STREAMS: u32 = 100;
@@ -285,7 +282,7 @@ impl Lease {
     pub(crate) async fn send(
         mut self,
         request: Request<Upload>,
-    ) -> Result<(Response<Incoming>, Held), SendError> {
+    ) -> Result<(Response<Arriving>, Held), SendError> {
         let sent = match &mut self.carrier {
             Carrier::Http1 { sender, requests } => {
                 *requests += 1;
@@ -294,7 +291,11 @@ impl Lease {
             Carrier::Http2(stream) => stream.0.sender.clone().try_send_request(request).await,
         };
         match sent {
-            Ok(response) => Ok((response, Held(Some(self)))),
+            Ok(response) => {
+                let version = response.version();
+                let response = response.map(|it| Arriving::new(it, version));
+                Ok((response, Held(Some(self))))
+            }
             Err(mut failed) => Err(SendError {
                 unsent: failed.take_message().map(Box::new),
                 error: failed.into_error(),
