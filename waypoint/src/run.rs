@@ -178,8 +178,12 @@ impl Process {
         let policy = tls::Policy::default();
         let revocations = policy.revocations().clone();
         if let Some(path) = &self.config.revocations {
-            revocation_file::load(path, &revocations)?;
-            tasks.spawn(revocation_file::follow(path.clone(), revocations.clone()));
+            let known = revocation_file::load(path, &revocations)?;
+            tasks.spawn(revocation_file::follow(
+                path.clone(),
+                known,
+                revocations.clone(),
+            ));
         }
         self.follow(&policy, &mut registry, &ready, &of_services, &mut tasks)?;
         let issuer = self.issuer(&policy)?;

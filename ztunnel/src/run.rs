@@ -199,8 +199,12 @@ impl Tunnel {
         metrics::register_certificates(&mut registry, certificates.clone());
         let revocations = policy.revocations().clone();
         if let Some(path) = &config.tls.revocations {
-            revocation_file::load(path, &revocations)?;
-            tasks.spawn(revocation_file::follow(path.clone(), revocations.clone()));
+            let known = revocation_file::load(path, &revocations)?;
+            tasks.spawn(revocation_file::follow(
+                path.clone(),
+                known,
+                revocations.clone(),
+            ));
         }
         Metrics::revocations(&mut registry, &revocations);
         let node = make_node(

@@ -32,14 +32,15 @@ pub enum RevocationsError {
     },
 }
 
-/// Reads the list for the first time. A file that is not there revokes nothing, and may come later.
+/// Reads the list for the first time, and answers the file's content, which [`follow`] goes on from. A file that is not there
+/// revokes nothing, and may come later.
 ///
 /// # Errors
 /// If there is a file and it cannot be used.
-pub fn load(path: &Path, revocations: &Revocations) -> Result<(), RevocationsError> {
+pub fn load(path: &Path, revocations: &Revocations) -> Result<Option<Vec<u8>>, RevocationsError> {
     let read = match std::fs::read(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => {
             let path = path.to_owned();
             return Err(RevocationsError::Read { path, source });
@@ -50,12 +51,12 @@ pub fn load(path: &Path, revocations: &Revocations) -> Result<(), RevocationsErr
         RevocationsError::List { path, source }
     })?;
     tracing::info!(path = %path.display(), count, "revoked certificates are refused");
-    Ok(())
+    Ok(Some(read))
 }
 
-/// Takes over each change of the file, forever. One that is no list changes nothing: what was revoked stays so.
-pub async fn follow(path: PathBuf, revocations: Revocations) {
-    let mut known = tokio::fs::read(&path).await.ok();
+/// Takes over each change of the file since it was `known`, forever. One that is no list changes nothing: what was revoked stays
+/// so.
+pub async fn follow(path: PathBuf, mut known: Option<Vec<u8>>, revocations: Revocations) {
     loop {
         tokio::time::sleep(LOOK).await;
         let Ok(now) = tokio::fs::read(&path).await else {
@@ -73,5 +74,31 @@ pub async fn follow(path: PathBuf, revocations: Revocations) {
             }
         }
         known = Some(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{Policy, revocation::CertificateId},
+        *,
+    };
+    use crate::testing::TestCa;
+
+    /// Paused time passes while nothing else is to be done.
+    #[tokio::test(start_paused = true)]
+    async fn what_changes_between_the_first_look_and_the_second_is_not_missed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("revoked.pem");
+        let revocations = Revocations::default();
+        let known = load(&path, &revocations).unwrap();
+        assert_eq!(known, None);
+        let ca = TestCa::new("cluster.local", &Policy::default());
+        let (leaf, _) = ca.sign(&ca.leaf(&ca.identity("a", "gone")));
+        std::fs::write(&path, ca.revoke(&[&leaf])).unwrap();
+        let following = tokio::spawn(follow(path, known, revocations.clone()));
+        let chain = [CertificateId::of(&leaf).unwrap()];
+        revocations.until_revoked(&chain).await;
+        following.abort();
     }
 }
