@@ -168,7 +168,7 @@ pub struct Pod {
     /// Condition `Ready`.
     pub ready: bool,
     /// `status.podIPs`, or the single `podIP`, as written.
-    pub addresses: Vec<Str>,
+    pub addresses: Box<[Str]>,
     /// TCP ports with a name, of containers and of restartable init containers.
     pub named_ports: Arc<Ports>,
     /// The controlling owner: kind and name.
@@ -185,7 +185,7 @@ pub struct Service {
     /// `spec.type: ExternalName`.
     pub external_name: bool,
     /// Labels of its pods; empty: its endpoints are written by others.
-    pub selector: Labels,
+    pub selector: Arc<Labels>,
     /// `spec.clusterIPs`, without `None`.
     pub cluster_ips: Vec<IpAddr>,
     /// TCP ports.
@@ -795,15 +795,15 @@ fn pod_dns(meta: &ObjectMeta, spec: &core::PodSpec) -> Option<PodDns> {
     )
 }
 
-fn pod_addresses(status: &core::PodStatus) -> Vec<Str> {
-    let all: Vec<Str> = status
+fn pod_addresses(status: &core::PodStatus) -> Box<[Str]> {
+    let all: Box<[Str]> = status
         .pod_ips
         .iter()
         .flatten()
         .map(|ip| ip.ip.as_str().into())
         .collect();
     match &status.pod_ip {
-        Some(one) if all.is_empty() && !one.is_empty() => vec![one.as_str().into()],
+        Some(one) if all.is_empty() && !one.is_empty() => [one.as_str().into()].into(),
         _ => all,
     }
 }
@@ -855,7 +855,7 @@ impl Service {
         Self {
             meta: Meta::new(&wire.metadata, Kind::Service),
             external_name: spec.type_.as_deref() == Some("ExternalName"),
-            selector: labels(spec.selector.as_ref(), |_| true),
+            selector: intern::labels(labels(spec.selector.as_ref(), |_| true)),
             cluster_ips: all.iter().filter_map(|ip| ip.parse().ok()).collect(),
             ports: spec
                 .ports

@@ -27,7 +27,7 @@ pub struct Resource {
     /// The primary name: a workload's uid, a service's `namespace/hostname`, a policy's `namespace/name`.
     pub name: Str,
     /// Other names it is found by on demand: `network/ip`, `network/ip/length`.
-    pub aliases: Vec<Str>,
+    pub aliases: Box<[Str]>,
     /// Hex xxhash64 of `body`.
     pub version: Str,
     /// The marshalled message, as it stands in `google.protobuf.Any.value`.
@@ -35,7 +35,7 @@ pub struct Resource {
     /// The node a workload runs on.
     pub node: Option<Str>,
     /// The services a workload is an endpoint of, by their resource names.
-    pub services: Vec<Str>,
+    pub services: Box<[Str]>,
 }
 
 /// Names a resource.
@@ -348,11 +348,11 @@ mod tests {
             type_url: proto::WAYPOINT_TYPE_URL,
             scope: Some(Arc::new(Name::new("shop", gateway))),
             name: "config".into(),
-            aliases: Vec::new(),
+            aliases: Box::default(),
             version: "1".into(),
             body: Bytes::new(),
             node: None,
-            services: Vec::new(),
+            services: Box::default(),
         };
         let mut resources = Resources::default();
         for gateway in ["a", "b"] {

@@ -531,11 +531,11 @@ fn resource(type_url: &'static str, name: &str, body: Vec<u8>) -> Resource {
         type_url,
         scope: None,
         name: name.into(),
-        aliases: Vec::new(),
+        aliases: Box::default(),
         version: format!("{hash:x}").into(),
         body: Bytes::from(body),
         node: None,
-        services: Vec::new(),
+        services: Box::default(),
     }
 }
 
@@ -555,7 +555,7 @@ pub(crate) fn pod(n: u8, node: &str, services: &[&str], canonical: &str) -> Arc<
         r#type: Some(address::Type::Workload(workload)),
     };
     Arc::new(Resource {
-        aliases: vec![format!("/10.1.0.{n}").into()],
+        aliases: [format!("/10.1.0.{n}").into()].into(),
         node: Some(node.into()),
         services: services.iter().map(|name| Str::from(*name)).collect(),
         ..resource(ADDRESS_TYPE_URL, &uid, address.encode_to_vec())
@@ -576,7 +576,7 @@ pub(crate) fn service(name: &str, n: u8) -> Arc<Resource> {
     };
     let name = format!("shop/{hostname}");
     Arc::new(Resource {
-        aliases: vec![format!("/10.96.0.{n}").into()],
+        aliases: [format!("/10.96.0.{n}").into()].into(),
         ..resource(ADDRESS_TYPE_URL, &name, address.encode_to_vec())
     })
 }

@@ -101,9 +101,9 @@ struct Offer {
 /// What an object that makes workloads comes to.
 #[derive(Clone, Debug, PartialEq)]
 struct Made {
-    resources: Vec<Arc<Resource>>,
+    resources: Box<[Arc<Resource>]>,
     /// The waypoints that its traffic goes through.
-    served_by: Vec<Name>,
+    served_by: Box<[Name]>,
     conditions: Conditions,
 }
 
@@ -180,20 +180,19 @@ impl Wiring {
             &mut runs,
         );
         let (of_rules, secrets) = istio::rule_conditions(&mut graph, &inputs, &facts, &of_backends);
-        let everyones = graph.join(&[&resources, &merged.resources]);
-        let of_gateways = inner.resources(&mut graph, &everyones);
-        let resources = graph.join(&[&everyones, &of_waypoints, &of_gateways]);
-        // Nobody asks a cluster that is only looked at for resources.
-        let resources = match settings.is_remote {
-            true => graph.source().clone(),
-            false => resources,
-        };
+        let mut served: Vec<_> = resources.iter().chain([&merged.resources]).collect();
+        let of_gateways = inner.resources(&mut graph, &served);
+        served.extend([&of_waypoints, &of_gateways]);
+        if settings.is_remote {
+            // Nobody asks a cluster that is only looked at for resources.
+            served.clear();
+        }
         let conditions = outputs::conditions(
             &mut graph, &inputs, &joins, &offers, &made, &allocated, &istio,
         );
         let all_conditions = graph.join(&[&conditions, &of_rules, &apart]);
         Self {
-            resources: resources.tap(),
+            resources: Tap::of(&served),
             conditions: all_conditions.tap(),
             parents: routes.parents.tap(),
             exports: exports.tap(),

@@ -1,7 +1,9 @@
 //! The world: the sources and the graph over them, kept current by a thread of its own.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    borrow::Borrow,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    hash::{Hash, Hasher},
     io::{self, Read as _, Write as _},
     net::IpAddr,
     os::fd::AsFd,
@@ -137,10 +139,18 @@ struct State {
 /// Pods that have not ended, with the ways in which the certificate authority looks for them.
 #[derive(Debug, Default)]
 struct Pods {
-    by_name: HashMap<Name, Arc<Pod>>,
-    by_uid: HashMap<Str, Arc<Pod>>,
+    by_name: HashSet<ByName>,
+    by_uid: HashSet<ByUid>,
     by_node: HashMap<Str, Vec<Arc<Pod>>>,
 }
+
+/// A pod that is found by its name, which it carries itself.
+#[derive(Debug)]
+struct ByName(Arc<Pod>);
+
+/// A pod that is found by its uid, if it has one.
+#[derive(Debug)]
+struct ByUid(Arc<Pod>);
 
 impl World {
     /// Reads the folders once and keeps watching them. Blocking: when it returns, the first state is complete.
@@ -261,7 +271,7 @@ impl World {
     /// The pod with Kubernetes' uid `uid`, if it has not ended.
     pub fn pod_by_uid(&self, uid: &str) -> Option<PodFacts> {
         let pods = &self.shared.state.read().pods;
-        pods.by_uid.get(uid).map(|pod| facts(pod))
+        pods.by_uid.get(uid).map(|ByUid(pod)| facts(pod))
     }
 
     /// Whether a pod of this service account that has not ended runs on the node (the check behind impersonation).
@@ -294,7 +304,7 @@ impl World {
         };
         let of_pod = pod.and_then(|pod| {
             let pod = Name::new(namespace, pod);
-            let pod = state.pods.by_name.get(&pod)?;
+            let ByName(pod) = state.pods.by_name.get(&pod)?;
             let is_its = &*pod.service_account == service_account;
             let gateway = waypoint::managed_instance_of(&pod.meta)?;
             (is_its && of_account(&gateway)).then_some(gateway)
@@ -398,6 +408,8 @@ impl State {
             .chain(derived.flat_map(|list| list.iter().cloned()))
             .collect();
         conditions.sort();
+        // The writer of statuses keeps them, of each object.
+        conditions.shrink_to_fit();
         conditions
     }
 
@@ -436,10 +448,8 @@ impl State {
 
 impl Pods {
     fn set(&mut self, name: &Name, pod: Option<Arc<Pod>>) {
-        if let Some(old) = self.by_name.remove(name) {
-            if let Some(uid) = &old.meta.uid {
-                self.by_uid.remove(uid);
-            }
+        if let Some(ByName(old)) = self.by_name.take(name) {
+            self.by_uid.remove(uid(&old));
             if let Some(pods) = self.by_node.get_mut(&old.node) {
                 pods.retain(|known| !Arc::ptr_eq(known, &old));
                 if pods.is_empty() {
@@ -450,16 +460,51 @@ impl Pods {
         let Some(pod) = pod.filter(|pod| !pod.ended) else {
             return;
         };
-        if let Some(uid) = pod.meta.uid.as_ref().filter(|uid| !uid.is_empty()) {
-            self.by_uid.insert(uid.clone(), pod.clone());
+        if !uid(&pod).is_empty() {
+            self.by_uid.replace(ByUid(pod.clone()));
         }
         if !pod.node.is_empty() {
             let of_node = self.by_node.entry(pod.node.clone()).or_default();
             of_node.push(pod.clone());
         }
-        self.by_name.insert(pod.meta.name.clone(), pod);
+        self.by_name.insert(ByName(pod));
     }
 }
+
+fn uid(pod: &Pod) -> &str {
+    pod.meta.uid.as_deref().unwrap_or_default()
+}
+
+fn name(pod: &Pod) -> &Name {
+    &pod.meta.name
+}
+
+macro_rules! found_by {
+    ($pod:ty, $key:ty, $of:expr) => {
+        impl Borrow<$key> for $pod {
+            fn borrow(&self) -> &$key {
+                $of(&self.0)
+            }
+        }
+
+        impl Hash for $pod {
+            fn hash<H: Hasher>(&self, state: &mut H) {
+                Borrow::<$key>::borrow(self).hash(state);
+            }
+        }
+
+        impl PartialEq for $pod {
+            fn eq(&self, other: &Self) -> bool {
+                Borrow::<$key>::borrow(self) == Borrow::<$key>::borrow(other)
+            }
+        }
+
+        impl Eq for $pod {}
+    };
+}
+
+found_by!(ByName, Name, name);
+found_by!(ByUid, str, uid);
 
 fn facts(pod: &Pod) -> PodFacts {
     PodFacts {
@@ -524,7 +569,11 @@ impl Taken {
         gone(&mut self.resources, state.resources.keys());
         gone(&mut self.conditions, state.conditions.keys().cloned());
         gone(&mut self.parents, state.parents.keys().cloned());
-        gone(&mut self.pods, state.pods.by_name.keys().cloned());
+        let pods = state.pods.by_name.iter();
+        gone(
+            &mut self.pods,
+            pods.map(|ByName(pod)| pod.meta.name.clone()),
+        );
         gone(&mut self.allocated, hosts);
         gone(&mut self.readers, state.readers.keys().cloned());
         gone(

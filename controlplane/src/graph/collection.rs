@@ -29,9 +29,9 @@ pub struct Index<I: Key, K: Key, V: Data> {
     pub(super) entries: Rc<Entries<I, K, V>>,
 }
 
-/// The changes of a collection since they were last taken, for readers outside the graph.
+/// The changes of collections since they were last taken, for readers outside the graph.
 pub struct Tap<K: Key, V: Data> {
-    collection: Collection<K, V>,
+    collections: Vec<Collection<K, V>>,
     changed: Rc<RefCell<HashSet<K>>>,
 }
 
@@ -155,17 +155,7 @@ impl<K: Key, V: Data> Collection<K, V> {
 
     /// The changes from now on, and as the first ones everything there is.
     pub fn tap(&self) -> Tap<K, V> {
-        let items = self.inner.items.borrow();
-        let all: HashSet<K> = items.iter().map(|(key, _)| key.clone()).collect();
-        let changed = Rc::new(RefCell::new(all));
-        let marks = changed.clone();
-        self.listen(move |change| {
-            marks.borrow_mut().insert(change.key.clone());
-        });
-        Tap {
-            collection: self.clone(),
-            changed,
-        }
+        Tap::of(&[self])
     }
 
     pub(super) fn listen(&self, listener: impl Fn(&Change<'_, K, V>) + 'static) {
@@ -249,12 +239,30 @@ impl<I: Key, K: Key, V: Data> Index<I, K, V> {
 }
 
 impl<K: Key, V: Data> Tap<K, V> {
+    /// As [`Collection::tap`], of several collections, which must not share keys: a join of them would hold a copy of each.
+    pub fn of(collections: &[&Collection<K, V>]) -> Self {
+        let changed = Rc::new(RefCell::new(HashSet::new()));
+        for collection in collections {
+            let items = collection.inner.items.borrow();
+            let all = items.iter().map(|(key, _)| key.clone());
+            changed.borrow_mut().extend(all);
+            let marks = changed.clone();
+            collection.listen(move |change| {
+                marks.borrow_mut().insert(change.key.clone());
+            });
+        }
+        Self {
+            collections: collections.iter().copied().cloned().collect(),
+            changed,
+        }
+    }
+
     /// The changed keys with their values now, ordered by key.
     pub fn take(&self) -> Vec<(K, Option<Arc<V>>)> {
         let mut changed: Vec<K> = self.changed.take().into_iter().collect();
         changed.sort();
         let value = |key: K| {
-            let value = self.collection.peek(&key);
+            let value = self.collections.iter().find_map(|it| it.peek(&key));
             (key, value)
         };
         changed.into_iter().map(value).collect()
@@ -341,6 +349,20 @@ impl Context<'_> {
         filter: impl Fn(&V) -> bool + 'static,
     ) -> Vec<(K, Arc<V>)> {
         self.search(index, entry, Some(Rc::new(filter)))
+    }
+
+    /// As [`Context::find_where`], under several entries: the filter is kept once.
+    pub fn find_where_any<I: Key, K: Key, V: Data>(
+        &self,
+        index: &Index<I, K, V>,
+        entries: &BTreeSet<&I>,
+        filter: impl Fn(&V) -> bool + 'static,
+    ) -> Vec<(K, Arc<V>)> {
+        let filter: Filter<V> = Rc::new(filter);
+        let found = entries.iter();
+        found
+            .flat_map(|entry| self.search(index, entry, Some(filter.clone())))
+            .collect()
     }
 
     fn search<I: Key, K: Key, V: Data>(

@@ -64,6 +64,13 @@ enum Made {
     Many(Box<[u32]>),
 }
 
+impl Product {
+    /// Whether it is as good as none: of what makes nothing of most of its inputs, most places are not worth having.
+    fn is_empty(&self) -> bool {
+        self.made.as_slice().is_empty() && self.reads.is_empty()
+    }
+}
+
 impl Made {
     fn as_slice(&self) -> &[u32] {
         match self {
@@ -119,7 +126,7 @@ where
                     self.output.clear(*place);
                 }
             }
-            if input.is_some() {
+            if !after.is_empty() {
                 self.products.put(slot, after);
             }
         }

@@ -217,3 +217,23 @@ fn what_one_computation_reads_twice_with_filters_concerns_it_where_either_passes
         assert_eq!(runs.count(), expected, "{number}");
     }
 }
+
+#[test]
+fn a_tap_of_several_collections_tells_what_is_in_any_of_them() {
+    let graph = Graph::new();
+    let (first, second): (Source<u32, u32>, Source<u32, u32>) = (graph.source(), graph.source());
+    first.set(&1, Some(10));
+    let tap = Tap::of(&[&first, &second]);
+    second.set(&2, Some(20));
+    let told = |changes: Vec<(u32, Option<Arc<u32>>)>| -> Vec<(u32, Option<u32>)> {
+        let plain = |(key, value): (u32, Option<Arc<u32>>)| (key, value.as_deref().copied());
+        changes.into_iter().map(plain).collect()
+    };
+    assert_eq!(told(tap.take()), [(1, Some(10)), (2, Some(20))]);
+
+    first.set(&1, None);
+    second.set(&1, Some(11));
+    second.set(&2, None);
+    assert_eq!(told(tap.take()), [(1, Some(11)), (2, None)]);
+    assert_eq!(told(tap.take()), []);
+}

@@ -538,11 +538,11 @@ fn route(gateway: &str, name: &str, version: &str) -> Arc<Resource> {
         type_url: WAYPOINT,
         scope: Some(Arc::new(Name::new("shop", gateway))),
         name: name.into(),
-        aliases: Vec::new(),
+        aliases: Box::default(),
         version: version.into(),
         body: version.as_bytes().to_vec().into(),
         node: None,
-        services: Vec::new(),
+        services: Box::default(),
     })
 }
 

@@ -1,6 +1,5 @@
 //! What a place in the log is, and how a type on the wire is had from it.
 
-use bytes::Bytes;
 use proto::{ADDRESS_TYPE_URL, WAYPOINT_TYPE_URL, WORKLOAD_TYPE_URL};
 
 use crate::{
@@ -58,10 +57,10 @@ impl<'a> View<'a> {
     }
 
     /// The marshalled message of this type.
-    pub(super) fn body(self, resource: &Resource) -> Bytes {
+    pub(super) fn body(self, resource: &Resource) -> &[u8] {
         match self.type_url {
             WORKLOAD_TYPE_URL => workload(&resource.body).unwrap_or_default(),
-            _ => resource.body.clone(),
+            _ => &resource.body,
         }
     }
 }
@@ -71,14 +70,10 @@ pub(super) fn is_service(resource: &Resource) -> bool {
     workload(&resource.body).is_none()
 }
 
-/// The `Workload` within a marshalled `Address`, shared with it (Istio workload.proto `Address.workload`, field 1).
-fn workload(address: &Bytes) -> Option<Bytes> {
+/// The `Workload` within a marshalled `Address` (Istio workload.proto `Address.workload`, field 1).
+fn workload(address: &[u8]) -> Option<&[u8]> {
     const WORKLOAD: u8 = 1 << 3 | 2;
-    let mut rest = address.clone();
-    if rest.first() != Some(&WORKLOAD) {
-        return None;
-    }
-    rest = rest.slice(1..);
+    let mut rest = address.strip_prefix(&[WORKLOAD])?;
     let length = prost::decode_length_delimiter(&mut rest).ok()?;
     (rest.len() == length).then_some(rest)
 }

@@ -210,11 +210,11 @@ fn encoded(type_url: &'static str, name: &str, message: &impl Message) -> Resour
         type_url,
         scope: None,
         name: name.into(),
-        aliases: Vec::new(),
+        aliases: Box::default(),
         version: version.into(),
         body,
         node: None,
-        services: Vec::new(),
+        services: Box::default(),
     }
 }
 

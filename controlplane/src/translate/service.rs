@@ -33,7 +33,7 @@ pub struct Claim {
     /// The wire form, complete but for `canonical`.
     pub service: wire::Service,
     /// Labels that select its endpoints; `None`: its endpoints are written by others.
-    pub selector: Option<Labels>,
+    pub selector: Option<Arc<Labels>>,
     /// Its ports, to join endpoints with.
     pub ports: Vec<PortSpec>,
     /// How a waypoint finds its endpoints.
@@ -162,7 +162,7 @@ pub fn of_service_entry(
     let spec = &entry.spec;
     let ports: Vec<PortSpec> = spec.ports.iter().filter_map(entry_port).collect();
     let selector = spec.workload_selector.as_ref();
-    let selector = selector.map(|selector| labels_of(&selector.labels));
+    let selector = selector.map(|selector| Arc::new(labels_of(&selector.labels)));
     // A wildcard host cannot be resolved by a node tunnel: only behind a waypoint, and only with DYNAMIC_DNS.
     let usable = |host: &&String| !host.contains('*') || spec.resolution == Resolution::DynamicDns;
     let claim = |host: &String| {

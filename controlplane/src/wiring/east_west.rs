@@ -78,11 +78,12 @@ impl Inner {
     pub(super) fn resources(
         &self,
         graph: &mut Graph,
-        everyones: &Collection<ResourceKey, Resource>,
+        everyones: &[&Collection<ResourceKey, Resource>],
     ) -> Collection<ResourceKey, Resource> {
         if is_alone(&self.facts) {
             return graph.source().clone();
         }
+        let everyones = &graph.join(everyones);
         let telling = Telling {
             known: self.known.clone(),
             instances: self.instances.clone(),

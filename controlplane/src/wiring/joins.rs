@@ -141,17 +141,14 @@ impl Joins {
         labels: &Arc<Labels>,
     ) -> Vec<Arc<policy::Outcome>> {
         let root = &self.facts.settings.root_namespace;
-        let homes: BTreeSet<&Str> = [namespace, root].into();
-        let mut found = Vec::new();
-        for home in homes {
-            let labels = labels.clone();
-            let filter = move |policy: &policy::Outcome| {
-                let selector = policy.selector.as_ref();
-                policy.authorization.is_some()
-                    && selector.is_none_or(|s| crate::object::selects(s, &labels))
-            };
-            found.extend(cx.find_where(&self.policies_of_namespace, home, filter));
-        }
+        let labels = labels.clone();
+        let filter = move |policy: &policy::Outcome| {
+            let selector = policy.selector.as_ref();
+            policy.authorization.is_some()
+                && selector.is_none_or(|s| crate::object::selects(s, &labels))
+        };
+        let homes = [namespace, root].into();
+        let found = cx.find_where_any(&self.policies_of_namespace, &homes, filter);
         found.into_iter().map(|(_, policy)| policy).collect()
     }
 

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     graph::{Collection, Graph},
     object::{Kind, ObjectRef},
-    output::{Resource, ResourceKey},
+    output::{Condition, Resource, ResourceKey},
     translate::{
         peer, policy, policy_resource,
         service::{self, Claim},
@@ -29,7 +29,7 @@ pub(super) fn resources(
     made: &Collection<ObjectRef, Made>,
     inputs: &Inputs,
     additions: Additions,
-) -> Collection<ResourceKey, Resource> {
+) -> [Collection<ResourceKey, Resource>; 6] {
     let keyed = |resource: Resource| (resource.key(), resource);
     let (workloads, _) = graph.derive_shared(made, move |_, _, made| {
         let resources = made.resources.iter();
@@ -77,9 +77,7 @@ pub(super) fn resources(
             accounts,
         )))
     });
-    graph.join(&[
-        &workloads, &services, &policies, &peers, &strict, &waypoints,
-    ])
+    [workloads, services, policies, peers, strict, waypoints]
 }
 
 pub(super) fn conditions(
@@ -98,7 +96,10 @@ pub(super) fn conditions(
             .iter()
             .chain(&offer.bound.condition)
             .filter(|_| of_service);
-        told(object.clone(), said.cloned().collect::<Vec<_>>())
+        let mut said: Vec<Condition> = said.cloned().collect();
+        // There are as many as services.
+        said.shrink_to_fit();
+        told(object.clone(), said)
     });
     let (winners, given, offers) = (joins.winners.clone(), allocated.clone(), offers.clone());
     let (entries, _) = graph.derive(&inputs.entries, move |cx, name, entry| {

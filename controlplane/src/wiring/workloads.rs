@@ -46,7 +46,7 @@ fn network_gateways(graph: &mut Graph, joins: &Joins) -> Collection<ObjectRef, M
             .first()
             .and_then(|gateway| gateway.workload(&settings, uid));
         let made = Made {
-            served_by: Vec::new(),
+            served_by: Box::default(),
             resources: workload.iter().map(shared_resource).collect(),
             conditions: Conditions::default(),
         };
@@ -137,7 +137,7 @@ fn service_of(cx: &Context<'_>, joins: &Joins, slice: &EndpointSlice) -> Option<
     Some((*winner).clone()).filter(|claim| claim.kind == Kind::Service)
 }
 
-fn encoded(workloads: &[wire::Workload]) -> Vec<Arc<Resource>> {
+fn encoded(workloads: &[wire::Workload]) -> Box<[Arc<Resource>]> {
     workloads.iter().map(shared_resource).collect()
 }
 
@@ -148,7 +148,7 @@ fn shared_resource(workload: &wire::Workload) -> Arc<Resource> {
 impl Made {
     fn of(outcome: workload::Outcome, bound: Bound) -> Self {
         Self {
-            served_by: bound.served_by,
+            served_by: bound.served_by.into(),
             resources: outcome.workload.iter().map(shared_resource).collect(),
             conditions: Arc::new(outcome.conditions),
         }
@@ -217,7 +217,7 @@ fn inline_endpoints(
             facts.through_gateway(cx, workload);
         }
         let made = Made {
-            served_by: bound.served_by,
+            served_by: bound.served_by.into(),
             resources: encoded(&workloads),
             conditions: Conditions::default(),
         };
@@ -239,7 +239,7 @@ fn bare_endpoints(
         let of_claim =
             |claim: Arc<Claim>| workload::of_slice(slice, &claim, &facts.settings, &network);
         let made = Made {
-            served_by: Vec::new(),
+            served_by: Box::default(),
             resources: encoded(&claim.map(of_claim).unwrap_or_default()),
             conditions: Conditions::default(),
         };

@@ -253,7 +253,7 @@ async fn of_two_files_with_one_object_the_first_keeps_it_and_status_names_both()
     assert_eq!(watched.changes.try_next(), None);
     watched.remove("1.yaml");
     let changes = watched.next().await;
-    assert_eq!(changes.upserts[0].aliases, ["/10.0.0.2".into()]);
+    assert_eq!(*changes.upserts[0].aliases, ["/10.0.0.2".into()]);
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ fn numbered(n: usize, variant: &str) -> Arc<Resource> {
     let name = format!("Kubernetes//Pod/shop/pod-{n}");
     Arc::new(Resource {
         name: name.into(),
-        aliases: vec![format!("/10.{}.{}.{}", n >> 16, n >> 8 & 255, n & 255).into()],
+        aliases: [format!("/10.{}.{}.{}", n >> 16, n >> 8 & 255, n & 255).into()].into(),
         node: Some(format!("node-{node}").into()),
         ..Resource::clone(&pod(1, "", &[], variant))
     })

@@ -465,7 +465,7 @@ async fn events_that_repeat_or_go_back_do_not_undo_later_ones() {
     fed.until("after", true).await;
     let batch = fed.world.subscribe().try_next().unwrap();
     let web = batch.upserts.iter().find(|it| it.name.ends_with("/web"));
-    assert_eq!(web.unwrap().aliases, ["/10.0.0.2".into()]);
+    assert_eq!(*web.unwrap().aliases, ["/10.0.0.2".into()]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -47,10 +47,10 @@ pub fn resource(gateway: &Name, resource: &view::Resource) -> Resource {
         type_url: proto::WAYPOINT_TYPE_URL,
         scope: Some(Arc::new(gateway.clone())),
         name: resource.name().into(),
-        aliases: Vec::new(),
+        aliases: Box::default(),
         version: version.into(),
         body,
         node: None,
-        services: Vec::new(),
+        services: Box::default(),
     }
 }
