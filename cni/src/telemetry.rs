@@ -1,7 +1,8 @@
 //! The agent's metrics. Names are Istio's where it has one (`spec/cni.md` 10).
 
-use std::{sync::Arc, sync::atomic::AtomicU64, time::Duration};
+use std::{sync::Arc, time::Duration};
 
+use net::metrics::register_build;
 use parking_lot::Mutex;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -50,11 +51,10 @@ pub(crate) struct Telemetry {
     tunnels: Gauge,
     pods: Gauge,
     join: Histogram,
-    build: Gauge<f64, AtomicU64>,
 }
 
 impl Telemetry {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(version: &str) -> Self {
         let telemetry = Telemetry {
             registry: Arc::default(),
             events: Family::default(),
@@ -66,9 +66,8 @@ impl Telemetry {
             tunnels: Gauge::default(),
             pods: Gauge::default(),
             join: Histogram::new(JOIN_BUCKETS),
-            build: Gauge::default(),
         };
-        telemetry.build.set(1.0);
+        register_build(&mut telemetry.registry.lock(), "cni", version);
         telemetry.register();
         telemetry
     }
@@ -85,7 +84,6 @@ impl Telemetry {
             "Node tunnels connected",
             self.tunnels.clone(),
         );
-        registry.register("istio_build", "The agent is running", self.build.clone());
         let pods = "Pods of this node that the agent follows";
         registry.register("leyline_cni_pods", pods, self.pods.clone());
         let answers = "Questions of the CNI plugin, by the answer";

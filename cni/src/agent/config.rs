@@ -51,6 +51,8 @@ pub struct Config {
     pub local_folder: Option<PathBuf>,
     /// The cluster, where there is one: `NODE_NAME` is set and no folder is.
     pub cluster: Option<Cluster>,
+    /// Version shown in `istio_build`: the chart's (`CURRENT_AGENT_VERSION`), else the program's own.
+    pub version: String,
     /// Limits of enrolment.
     pub timing: Timing,
 }
@@ -117,6 +119,7 @@ impl Default for Config {
             admin: Vec::new(),
             local_folder: None,
             cluster: None,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             timing: Timing::default(),
         }
     }
@@ -165,6 +168,7 @@ impl Config {
             admin: read.admin(on_cluster),
             local_folder,
             cluster,
+            version: read.or("CURRENT_AGENT_VERSION", base.version),
             timing: Timing {
                 leave_least: read
                     .or("LEYLINE_LEAVE_GRACE", Seconds::of(base.timing.leave_least))
@@ -390,6 +394,7 @@ fn cgroup(path: &str) -> Option<ProbeSource> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::Telemetry;
 
     #[test]
     fn an_empty_environment_is_the_default() {
@@ -420,6 +425,18 @@ mod tests {
         assert_eq!(ports, [8000, 15099]);
         let local = read(true);
         assert_eq!((local.cluster, local.host_netns), (None, None));
+    }
+
+    #[test]
+    fn the_charts_version_is_shown_as_the_agents() {
+        let shown = |chart: Option<&str>| {
+            let lookup = |name: &str| chart.filter(|_| name == "CURRENT_AGENT_VERSION");
+            let config = Config::from_lookup(&|name| lookup(name).map(str::to_owned));
+            Telemetry::new(&config.expect("settings").version).text()
+        };
+        let line = |tag: &str| format!("istio_build{{component=\"cni\",tag=\"{tag}\"}} 1\n");
+        assert!(shown(Some("2.0")).contains(&line("2.0")));
+        assert!(shown(None).contains(&line(env!("CARGO_PKG_VERSION"))));
     }
 
     #[test]

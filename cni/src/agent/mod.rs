@@ -172,9 +172,9 @@ pub(crate) struct Extras {
 }
 
 impl Extras {
-    fn none() -> Self {
+    fn none(config: &Config) -> Self {
         Extras {
-            telemetry: Telemetry::new(),
+            telemetry: Telemetry::new(&config.version),
             ready: Ready::new(),
             admissions: mpsc::channel(1).1,
             services: Vec::new(),
@@ -198,7 +198,8 @@ pub async fn run<S: PodSource, K: EnrolmentSink>(
         stop.await;
         Ending::Stay
     };
-    run_with(config, source, sink, Extras::none(), stay).await
+    let extras = Extras::none(&config);
+    run_with(config, source, sink, extras, stay).await
 }
 
 /// As [`run`], with what only some agents have.

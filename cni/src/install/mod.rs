@@ -7,6 +7,7 @@
 
 mod conflist;
 mod files;
+mod folders;
 mod json;
 
 use std::{
@@ -16,8 +17,6 @@ use std::{
     time::Duration,
 };
 
-use futures_util::StreamExt;
-use inotify::{EventStream, Inotify, WatchMask};
 use net::ready::Gate;
 use tokio::{
     sync::{Mutex, watch},
@@ -27,6 +26,7 @@ use tokio::{
 use crate::{telemetry::Telemetry, zds_server::chain};
 use conflist::PLUGIN;
 pub use conflist::{ConflistError, Entry};
+use folders::Watch;
 
 /// The configuration that others chain themselves (Multus). Source: `spec/cni.md` 3.
 const STANDALONE_FILE: &str = "YYY-istio-cni.conf";
@@ -39,7 +39,6 @@ const TRY_AGAIN: Duration = Duration::from_secs(2);
 /// So many reinstalls in a row, each soon after the other, mean that someone else writes the same files.
 const FIGHT: u32 = 5;
 const FIGHT_WITHIN: Duration = Duration::from_secs(10);
-const EVENTS_BUFFER: usize = 4096;
 
 /// What is installed, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -334,11 +333,12 @@ impl Keeper {
     }
 
     async fn keep(&self) {
-        let mut changes = self.watch();
+        let mut changes = None;
         let mut fight = Fight::default();
         let mut told = None;
         loop {
             let next = Instant::now() + REINSTALL_PAUSE;
+            changes = self.watch(changes);
             let (wait, outcome) = match self.install().await {
                 Ok(written) => {
                     self.installed(written, &mut fight);
@@ -403,17 +403,15 @@ impl Keeper {
         self.telemetry.installed(error.result());
     }
 
-    /// Without a watch the folders are looked at from time to time alone.
-    fn watch(&self) -> Option<EventStream<Vec<u8>>> {
-        let watch = || -> io::Result<EventStream<Vec<u8>>> {
-            let inotify = Inotify::init()?;
-            let changes = WatchMask::CLOSE_WRITE | WatchMask::MOVE | WatchMask::DELETE;
-            for folder in [&self.settings.config_folder, &self.settings.bin_folder] {
-                inotify.watches().add(folder, changes)?;
-            }
-            inotify.into_event_stream(vec![0; EVENTS_BUFFER])
+    /// A watch of the folders that are there by now. Without one they are looked at from time to time alone.
+    fn watch(&self, before: Option<Watch>) -> Option<Watch> {
+        let folders = [&self.settings.config_folder, &self.settings.bin_folder];
+        let watch = match before {
+            Some(watch) => Ok(watch),
+            None => Watch::new(&folders.map(PathBuf::as_path)),
         };
-        watch()
+        let followed = watch.and_then(|mut watch| watch.follow().map(|()| watch));
+        followed
             .inspect_err(|error| tracing::warn!(%error, "watch the CNI folders"))
             .ok()
     }

@@ -162,12 +162,18 @@ fn a_failed_write_leaves_what_was_there_and_no_rest() {
 }
 
 async fn eventually(what: &str, holds: impl Fn() -> bool) {
+    within(Duration::from_secs(30), what, holds).await;
+}
+
+/// Sooner than what nobody was seen to change is looked at.
+async fn before_the_next_look(what: &str, holds: impl Fn() -> bool) {
+    within(LOOK_EVERY / 2, what, holds).await;
+}
+
+async fn within(time: Duration, what: &str, holds: impl Fn() -> bool) {
     let began = Instant::now();
     while !holds() {
-        assert!(
-            began.elapsed() < Duration::from_secs(30),
-            "still not: {what}"
-        );
+        assert!(began.elapsed() < time, "still not: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -175,7 +181,7 @@ async fn eventually(what: &str, holds: impl Fn() -> bool) {
 #[tokio::test]
 async fn what_others_rewrite_is_put_right_and_readiness_tells() {
     let node = Node::new(Way::Chained);
-    let (ready, telemetry) = (Ready::new(), Telemetry::new());
+    let (ready, telemetry) = (Ready::new(), Telemetry::new("1.2.3"));
     let gate = ready.gate("the CNI plugin");
     let keeper = Keeper::new(node.settings.clone(), gate, telemetry.clone());
     let (leave, leaving) = watch::channel(false);
@@ -219,7 +225,7 @@ async fn a_folder_that_is_mounted_late_is_installed_into_without_a_restart() {
     let node = Node::new(Way::Chained);
     node.config("10-rig.conflist", LIST);
     fs::remove_dir(&node.settings.bin_folder).expect("empty so far");
-    let (ready, telemetry) = (Ready::new(), Telemetry::new());
+    let (ready, telemetry) = (Ready::new(), Telemetry::new("1.2.3"));
     let gate = ready.gate("the CNI plugin");
     let keeper = Keeper::new(node.settings.clone(), gate, telemetry.clone());
     let (leave, leaving) = watch::channel(false);
@@ -237,8 +243,36 @@ async fn a_folder_that_is_mounted_late_is_installed_into_without_a_restart() {
         ready.is_ready() && node.has_entry("10-rig.conflist")
     })
     .await;
+    let plugin = node.settings.bin_folder.join(PLUGIN);
+    fs::remove_file(&plugin).expect("remove");
+    before_the_next_look("it is watched from then on", || plugin.exists()).await;
     leave.send_replace(true);
     task.await.expect("no panic");
+}
+
+#[tokio::test]
+async fn a_folder_is_seen_to_come_and_go_by_what_is_above_it() {
+    let node = tempfile::tempdir().expect("a folder");
+    let path = |below: &str| node.path().join(below);
+    let mut watch = Watch::new(&[&path("etc/cni/net.d")]).expect("a watch");
+    let by = async |watch: &mut Watch, below: &str| {
+        while !watch.watched.contains_key(&path(below)) {
+            let told = timeout(Duration::from_secs(10), watch.next()).await;
+            told.unwrap_or_else(|_| panic!("{below:?} was not seen"));
+            watch.follow().expect("follow");
+        }
+        assert_eq!(watch.watched.len(), 1);
+    };
+    watch.follow().expect("follow");
+    assert!(watch.watched.contains_key(node.path()));
+    fs::create_dir(path("etc")).expect("make");
+    by(&mut watch, "etc").await;
+    for _ in 0..2 {
+        fs::create_dir_all(path("etc/cni/net.d")).expect("make");
+        by(&mut watch, "etc/cni/net.d").await;
+        fs::remove_dir(path("etc/cni/net.d")).expect("remove");
+        by(&mut watch, "etc/cni").await;
+    }
 }
 
 #[test]

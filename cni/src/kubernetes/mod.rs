@@ -74,7 +74,7 @@ pub async fn run(
     let (leave, leaving) = watch::channel(false);
     let sink = AnnotationSink::new(client.clone(), leaving.clone());
     let source = KubernetesSource::new(client.clone(), &cluster.node, known.clone());
-    let telemetry = Telemetry::new();
+    let telemetry = Telemetry::new(&config.version);
     let (admissions, admitted) = mpsc::channel(ADMISSIONS);
     let gate = Gate {
         client: client.clone(),
