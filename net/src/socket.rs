@@ -21,6 +21,10 @@ use crate::{
     report::Chain,
 };
 
+mod prepared;
+
+pub use prepared::Connector;
+
 /// The mark of all the tunnel's packets: the redirect rules let it pass.
 pub const PACKET_MARK: u32 = 1337;
 /// Connections that wait to be accepted, per listener; the kernel caps it at `net.core.somaxconn`.
@@ -181,6 +185,13 @@ pub(crate) fn connect_end(kind: io::ErrorKind) -> EndReason {
     }
 }
 
+fn name_of(kind: Type) -> &'static str {
+    match kind {
+        Type::STREAM => "tcp",
+        _ => "udp",
+    }
+}
+
 /// A socket in the making: gives every failure its name.
 struct Draft {
     socket: Socket,
@@ -190,23 +201,27 @@ struct Draft {
 
 impl Draft {
     fn new(address: SocketAddr, kind: Type) -> Result<Self, SocketError> {
-        let (protocol, name) = match kind {
-            Type::STREAM => (Protocol::TCP, "tcp"),
-            _ => (Protocol::UDP, "udp"),
+        let protocol = match kind {
+            Type::STREAM => Protocol::TCP,
+            _ => Protocol::UDP,
         };
         let domain = Domain::for_address(address);
         match Socket::new(domain, kind.nonblocking().cloexec(), Some(protocol)) {
-            Ok(socket) => Ok(Self {
-                socket,
-                address,
-                protocol: name,
-            }),
+            Ok(socket) => Ok(Self::of(socket, address, kind)),
             Err(source) => Err(SocketError::Io {
                 operation: Operation::Create,
-                protocol: name,
+                protocol: name_of(kind),
                 address,
                 source,
             }),
+        }
+    }
+
+    fn of(socket: Socket, address: SocketAddr, kind: Type) -> Self {
+        Self {
+            socket,
+            address,
+            protocol: name_of(kind),
         }
     }
 
@@ -359,59 +374,21 @@ impl Factory {
         destination: SocketAddr,
         source: SourceAddress,
     ) -> Result<TcpStream, SocketError> {
-        if source != SourceAddress::Own {
-            for _ in 0..PORT_TRIES {
-                match self
-                    .connect_from(destination, source, SourcePort::Ours)
-                    .await
-                {
-                    // Another connection has the very same ends.
-                    Err(error) if error.io_kind() == io::ErrorKind::AddrNotAvailable => {}
-                    connected => return connected,
-                }
-            }
-        }
-        self.connect_from(destination, source, SourcePort::Kernels)
-            .await
+        connect_with(|| self.draft(destination), destination, source).await
     }
 
-    async fn connect_from(
-        &self,
-        destination: SocketAddr,
-        source: SourceAddress,
-        port: SourcePort,
-    ) -> Result<TcpStream, SocketError> {
-        let draft = self.inside(destination, || {
-            let draft = Draft::new(destination, Type::STREAM)?;
-            draft.mark(self.mark)?;
-            match source {
-                SourceAddress::Own => {}
-                SourceAddress::Preferred(address) => {
-                    if let Err(error) = bind_source(&draft, address, port) {
-                        tracing::debug!(%address, error = %Chain(&error), "source address not kept");
-                    }
-                }
-                SourceAddress::Required(address) => bind_source(&draft, address, port)?,
-            }
-            Ok(draft)
-        })?;
+    /// A socket to connect with, and its options.
+    fn draft(&self, destination: SocketAddr) -> Result<Draft, SocketError> {
+        self.inside(destination, || self.tuned(destination))
+    }
+
+    /// As [`Factory::draft`], in the namespace that the thread is in.
+    fn tuned(&self, destination: SocketAddr) -> Result<Draft, SocketError> {
+        let draft = Draft::new(destination, Type::STREAM)?;
+        draft.mark(self.mark)?;
         self.tune(&draft.socket)
-            .map_err(|(option, source)| SocketError::Io {
-                operation: Operation::Set(option),
-                protocol: "tcp",
-                address: destination,
-                source,
-            })?;
-        let socket = TcpSocket::from_std_stream(draft.socket.into());
-        socket
-            .connect(destination)
-            .await
-            .map_err(|source| SocketError::Io {
-                operation: Operation::Connect,
-                protocol: "tcp",
-                address: destination,
-                source,
-            })
+            .or_else(|(option, error)| draft.named(Operation::Set(option), Err(error)))?;
+        Ok(draft)
     }
 
     /// Fails where a connection cannot keep its client's address, for want of a right.
@@ -499,6 +476,52 @@ impl Factory {
     }
 }
 
+/// Connects with a socket that `draft` answers; another one where the ends are taken.
+async fn connect_with(
+    draft: impl Fn() -> Result<Draft, SocketError>,
+    destination: SocketAddr,
+    source: SourceAddress,
+) -> Result<TcpStream, SocketError> {
+    if source != SourceAddress::Own {
+        for _ in 0..PORT_TRIES {
+            match connect_from(draft()?, destination, source, SourcePort::Ours).await {
+                // Another connection has the very same ends.
+                Err(error) if error.io_kind() == io::ErrorKind::AddrNotAvailable => {}
+                connected => return connected,
+            }
+        }
+    }
+    connect_from(draft()?, destination, source, SourcePort::Kernels).await
+}
+
+/// A socket is bound in its own namespace, wherever the thread is.
+async fn connect_from(
+    draft: Draft,
+    destination: SocketAddr,
+    source: SourceAddress,
+    port: SourcePort,
+) -> Result<TcpStream, SocketError> {
+    match source {
+        SourceAddress::Own => {}
+        SourceAddress::Preferred(address) => {
+            if let Err(error) = bind_source(&draft, address, port) {
+                tracing::debug!(%address, error = %Chain(&error), "source address not kept");
+            }
+        }
+        SourceAddress::Required(address) => bind_source(&draft, address, port)?,
+    }
+    let Draft {
+        socket, protocol, ..
+    } = draft;
+    let connected = TcpSocket::from_std_stream(socket.into()).connect(destination);
+    connected.await.map_err(|source| SocketError::Io {
+        operation: Operation::Connect,
+        protocol,
+        address: destination,
+        source,
+    })
+}
+
 /// Ports for connections in a client's name: below those that clients take for themselves (Linux's default of
 /// `net.ipv4.ip_local_port_range`). A client that later connects to the same application, past us or to be captured, from
 /// a port that we have taken in its name would have the very same ends as our connection: its packets would be taken for
@@ -517,12 +540,8 @@ enum SourcePort {
 fn bind_source(draft: &Draft, source: IpAddr, port: SourcePort) -> Result<(), SocketError> {
     let socket = &draft.socket;
     let transparent = set_transparent(socket, source);
+    // That alone lets it bind to what is nobody's here (`inet_can_nonlocal_bind`): IP_FREEBIND would add nothing.
     draft.named(Operation::Set("IP_TRANSPARENT"), transparent)?;
-    let freebind = match source {
-        IpAddr::V4(_) => socket.set_freebind_v4(true),
-        IpAddr::V6(_) => socket.set_freebind_v6(true),
-    };
-    draft.named(Operation::Set("IP_FREEBIND"), freebind)?;
     match port {
         SourcePort::Ours => bind_to_our_port(draft, source),
         SourcePort::Kernels => bind_to_any_port(draft, source),
@@ -572,14 +591,16 @@ fn set_transparent(socket: &Socket, address: IpAddr) -> io::Result<()> {
 /// A connection that was not redirected answers its own local address, which is what it was going to; the recursion
 /// guard then refuses it on the tunnel's ports. Source: SO_ORIGINAL_DST, then IP6T_SO_ORIGINAL_DST.
 ///
+/// `peer`: where it comes from. A mapped IPv4 connection on a dual-stack listener is recorded as IPv4.
+///
 /// # Errors
 /// Only when the socket is no longer connected.
-pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
+pub fn original_destination(stream: &TcpStream, peer: SocketAddr) -> io::Result<SocketAddr> {
     let socket = SockRef::from(stream);
-    // A mapped IPv4 connection on a dual-stack listener is recorded as IPv4; asking for IPv6 first would miss it.
-    let recorded = socket
-        .original_dst_v4()
-        .or_else(|_| socket.original_dst_v6());
+    let recorded = match peer.ip().to_canonical() {
+        IpAddr::V4(_) => socket.original_dst_v4(),
+        IpAddr::V6(_) => socket.original_dst_v6(),
+    };
     let found = recorded.ok().and_then(|address| address.as_socket());
     match found {
         Some(address) => Ok(unmapped(address)),

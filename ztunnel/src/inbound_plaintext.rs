@@ -57,7 +57,7 @@ async fn begin(
 ) -> Option<(OwnedSemaphorePermit, TcpStream, (Flow, TcpStream))> {
     let peer = socket::unmapped(peer);
     let adopted = pod.sockets.adopt(&stream);
-    let original = match adopted.and_then(|()| socket::original_destination(&stream)) {
+    let original = match adopted.and_then(|()| socket::original_destination(&stream, peer)) {
         Ok(original) => original,
         // The peer is gone already.
         Err(error) => {

@@ -76,7 +76,7 @@ async fn begin(
 ) -> Option<(OwnedSemaphorePermit, TcpStream, Established)> {
     let client = socket::unmapped(peer);
     let adopted = pod.sockets.adopt(&stream);
-    let original = adopted.and_then(|()| socket::original_destination(&stream));
+    let original = adopted.and_then(|()| socket::original_destination(&stream, peer));
     let original = match original {
         Ok(original) => original,
         // The client is gone already.

@@ -17,7 +17,7 @@ use net::{
     lanes::Lanes,
     mesh_state::MeshState,
     netns::Netns,
-    socket::{Factory, SourceAddress},
+    socket::{Connector, Factory, SourceAddress},
     tls::{Revocations, WorkloadCertificate},
 };
 use parking_lot::Mutex;
@@ -75,6 +75,8 @@ pub(crate) struct Pod {
     pub(crate) binding: LocalWorkload,
     pub(crate) node: Arc<Node>,
     pub(crate) sockets: Factory,
+    /// Sockets of connections that are not tunnels.
+    pub(crate) connector: Connector,
     pub(crate) pool: hbone::Pool,
     pub(crate) handshakes: Arc<Handshakes>,
     /// Neighbours that are reached from socket to socket.
@@ -160,6 +162,7 @@ impl Pod {
             binding,
             pool: hbone::Pool::new(config, dial),
             node,
+            connector: Connector::new(sockets.clone()),
             sockets,
             handshakes: Arc::default(),
             witnesses: Witnesses::default(),

@@ -280,6 +280,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.pod.inbound.set_removed();
         self.pod.outbound.set_removed();
+        self.pod.connector.close();
         self.pod.node.metrics.pods.stopped();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     ops::ControlFlow,
     path::Path,
     sync::{
@@ -310,13 +311,13 @@ async fn accept(listener: TcpListener, factory: Factory, keep: Keep, carried: Ar
             Keep::Own => SourceAddress::Own,
             Keep::Client => SourceAddress::Required(unmapped(client).ip()),
         };
-        connections.spawn(carry(stream, factory.clone(), source));
+        connections.spawn(carry(stream, client, factory.clone(), source));
         while connections.try_join_next().is_some() {}
     }
 }
 
-async fn carry(mut stream: TcpStream, factory: Factory, source: SourceAddress) {
-    let destination = original_destination(&stream).expect("a redirected connection");
+async fn carry(mut stream: TcpStream, client: SocketAddr, factory: Factory, source: SourceAddress) {
+    let destination = original_destination(&stream, client).expect("a redirected connection");
     if let Ok(mut far) = factory.connect(unmapped(destination), source).await {
         let _ = tokio::io::copy_bidirectional(&mut stream, &mut far).await;
     }

@@ -29,7 +29,7 @@ async fn one_listener_takes_both_families() {
         let client = client.expect("listening");
         let (server, peer) = accept_one(&listener).await;
         assert_eq!(unmapped(peer), client.local_addr().expect("bound"));
-        let original = original_destination(&server).expect("connected");
+        let original = original_destination(&server, peer).expect("connected");
         assert_eq!(original, address, "not redirected: its own address");
     }
 }
@@ -235,8 +235,8 @@ async fn a_redirected_connection_knows_where_it_was_going() {
         let address = address.parse().expect("an address");
         let client = application.connect(address, SourceAddress::Own).await;
         let _client = client.expect("redirected");
-        let (server, _) = accept_one(&listener).await;
-        let original = original_destination(&server).expect("connected");
+        let (server, peer) = accept_one(&listener).await;
+        let original = original_destination(&server, peer).expect("connected");
         assert_eq!(original, address);
         let marked = factory.connect(address, SourceAddress::Own).await;
         let error = marked.expect_err("not redirected, and nobody listens there");
