@@ -12,6 +12,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
+    time::{Instant, sleep_until},
 };
 use tracing::{debug, warn};
 
@@ -20,6 +21,8 @@ use crate::{drain, handover::Port, lanes::Lanes};
 /// The first pause after the process ran out of something; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Tasks that have ended are taken off so often at most: most end on another thread, and each would wake this one.
+const REAP: Duration = Duration::from_millis(50);
 
 /// What an accept loop is called in logs, and how much it takes on.
 #[derive(Clone, Debug)]
@@ -120,7 +123,7 @@ pub async fn serve_admitted<A, G, P, H, F>(
         admit,
         handler,
         closed: closed.release(),
-        tasks: JoinSet::new(),
+        tasks: Tasks::new(options.name),
     };
     let mode = accepting.until(drain.started()).await;
     let handed_over = async {
@@ -131,10 +134,10 @@ pub async fn serve_admitted<A, G, P, H, F>(
     };
     accepting.until(handed_over).await;
     accepting.take_waiting();
-    let (name, tasks) = (accepting.name, accepting.tasks);
+    let tasks = accepting.tasks;
     drop(listener);
     closing.start(mode);
-    finish(name, tasks, drain).await;
+    tasks.finish(drain).await;
 }
 
 /// An accept loop under way.
@@ -145,7 +148,16 @@ struct Accepting<'a, A, H> {
     admit: A,
     handler: H,
     closed: drain::Watch,
-    tasks: JoinSet<()>,
+    tasks: Tasks,
+}
+
+/// The tasks of connections.
+struct Tasks {
+    /// The listener's.
+    name: &'static str,
+    all: JoinSet<()>,
+    /// When those that have ended are looked for again.
+    reaped_until: Instant,
 }
 
 impl<A, G, P, H, F> Accepting<'_, A, H>
@@ -162,10 +174,7 @@ where
             let accepted = tokio::select! {
                 biased;
                 ended = &mut end => return ended,
-                Some(ended) = self.tasks.join_next() => {
-                    report(self.name, ended);
-                    continue;
-                }
+                () = self.tasks.reap() => continue,
                 accepted = next(self.listener, (self.admit)()) => accepted,
             };
             match accepted {
@@ -198,6 +207,7 @@ where
         let handled = (self.handler)(stream, peer, admitted, self.closed.clone());
         // Not an async block: that would keep room for the handler's future twice, for as long as the connection lives.
         self.tasks
+            .all
             .spawn_on(handled.map(move |()| drop(place)), runtime);
     }
 
@@ -230,18 +240,42 @@ async fn next<P>(
     Ok((stream, peer, admitted))
 }
 
-async fn finish(name: &'static str, mut tasks: JoinSet<()>, mut drain: drain::Watch) {
-    let mut forced = pin!(drain.forced());
-    loop {
-        tokio::select! {
-            ended = tasks.join_next() => match ended {
-                Some(ended) => report(name, ended),
-                None => return,
-            },
-            () = &mut forced => break,
+impl Tasks {
+    fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            all: JoinSet::new(),
+            reaped_until: Instant::now(),
         }
     }
-    tasks.shutdown().await;
+
+    /// Resolves once some were taken off. Cancel-safe.
+    async fn reap(&mut self) {
+        sleep_until(self.reaped_until).await;
+        match self.all.join_next().await {
+            Some(ended) => report(self.name, ended),
+            None => std::future::pending().await,
+        }
+        while let Some(ended) = self.all.try_join_next() {
+            report(self.name, ended);
+        }
+        self.reaped_until = Instant::now() + REAP;
+    }
+
+    /// Waits for all, or until the drain is forced; then they are dropped.
+    async fn finish(mut self, mut drain: drain::Watch) {
+        let mut forced = pin!(drain.forced());
+        loop {
+            tokio::select! {
+                ended = self.all.join_next() => match ended {
+                    Some(ended) => report(self.name, ended),
+                    None => return,
+                },
+                () = &mut forced => break,
+            }
+        }
+        self.all.shutdown().await;
+    }
 }
 
 fn report(name: &'static str, ended: Result<(), tokio::task::JoinError>) {

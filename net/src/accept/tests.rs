@@ -145,3 +145,22 @@ fn only_errors_of_the_one_connection_are_passed_over() {
         assert_eq!(is_of_one_connection(&error), passed, "{error}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn tasks_that_have_ended_are_taken_off_together() {
+    let mut tasks = Tasks::new("test");
+    for _ in 0..3 {
+        tasks.all.spawn(async {});
+    }
+    tasks.all.spawn(pending());
+    tokio::task::yield_now().await;
+    tasks.reap().await;
+    assert_eq!(tasks.all.len(), 1);
+    // The next one wakes nobody until the time has come, which then takes it off by itself.
+    tasks.all.spawn(async {});
+    tokio::task::yield_now().await;
+    let reaped = Instant::now();
+    tasks.reap().await;
+    assert!(reaped.elapsed() >= REAP);
+    assert_eq!(tasks.all.len(), 1);
+}
