@@ -18,7 +18,10 @@ use axum::{
     response::{IntoResponse, Response},
     routing::any,
 };
-use mesh::flow::{ResponseFlag, TcpLabels};
+use mesh::{
+    flow::{Direction, ResponseFlag, Security, ServiceName, TcpLabels},
+    names::Str,
+};
 use prometheus_client::{encoding::EncodeLabelSet, metrics::family::Family};
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use tokio::net::TcpListener;
@@ -70,6 +73,23 @@ async fn answer(State(exposed): State<Exposition>, headers: HeaderMap) -> Respon
 }
 
 impl Labels for TcpLabels {
+    type Key = (Direction, Security, [usize; 5]);
+
+    fn key(&self) -> Self::Key {
+        let text = |part: fn(&ServiceName) -> &Str| {
+            let service = self.service.as_ref();
+            service.map_or(0, |it| part(it).as_ptr().addr())
+        };
+        let places = [
+            Arc::as_ptr(&self.source).addr(),
+            Arc::as_ptr(&self.destination).addr(),
+            text(|it| &it.hostname),
+            text(|it| &it.namespace),
+            text(|it| &it.name),
+        ];
+        (self.direction, self.security, places)
+    }
+
     fn each(&self, flag: ResponseFlag, each: &mut dyn FnMut(&str, &str)) {
         for (name, value) in self.pairs(flag) {
             each(name, value);

@@ -8,7 +8,7 @@ use std::{
     fmt,
     hash::Hash,
     sync::{
-        Arc, OnceLock,
+        Arc, OnceLock, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -24,23 +24,69 @@ use prometheus_client::{
 
 /// Label sets kept at a time, beyond those of open flows.
 pub const MAX_SERIES: usize = 10_000;
+/// Label sets that are found without a look at their texts; at more, all are forgotten.
+const RECENT: usize = 1024;
 
 /// Labels of a TCP flow, but for `response_flags`, which is known at its end.
 pub trait Labels: Clone + Eq + Hash + fmt::Debug + Send + Sync + 'static {
+    /// Where the labels are, in place of what they say. While labels live, whatever has their key is equal to them; what is
+    /// equal may have another one.
+    type Key: Copy + Eq + Hash + Send + Sync;
+
+    /// Costs no look at the texts.
+    fn key(&self) -> Self::Key;
+
     /// Calls `each` with every name and value, in the order of node-tunnel.md 1.7, `response_flags` in its place.
     fn each(&self, flag: ResponseFlag, each: &mut dyn FnMut(&str, &str));
 }
 
 /// The families. Cheap to clone.
-pub struct Tcp<L>(Arc<Inner<L>>);
+pub struct Tcp<L: Labels>(Arc<Inner<L>>);
 
-struct Inner<L> {
-    series: Mutex<HashMap<L, Arc<Series>>>,
+struct Inner<L: Labels> {
+    series: Mutex<Known<L>>,
     /// Orders uses; wraps never.
     clock: AtomicU64,
     sockets: Family<Sockets, Gauge>,
     /// Of `sockets`, those that were asked for, by direction: an accepted connection does not look its gauge up.
     gauges: [OnceLock<Gauge>; 3],
+}
+
+struct Known<L: Labels> {
+    all: HashMap<L, Arc<Series>>,
+    /// A short cut to some of `all`. The labels are kept so that nothing else comes to be where they are.
+    recent: HashMap<L::Key, (L, Weak<Series>)>,
+}
+
+impl<L: Labels> Known<L> {
+    fn find(&mut self, labels: &L) -> Option<Arc<Series>> {
+        let key = labels.key();
+        let recent = self.recent.get(&key);
+        if let Some(found) = recent.and_then(|(_, series)| series.upgrade()) {
+            return Some(found);
+        }
+        let found = self.all.get(labels)?.clone();
+        self.remember(labels, &found);
+        Some(found)
+    }
+
+    fn remember(&mut self, labels: &L, series: &Arc<Series>) {
+        if self.recent.len() >= RECENT {
+            self.recent.clear();
+        }
+        let entry = (labels.clone(), Arc::downgrade(series));
+        self.recent.insert(labels.key(), entry);
+    }
+
+    fn enter(&mut self, labels: &L) -> Arc<Series> {
+        if self.all.len() >= MAX_SERIES {
+            make_room(&mut self.all);
+        }
+        let new = Arc::new(Series::default());
+        self.all.insert(labels.clone(), Arc::clone(&new));
+        self.remember(labels, &new);
+        new
+    }
 }
 
 #[derive(Default)]
@@ -57,13 +103,13 @@ struct Sockets {
     reporter: &'static str,
 }
 
-impl<L> Clone for Tcp<L> {
+impl<L: Labels> Clone for Tcp<L> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<L> fmt::Debug for Tcp<L> {
+impl<L: Labels> fmt::Debug for Tcp<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tcp").finish_non_exhaustive()
     }
@@ -73,7 +119,10 @@ impl<L: Labels> Tcp<L> {
     /// New families in `registry`.
     pub fn register(registry: &mut Registry) -> Self {
         let new = Self(Arc::new(Inner {
-            series: Mutex::default(),
+            series: Mutex::new(Known {
+                all: HashMap::new(),
+                recent: HashMap::new(),
+            }),
             clock: AtomicU64::new(0),
             sockets: Family::default(),
             gauges: Default::default(),
@@ -115,24 +164,21 @@ impl<L: Labels> Tcp<L> {
 
     /// Drops series that `keep` refuses and that no open flow uses: to be called when workloads go.
     pub fn retain(&self, mut keep: impl FnMut(&L) -> bool) {
-        let mut series = self.0.series.lock();
-        series.retain(|labels, series| Arc::strong_count(series) > 1 || keep(labels));
+        let mut known = self.0.series.lock();
+        known.recent.clear();
+        let all = &mut known.all;
+        all.retain(|labels, series| Arc::strong_count(series) > 1 || keep(labels));
     }
 
     fn series(&self, labels: &L) -> Arc<Series> {
         let now = self.0.clock.fetch_add(1, Relaxed);
-        let mut all = self.0.series.lock();
-        if let Some(found) = all.get(labels) {
-            found.used.store(now, Relaxed);
-            return Arc::clone(found);
-        }
-        if all.len() >= MAX_SERIES {
-            make_room(&mut all);
-        }
-        let new = Arc::new(Series::default());
-        new.used.store(now, Relaxed);
-        all.insert(labels.clone(), Arc::clone(&new));
-        new
+        let mut known = self.0.series.lock();
+        let series = match known.find(labels) {
+            Some(found) => found,
+            None => known.enter(labels),
+        };
+        series.used.store(now, Relaxed);
+        series
     }
 }
 
@@ -226,8 +272,8 @@ impl<L: Labels> Collector for Tcp<L> {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         // A copy, so that opening flows do not wait for a scrape.
         let rows: Vec<Row<L>> = {
-            let all = self.0.series.lock();
-            let rows = all.iter();
+            let known = self.0.series.lock();
+            let rows = known.all.iter();
             rows.map(|(labels, series)| (labels.clone(), Arc::clone(series)))
                 .collect()
         };
