@@ -102,9 +102,9 @@ pub struct NextHop {
     /// The authority of the CONNECT request; for double HBONE of both; none for plain TCP.
     pub authority: Option<Authority>,
     /// The TLS server must prove one of these. Empty for plain TCP.
-    pub expected: Vec<Identity>,
+    pub expected: Arc<[Identity]>,
     /// For double HBONE: what the server of the inner TLS must prove. Empty: it cannot succeed.
-    pub inner_expected: Vec<Identity>,
+    pub inner_expected: Arc<[Identity]>,
     /// The service that the client addressed.
     pub service: Option<Arc<Service>>,
     /// The record of the next hop itself: a workload, a waypoint or a gateway.
@@ -172,7 +172,7 @@ pub fn to_endpoint(
     let hop = match workload.network == facts.source.network {
         true => asked.direct(workload, service, port),
         false => {
-            let inner = service.map_or_else(Vec::new, |it| it.subject_alt_names.clone());
+            let inner = names_of(service.map(|it| &**it));
             asked.through_gateway(workload, service, inner, draw)
         }
     };
@@ -302,7 +302,7 @@ impl Asked<'_> {
         let selected = selected.ok_or_else(refused)?;
         let workload = &selected.endpoint.workload;
         if workload.network != source.network {
-            let inner = service.subject_alt_names.clone();
+            let inner = names_of(Some(service));
             return self.through_gateway(workload, Some(service), inner, gateway);
         }
         self.direct(workload, Some(service), selected.port)
@@ -349,8 +349,8 @@ impl Asked<'_> {
             hop: Hop::Tcp,
             target: Target::Address(self.destination),
             authority: None,
-            expected: Vec::new(),
-            inner_expected: Vec::new(),
+            expected: Arc::default(),
+            inner_expected: Arc::default(),
             service,
             workload: None,
         }
@@ -380,7 +380,7 @@ impl Asked<'_> {
         let expected = if hbone {
             expected(service.map(|it| &**it), workload)
         } else {
-            Vec::new()
+            Arc::default()
         };
         Ok(NextHop {
             route: Route::Direct,
@@ -388,7 +388,7 @@ impl Asked<'_> {
             target,
             authority: hbone.then_some(authority),
             expected,
-            inner_expected: Vec::new(),
+            inner_expected: Arc::default(),
             service: service.cloned(),
             workload: Some(Arc::clone(workload)),
         })
@@ -425,7 +425,7 @@ impl Asked<'_> {
             target: self.gateway_target(&gateway)?,
             authority: Some(Authority::Address(self.destination)),
             expected: gateway.expected(),
-            inner_expected: Vec::new(),
+            inner_expected: Arc::default(),
             service,
             workload: Some(gateway.workload),
         })
@@ -436,7 +436,7 @@ impl Asked<'_> {
         &self,
         remote: &Workload,
         service: Option<&Arc<Service>>,
-        inner_expected: Vec<Identity>,
+        inner_expected: Arc<[Identity]>,
         draw: Draw,
     ) -> Result<NextHop, Refusal> {
         let missing = || refused(Reason::GatewayMissing, remote);
@@ -526,26 +526,34 @@ struct Resolved {
 }
 
 impl Resolved {
-    fn expected(&self) -> Vec<Identity> {
+    fn expected(&self) -> Arc<[Identity]> {
         expected(self.service.as_deref(), &self.workload)
     }
 
-    fn service_identities(&self) -> Vec<Identity> {
-        let service = self.service.as_ref();
-        service.map_or_else(Vec::new, |it| it.subject_alt_names.clone())
+    fn service_identities(&self) -> Arc<[Identity]> {
+        names_of(self.service.as_deref())
     }
 }
 
+/// The identities that the service goes by beside its workloads'.
+fn names_of(service: Option<&Service>) -> Arc<[Identity]> {
+    service.map_or_else(Arc::default, |it| it.subject_alt_names.as_slice().into())
+}
+
 /// The service's names and the workload's identity, which comes first.
-fn expected(service: Option<&Service>, workload: &Workload) -> Vec<Identity> {
-    let mut expected = vec![workload.identity()];
+fn expected(service: Option<&Service>, workload: &Workload) -> Arc<[Identity]> {
+    let own = workload.identity();
     let names = service.map_or(&[][..], |it| &it.subject_alt_names);
+    if names.is_empty() {
+        return Arc::new([own]);
+    }
+    let mut expected = vec![own];
     for name in names {
         if !expected.contains(name) {
             expected.push(name.clone());
         }
     }
-    expected
+    expected.into()
 }
 
 fn refused(reason: Reason, workload: &Workload) -> Refusal {

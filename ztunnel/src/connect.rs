@@ -7,7 +7,6 @@ use mesh::{
     authority::Authority,
     flow::{EndReason, Security},
     headers::{self, Baggage, Traceparent},
-    identity::Identity,
     outbound::{Hop, NextHop},
     workload::Workload,
 };
@@ -257,7 +256,7 @@ impl Outgoing<'_> {
 
     async fn tcp(&self) -> Result<Connected, ConnectError> {
         let address = self.address;
-        let connecting = self.pod.sockets.connect(address, SourceAddress::Own);
+        let connecting = self.pod.connector.connect(address, SourceAddress::Own);
         let stream = timeout(CONNECT_DEADLINE, connecting)
             .await
             .map_err(|_| ConnectError::TcpTimeout { address })?
@@ -294,7 +293,7 @@ impl Outgoing<'_> {
         Ok(hbone::Target {
             destination: self.address,
             workload: workload.map(|workload| workload.uid.clone()),
-            expected: self.hop.expected.clone().into(),
+            expected: self.hop.expected.clone(),
             certificate,
         })
     }
@@ -313,8 +312,7 @@ impl Outgoing<'_> {
         let gateway = self.address;
         let outer = self.tunnel().await?;
         let certificate = self.pod.certificate(&self.source.identity()).await?;
-        let expected: Arc<[Identity]> = self.hop.inner_expected.clone().into();
-        let config = certificate.client_config(&expected);
+        let config = certificate.client_config(&self.hop.inner_expected);
         let (io, peer) = tls::connect(outer.stream, config, TLS_DEADLINE)
             .await
             .map_err(|source| ConnectError::InnerTls { gateway, source })?;

@@ -101,7 +101,7 @@ fn a_pods_address_is_reached_over_hbone() {
         "127.0.0.2:80",
         "Direct Hbone 127.0.0.2:15008 127.0.0.2:80",
     );
-    assert_eq!(hop.expected, [identity("a", "web-1")]);
+    assert_eq!(*hop.expected, [identity("a", "web-1")]);
     goes(
         &mesh([]),
         "[ff06::c3]:80",
@@ -126,7 +126,7 @@ fn a_service_is_reached_through_an_endpoint_with_its_target_port() {
         "Direct Hbone 127.0.0.2:15008 127.0.0.2:8080",
     );
     assert_eq!(
-        hop.expected,
+        *hop.expected,
         [identity("a", "web-1"), identity("a", "other")]
     );
     assert_eq!(hop.service.unwrap().key().to_string(), WEB);
@@ -273,7 +273,7 @@ fn a_services_waypoint_gets_the_original_destination() {
         "127.0.0.3:80",
         "ServiceWaypoint Hbone 127.0.0.10:15008 127.0.0.3:80",
     );
-    assert_eq!(hop.expected, [identity("a", "waypoint")]);
+    assert_eq!(*hop.expected, [identity("a", "waypoint")]);
     // A waypoint given by address keeps it, whatever the family.
     goes(
         &view,
@@ -328,7 +328,7 @@ fn a_waypoint_by_name_is_one_of_its_services_endpoints() {
         "ServiceWaypoint Hbone 127.0.0.10:15008 127.0.0.3:80",
     );
     assert_eq!(
-        hop.expected,
+        *hop.expected,
         [identity("a", "waypoint"), identity("a", "waypoint-san")]
     );
 }
@@ -422,7 +422,7 @@ fn a_workloads_waypoint_serves_its_address_and_is_not_sent_to_itself() {
         "127.0.0.2:80",
         "WorkloadWaypoint Hbone 127.0.0.10:15008 127.0.0.2:80",
     );
-    assert_eq!(hop.expected, [identity("a", "waypoint")]);
+    assert_eq!(*hop.expected, [identity("a", "waypoint")]);
     // Service-addressed traffic never uses a workload's waypoint.
     goes(
         &view,
@@ -494,8 +494,8 @@ fn another_network_is_reached_through_its_gateway_by_double_hbone() {
         "127.0.0.20:80",
         "Gateway DoubleHbone 10.22.1.1:15009 example.com:80",
     );
-    assert_eq!(hop.expected, [identity("istio", "gateway")]);
-    assert_eq!(hop.inner_expected, [identity("a", "global")]);
+    assert_eq!(*hop.expected, [identity("istio", "gateway")]);
+    assert_eq!(*hop.inner_expected, [identity("a", "global")]);
 }
 
 #[test]
@@ -572,7 +572,7 @@ fn a_waypoint_of_another_network_is_reached_through_its_gateway() {
         "127.0.0.3:80",
         "WaypointGateway DoubleHbone 10.22.1.1:15009 web.a.svc.cluster.local:80",
     );
-    assert_eq!(hop.inner_expected, [identity("a", "waypoint")]);
+    assert_eq!(*hop.inner_expected, [identity("a", "waypoint")]);
 }
 
 #[test]

@@ -311,7 +311,7 @@ impl Outgoing<'_> {
         let target = hbone::Target {
             destination: address,
             workload: hop.workload.as_ref().map(|workload| workload.uid.clone()),
-            expected: hop.expected.clone().into(),
+            expected: hop.expected.clone(),
             certificate: self.backend.certificate().await?,
         };
         let head = self.head(address, hop, source, None);
@@ -325,8 +325,7 @@ impl Outgoing<'_> {
         let source = self.via.is_none().then_some("waypoint");
         let outer = self.tunnel(gateway, hop, source).await?;
         let certificate = self.backend.certificate().await?;
-        let expected: Arc<[Identity]> = hop.inner_expected.clone().into();
-        let config = certificate.client_config(&expected);
+        let config = certificate.client_config(&hop.inner_expected);
         let (io, peer) = tls::connect(outer.stream, config, TLS_DEADLINE)
             .await
             .map_err(|source| ConnectError::InnerTls { gateway, source })?;
