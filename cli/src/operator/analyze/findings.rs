@@ -27,7 +27,7 @@ const fn analyzer(code: &'static str, level: Level, name: &'static str) -> Analy
 }
 
 /// Every kind of finding. Codes `IST` are istioctl's, `LEY` our own.
-pub(super) const ANALYZERS: [Analyzer; 14] = [
+pub(super) const ANALYZERS: [Analyzer; 15] = [
     analyzer("IST0101", Level::Error, "ReferencedResourceNotFound"),
     analyzer("IST0106", Level::Error, "SchemaValidationError"),
     analyzer("IST0127", Level::Warning, "NoMatchingWorkloadsFound"),
@@ -42,6 +42,7 @@ pub(super) const ANALYZERS: [Analyzer; 14] = [
     analyzer("LEY-A06", Level::Warning, "NetworkPolicyBlocksMesh"),
     analyzer("LEY-A07", Level::Info, "CannotBeInMesh"),
     analyzer("LEY-A08", Level::Warning, "NotInMesh"),
+    analyzer("LEY-A09", Level::Warning, "MeshConfigNotWhollyKept"),
 ];
 
 pub(super) fn of(code: &str) -> Option<Analyzer> {

@@ -2,6 +2,7 @@
 //! translation, before anything is applied.
 
 mod findings;
+mod mesh_config;
 mod network;
 mod selectors;
 #[cfg(test)]
@@ -129,6 +130,8 @@ async fn judge(
     let suppressed = suppressed(texts, objects);
     let mut told_of = selectors::findings(texts, objects, root);
     told_of.extend(network::findings(objects));
+    let mesh = mesh_config::written(texts, objects, root);
+    told_of.extend(mesh_config::findings(&mesh, &settings(root)));
     Ok(findings(&statuses, told_of, wanted, &suppressed))
 }
 
@@ -209,16 +212,22 @@ fn statuses(
         fs::write(folder.path().join(CLUSTER), list.to_string())
             .context("write the objects to look at")?;
     }
-    let settings = Settings {
-        root_namespace: root_namespace.into(),
-        ..Settings::default()
-    };
+    let mut settings = settings(root_namespace);
+    let mesh = mesh_config::written(texts, objects, root_namespace);
+    settings.mesh = mesh_config::settings(&mesh, &settings);
     let world = World::start(&[folder.path().to_owned()], settings)?;
     let mut statuses = world.statuses();
     for status in &mut statuses {
         rename(status, folder.path(), &names);
     }
     Ok(statuses)
+}
+
+fn settings(root_namespace: &str) -> Settings {
+    Settings {
+        root_namespace: root_namespace.into(),
+        ..Settings::default()
+    }
 }
 
 /// Puts the files' own names for those of the folder, also where messages name them.
@@ -391,24 +400,52 @@ pub(super) async fn exported(cluster: &Cluster) -> Result<Vec<Value>> {
                 continue;
             };
             for item in items {
-                let mut object = serde_json::to_value(&item)?;
-                object["apiVersion"] = resource.api_version.as_str().into();
-                object["kind"] = kind.into();
-                // The server's own notes, which say nothing of the mesh.
-                if let Some(metadata) = object["metadata"].as_object_mut() {
-                    metadata.remove("managedFields");
-                }
-                objects.push(object);
+                objects.push(exported_as(&item, &resource)?);
             }
             break;
         }
     }
+    objects.extend(mesh_configs(cluster).await?);
     Ok(objects)
+}
+
+fn exported_as(item: &DynamicObject, resource: &ApiResource) -> Result<Value> {
+    let mut object = serde_json::to_value(item)?;
+    object["apiVersion"] = resource.api_version.as_str().into();
+    object["kind"] = resource.kind.as_str().into();
+    // The server's own notes, which say nothing of the mesh.
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        metadata.remove("managedFields");
+    }
+    Ok(object)
+}
+
+/// The ConfigMaps of the mesh's own configuration. No others: what is in them is nobody's to look at here.
+async fn mesh_configs(cluster: &Cluster) -> Result<Vec<Value>> {
+    let resource = resource("", "v1", "ConfigMap");
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(cluster.client(), &cluster.istio_namespace, &resource);
+    let found = listed_by(cluster, &resource, api)
+        .await?
+        .unwrap_or_default();
+    let named = found.iter().filter(|it| {
+        let name = it.metadata.name.as_deref();
+        name.is_some_and(mesh_config::is_name) && it.data["data"]["mesh"].is_string()
+    });
+    named.map(|it| exported_as(it, &resource)).collect()
 }
 
 /// The objects of a kind, none where they may not be seen; `None` where the cluster does not have it in this version.
 async fn listed(cluster: &Cluster, resource: &ApiResource) -> Result<Option<Vec<DynamicObject>>> {
     let api: Api<DynamicObject> = Api::all_with(cluster.client(), resource);
+    listed_by(cluster, resource, api).await
+}
+
+async fn listed_by(
+    cluster: &Cluster,
+    resource: &ApiResource,
+    api: Api<DynamicObject>,
+) -> Result<Option<Vec<DynamicObject>>> {
     let params = ListParams::default();
     let listed = cluster
         .ask(format!("list {}", resource.plural), api.list(&params))
