@@ -152,6 +152,9 @@ pub struct Path {
     /// `namespace/name` of the waypoint on the way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waypoint: Option<String>,
+    /// Those that it passes after that one, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further_waypoints: Vec<String>,
     /// Whether the connection may be, this way.
     pub verdict: Verdict,
     /// The object that decides.

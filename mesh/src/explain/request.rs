@@ -68,7 +68,15 @@ pub(super) enum End {
     /// To the endpoints of the service, or the workload, that was addressed.
     Own,
     /// To these backends.
-    Backends(Vec<(NamespacedHostname, u16)>),
+    Backends(Vec<Sent>),
+}
+
+/// A service that a route sends to.
+#[derive(Clone)]
+pub(super) struct Sent {
+    pub(super) service: NamespacedHostname,
+    pub(super) port: u16,
+    pub(super) subset: Option<Str>,
 }
 
 struct Told {
@@ -480,7 +488,15 @@ fn split(
         .collect();
     let services: Vec<_> = used
         .filter_map(|(_, it)| match it {
-            Backend::Service { service, port, .. } => Some((service.clone(), *port)),
+            Backend::Service {
+                service,
+                port,
+                subset,
+            } => Some(Sent {
+                service: service.clone(),
+                port: *port,
+                subset: subset.clone(),
+            }),
             Backend::Invalid(_) => None,
         })
         .collect();

@@ -10,7 +10,8 @@ use crate::{
     draw::Draw,
     identity::Identity,
     inbound::{InboundTarget, PlaintextFacts, TunnelFacts, plaintext, tunnel},
-    names::NetworkAddress,
+    l7::{balance::has_labels, via::Via},
+    names::{NamespacedHostname, NetworkAddress, Str},
     outbound::{HBONE_PORT, Hop, NextHop, OutboundFacts, Route, Target, next_hop},
     outcome::{Object, Outcome, Reason, Refusal},
     select::{Purpose, Reach, reach, select},
@@ -35,6 +36,13 @@ struct Arrival {
     peer: SocketAddr,
     /// Of a CONNECT.
     authority: Option<Authority>,
+}
+
+/// How a request comes to a waypoint: past the waypoints of which services, and for which subset of this one.
+#[derive(Default)]
+struct Way {
+    via: Via,
+    subset: Option<Str>,
 }
 
 /// A path that is being told.
@@ -65,6 +73,7 @@ impl Told {
             endpoint,
             node: node.filter(|it| !it.is_empty()),
             waypoint: None,
+            further_waypoints: Vec::new(),
             verdict,
             decided_by,
             steps: self.steps,
@@ -84,39 +93,46 @@ impl<N: Nodes> Asked<'_, N> {
             client: self.client(destination.ip()),
             original_dst: destination,
         };
+        let mut paths = self.ways(&facts, &identity, &Way::default());
+        paths.sort_by(|a, b| a.endpoint.cmp(&b.endpoint));
+        Ok(paths)
+    }
+
+    /// The ways of what a tunnel, or a waypoint, sends on.
+    fn ways(&self, facts: &OutboundFacts, identity: &Identity, way: &Way) -> Vec<Path> {
         let mut seen = BTreeSet::new();
         let mut paths = Vec::new();
         for seed in 0..DRAWS {
             if paths.len() >= MAX_PATHS {
                 break;
             }
-            match next_hop(self.here.view, &facts, Draw(seed)) {
+            match next_hop(self.here.view, facts, Draw(seed)) {
                 Outcome::Go(hop) => {
                     let key = (
                         format!("{:?}", hop.target),
                         hop.workload.as_ref().map(|it| it.uid.clone()),
                     );
                     if seen.insert(key) {
-                        paths.extend(self.through(&facts, &hop, &identity));
+                        paths.extend(self.through(facts, &hop, identity, way));
                     }
                 }
                 Outcome::Refuse(refusal) => {
                     let (mut detail, by) = refused(&refusal);
-                    if let Some(why) = self.shortage(&refusal, destination.port()) {
+                    if let Some(why) = self.shortage(&refusal, facts.original_dst.port()) {
                         detail.push_str(&format!(": {why}"));
                     }
                     if seen.insert((detail.clone(), None)) {
                         let mut told = Told::default();
                         told.tell(Stage::NextHop, Mark::Refuse, format!("refused: {detail}"));
-                        paths.push(told.path(destination.to_string(), None, Verdict::Deny, by));
+                        let endpoint = facts.original_dst.to_string();
+                        paths.push(told.path(endpoint, None, Verdict::Deny, by));
                     }
                 }
                 // Never asked of a tunnel that is told everything.
                 Outcome::Need(_) => {}
             }
         }
-        paths.sort_by(|a, b| a.endpoint.cmp(&b.endpoint));
-        Ok(paths)
+        paths
     }
 
     fn capture(&mut self) {
@@ -170,7 +186,13 @@ impl<N: Nodes> Asked<'_, N> {
     }
 
     /// One next hop, to its end or ends: a waypoint goes on to each of the endpoints.
-    fn through(&self, facts: &OutboundFacts, hop: &NextHop, identity: &Identity) -> Vec<Path> {
+    fn through(
+        &self,
+        facts: &OutboundFacts,
+        hop: &NextHop,
+        identity: &Identity,
+        way: &Way,
+    ) -> Vec<Path> {
         let mut told = Told::default();
         told.tell(Stage::NextHop, Mark::Pass, described(hop));
         let dialled = match &hop.target {
@@ -189,7 +211,7 @@ impl<N: Nodes> Asked<'_, N> {
                 vec![told.path(endpoint, workload, Verdict::Unknown, None)]
             }
             Route::ServiceWaypoint | Route::WorkloadWaypoint => {
-                self.behind(told, facts, hop, identity)
+                self.behind(told, facts, hop, identity, way)
             }
             Route::Direct => {
                 let (Some(workload), Some(dialled)) = (&hop.workload, dialled) else {
@@ -245,10 +267,25 @@ impl<N: Nodes> Asked<'_, N> {
         facts: &OutboundFacts,
         hop: &NextHop,
         identity: &Identity,
+        way: &Way,
     ) -> Vec<Path> {
         let Some(waypoint) = &hop.workload else {
             return Vec::new();
         };
+        let key = hop.service.as_ref().map(|it| it.key());
+        if key.as_ref().is_some_and(|it| !way.via.admits(it)) {
+            let name = name_of(waypoint);
+            let detail = format!(
+                "refused by waypoint {name}: it came by {}, and would go round",
+                way.via
+            );
+            told.tell(Stage::Waypoint, Mark::Refuse, detail);
+            return vec![told.path(name, Some(waypoint), Verdict::Deny, None)];
+        }
+        if let Some(subset) = &way.subset {
+            let detail = format!("the waypoint is asked for subset {subset}");
+            told.tell(Stage::Waypoint, Mark::Pass, detail);
+        }
         let (end, decided_by) = match self.ruling(facts, hop, waypoint, identity) {
             Some(ruling) => {
                 told.steps.extend(ruling.steps);
@@ -264,19 +301,32 @@ impl<N: Nodes> Asked<'_, N> {
             }
         };
         let name = name_of(waypoint);
-        let mut paths = match self.ends(&end, facts, hop, waypoint) {
-            Ok(ends) if ends.is_empty() => {
-                let detail = "the waypoint finds no healthy endpoint";
-                told.tell(Stage::Inbound, Mark::Refuse, detail);
-                vec![told.path(name.clone(), Some(waypoint), Verdict::Deny, None)]
+        let mut paths = match &end {
+            request::End::Here(verdict) => {
+                let by = decided_by.clone();
+                return vec![Path {
+                    waypoint: Some(name.clone()),
+                    ..told.path(name, Some(waypoint), *verdict, by)
+                }];
             }
-            Ok(ends) => self.sent_on(&told, facts, waypoint, ends),
-            Err(verdict) => {
-                vec![told.path(name.clone(), Some(waypoint), verdict, decided_by.clone())]
+            request::End::Own => {
+                let ends = self.own_ends(facts, hop, waypoint, way);
+                self.sent_on(&told, facts, waypoint, ends)
+            }
+            request::End::Backends(backends) => {
+                let to = |sent| self.to_backend(&told, facts, waypoint, sent, (key.as_ref(), way));
+                backends.iter().flat_map(to).collect()
             }
         };
+        if paths.is_empty() {
+            let detail = "the waypoint finds no healthy endpoint";
+            told.tell(Stage::Inbound, Mark::Refuse, detail);
+            paths.push(told.path(name.clone(), Some(waypoint), Verdict::Deny, None));
+        }
         for path in &mut paths {
-            path.waypoint = Some(name.clone());
+            if let Some(next) = path.waypoint.replace(name.clone()) {
+                path.further_waypoints.insert(0, next);
+            }
             if path.verdict == Verdict::Allow && decided_by.is_some() {
                 path.decided_by.clone_from(&decided_by);
             }
@@ -306,28 +356,97 @@ impl<N: Nodes> Asked<'_, N> {
         }))
     }
 
-    /// The endpoints that the waypoint may choose; an error is the verdict of a request that ends there.
-    fn ends(
+    /// The endpoints that the waypoint may choose of what was addressed.
+    fn own_ends(
         &self,
-        end: &request::End,
         facts: &OutboundFacts,
         hop: &NextHop,
         waypoint: &Workload,
-    ) -> Result<Vec<(Arc<Workload>, SocketAddr)>, Verdict> {
-        let port = facts.original_dst.port();
-        match (end, &hop.service) {
-            (request::End::Here(verdict), _) => Err(*verdict),
-            (request::End::Own, Some(service)) => Ok(self.endpoints(service, port, waypoint)),
-            (request::End::Own, None) => Ok(self.workload_at(facts).into_iter().collect()),
-            (request::End::Backends(backends), _) => {
-                let services = backends
-                    .iter()
-                    .filter_map(|(key, port)| Some((self.here.view.service(key)?, *port)));
-                Ok(services
-                    .flat_map(|(service, port)| self.endpoints(service, port, waypoint))
-                    .collect())
-            }
+        way: &Way,
+    ) -> Vec<(Arc<Workload>, SocketAddr)> {
+        let Some(service) = &hop.service else {
+            return self.workload_at(facts).into_iter().collect();
+        };
+        let mut ends = self.endpoints(service, facts.original_dst.port(), waypoint);
+        ends.retain(|(it, _)| self.is_of(waypoint, &service.key(), way.subset.as_ref(), it));
+        ends
+    }
+
+    /// To a backend's endpoints, or to the waypoint that it has of its own.
+    fn to_backend(
+        &self,
+        told: &Told,
+        facts: &OutboundFacts,
+        waypoint: &Arc<Workload>,
+        sent: &request::Sent,
+        (own, way): (Option<&NamespacedHostname>, &Way),
+    ) -> Vec<Path> {
+        let Some(service) = self.here.view.service(&sent.service) else {
+            return Vec::new();
+        };
+        let asked = way.subset.as_ref().filter(|_| own == Some(&sent.service));
+        let subset = sent.subset.as_ref().or(asked);
+        if service.waypoint.is_some() && !self.serves(waypoint, &sent.service) {
+            let on = Way {
+                via: own.map_or_else(Via::default, |it| way.via.onward(it)),
+                subset: subset.cloned(),
+            };
+            return self.to_its_waypoint(told, waypoint, service, sent.port, &on);
         }
+        let mut ends = self.endpoints(service, sent.port, waypoint);
+        ends.retain(|(it, _)| self.is_of(waypoint, &sent.service, subset, it));
+        self.sent_on(told, facts, waypoint, ends)
+    }
+
+    /// Whether a service is the waypoint's own.
+    fn serves(&self, waypoint: &Workload, service: &NamespacedHostname) -> bool {
+        let view = self.nodes.waypoint(waypoint);
+        let served = view.and_then(|it| it.service(service));
+        served.is_some_and(|it| it.bound)
+    }
+
+    fn to_its_waypoint(
+        &self,
+        told: &Told,
+        waypoint: &Arc<Workload>,
+        service: &Service,
+        port: u16,
+        way: &Way,
+    ) -> Vec<Path> {
+        let from = waypoint.addresses.first();
+        let (Some(from), Some(to)) = (from, service.vips.first()) else {
+            return Vec::new();
+        };
+        let facts = OutboundFacts {
+            source: Arc::clone(waypoint),
+            network: waypoint.network.clone(),
+            client: SocketAddr::new(*from, 0),
+            original_dst: SocketAddr::new(to.address, port),
+        };
+        let mut paths = self.ways(&facts, &waypoint.identity(), way);
+        for path in &mut paths {
+            path.steps.splice(0..0, told.steps.iter().cloned());
+        }
+        paths
+    }
+
+    /// Whether a workload is of a subset as the waypoint knows it; one that it does not know has none.
+    fn is_of(
+        &self,
+        waypoint: &Workload,
+        service: &NamespacedHostname,
+        subset: Option<&Str>,
+        workload: &Workload,
+    ) -> bool {
+        let (Some(subset), Some(view)) = (subset, self.nodes.waypoint(waypoint)) else {
+            return true;
+        };
+        let backend = view.backend(service);
+        let known = backend.and_then(|it| it.subsets.get(subset));
+        known.is_some_and(|it| {
+            let labels = view.labels(&workload.uid).map(Arc::as_ref);
+            has_labels(labels, &it.labels)
+        })
     }
 
     fn sent_on(

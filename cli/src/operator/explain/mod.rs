@@ -200,12 +200,12 @@ async fn from_cluster(cluster: &Cluster, asked: &Question, port: u16) -> Result<
         waypoints: BTreeMap::new(),
     };
     let mut first = asked.of(&known, &source.name, &cluster.namespace)?;
-    if asked.asks()? {
-        for pod in waypoints(&first) {
-            match waypoint(cluster, &pod, port).await {
-                Ok(view) => drop(known.waypoints.insert(pod, view)),
-                Err(error) => eprintln!("warning: waypoint {pod}: {error:#}"),
-            }
+    let (asks, mut tried) = (asked.asks()?, BTreeSet::new());
+    // What one waypoint knows may lead to another.
+    while let Some(pod) = next_waypoint(&first, &mut tried).filter(|_| asks) {
+        match waypoint(cluster, &pod, port).await {
+            Ok(view) => drop(known.waypoints.insert(pod, view)),
+            Err(error) => eprintln!("warning: waypoint {pod}: {error:#}"),
         }
         first = asked.of(&known, &source.name, &cluster.namespace)?;
     }
@@ -240,11 +240,16 @@ async fn waypoint(cluster: &Cluster, pod: &str, port: u16) -> Result<mesh::l7::v
     requests(&cluster.json(&pod, port, "/config_dump").await?)
 }
 
-/// The waypoints on the way, as `namespace/name`.
-fn waypoints(explanation: &Explanation) -> BTreeSet<String> {
+/// A waypoint on the way that is to be asked of the request and was not yet, as `namespace/name`.
+fn next_waypoint(explanation: &Explanation, tried: &mut BTreeSet<String>) -> Option<String> {
+    if tried.len() >= MAX_NODES {
+        return None;
+    }
     let paths = explanation.paths.iter();
-    let on_the_way = paths.filter_map(|it| it.waypoint.clone());
-    on_the_way.take(MAX_NODES).collect()
+    let mut on_the_way = paths.flat_map(|it| it.waypoint.iter().chain(&it.further_waypoints));
+    let next = on_the_way.find(|it| !tried.contains(*it)).cloned();
+    tried.extend(next.clone());
+    next
 }
 
 /// The nodes of the endpoints.
@@ -309,12 +314,11 @@ pub(crate) fn local(
         waypoints: BTreeMap::new(),
     };
     let mut first = asked.of(&known, &asked.source, "default")?;
-    if asked.asks()? {
-        for pod in waypoints(&first) {
-            match fetch_waypoint(&pod).and_then(|it| requests(&it)) {
-                Ok(view) => drop(known.waypoints.insert(pod, view)),
-                Err(error) => eprintln!("warning: waypoint {pod}: {error:#}"),
-            }
+    let (asks, mut tried) = (asked.asks()?, BTreeSet::new());
+    while let Some(pod) = next_waypoint(&first, &mut tried).filter(|_| asks) {
+        match fetch_waypoint(&pod).and_then(|it| requests(&it)) {
+            Ok(view) => drop(known.waypoints.insert(pod, view)),
+            Err(error) => eprintln!("warning: waypoint {pod}: {error:#}"),
         }
         first = asked.of(&known, &asked.source, "default")?;
     }

@@ -12,15 +12,17 @@ use crate::{
             Either, OperationMatch, PathTemplate, PolicyAction, PolicyRule, RequestPolicy,
             ValueMatch,
         },
+        backend::{BackendPolicy, Subset, TrafficPolicy},
         fixture::{backend, rule},
         name::Target,
         route::{
             Attachment, Callers, DirectResponse, HeaderMatch, HttpMatch, Order, PathMatch,
             Redirect, RedirectPort, Rules, TextMatch,
         },
-        served::{Resolution, ServedService},
+        served::{Resolution, ServedService, WorkloadLabels},
         view::{Resource, Update},
     },
+    names::WorkloadUid,
     view::MeshView,
 };
 
@@ -30,9 +32,13 @@ const WAYPOINT: &str = "a/waypoint.a.svc.cluster.local";
 
 /// A client, a waypoint, and two services behind it.
 fn shop() -> MeshView {
+    view(objects())
+}
+
+fn objects() -> Vec<crate::view::Resource> {
     let mut web = service(WEB, &["10.1.0.1"], &[(80, 8080)]);
     web.waypoint = Some(gateway(WAYPOINT, 15008));
-    view(vec![
+    vec![
         pod("a/client", &["10.0.0.1"]).into(),
         web.into(),
         service(CANARY, &["10.1.0.2"], &[(80, 8080)]).into(),
@@ -49,12 +55,16 @@ fn shop() -> MeshView {
             it
         }
         .into(),
-    ])
+    ]
 }
 
 fn served(protocol: AppProtocol) -> Resource {
+    bound(WEB, protocol)
+}
+
+fn bound(service: &str, protocol: AppProtocol) -> Resource {
     Resource::Service(ServedService {
-        service: WEB.parse().unwrap(),
+        service: service.parse().unwrap(),
         bound: true,
         ports: BTreeMap::from([(80, protocol)]),
         resolution: Resolution::Static,
@@ -63,11 +73,15 @@ fn served(protocol: AppProtocol) -> Resource {
 }
 
 fn route(rules: Vec<HttpRule>) -> Resource {
+    route_of(WEB, rules)
+}
+
+fn route_of(service: &str, rules: Vec<HttpRule>) -> Resource {
     Resource::Route(Route {
         key: "HTTPRoute/a/web".parse().unwrap(),
         created: 0,
         attachments: vec![Attachment {
-            service: WEB.parse().unwrap(),
+            service: service.parse().unwrap(),
             port: None,
             callers: Callers::All,
         }],
@@ -113,6 +127,23 @@ impl Nodes for Waypoint {
     }
 }
 
+/// What the client asks.
+fn asked(mesh: &MeshView, name: &str, path: &str, headers: HeaderMap) -> Question {
+    let client = mesh.workloads().find(|it| *it.name == *"client").unwrap();
+    Question {
+        source: Arc::clone(client),
+        destination: Destination::Name(name.into()),
+        port: 80,
+        names: dns::Settings::default(),
+        request: Some(Request {
+            method: Method::GET,
+            host: None,
+            path: path.into(),
+            headers,
+        }),
+    }
+}
+
 fn explained(
     resources: Vec<Resource>,
     path: &str,
@@ -124,22 +155,10 @@ fn explained(
         upserts: resources,
         removals: vec![],
     });
-    let client = mesh.workloads().find(|it| *it.name == *"client").unwrap();
     let headers = headers
         .iter()
         .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
-    let question = Question {
-        source: Arc::clone(client),
-        destination: Destination::Name("web".into()),
-        port: 80,
-        names: dns::Settings::default(),
-        request: Some(Request {
-            method: Method::GET,
-            host: None,
-            path: path.into(),
-            headers: headers.collect(),
-        }),
-    };
+    let question = asked(&mesh, "web", path, headers.collect());
     let node = Node {
         view: &mesh,
         certificates: None,
@@ -356,5 +375,148 @@ fn a_service_that_the_waypoint_does_not_serve_is_refused() {
         None,
         &["a/waypoint"],
         "does not serve service",
+    );
+}
+
+const OUTSIDE: &str = "a/outside.a.svc.cluster.local";
+const EDGE: &str = "a/edge.a.svc.cluster.local";
+
+/// The views of two waypoints, by the names of their pods.
+struct Two(View, View);
+
+impl Nodes for Two {
+    fn node(&self, _: &str) -> Option<Node<'_>> {
+        None
+    }
+
+    fn waypoint(&self, pod: &Workload) -> Option<&View> {
+        match &*pod.name {
+            "edge" => Some(&self.0),
+            "waypoint" => Some(&self.1),
+            _ => None,
+        }
+    }
+}
+
+fn view_of(upserts: Vec<Resource>) -> View {
+    let mut view = View::default();
+    view.apply(Update {
+        upserts,
+        removals: vec![],
+    });
+    view
+}
+
+/// A route of `outside`, whose waypoint is `edge`, sends to subset v2 of `web`, whose waypoint is `waypoint`.
+fn explained_past_two(inner: Vec<Resource>) -> Explanation {
+    let mut outside = service(OUTSIDE, &["10.1.0.3"], &[(80, 8080)]);
+    outside.waypoint = Some(gateway(EDGE, 15008));
+    let mut edge = pod("a/edge", &["10.0.0.8"]).serving(EDGE, &[(15008, 15008)]);
+    edge.native_tunnel = true;
+    let mut all = objects();
+    all.extend([
+        outside.into(),
+        service(EDGE, &["10.1.0.8"], &[(15008, 15008)]).into(),
+        edge.into(),
+        pod("a/web-2", &["10.0.0.4"])
+            .serving(WEB, &[(80, 8080)])
+            .into(),
+    ]);
+    let mesh = view(all);
+    let to_v2 = Backend::Service {
+        service: WEB.parse().unwrap(),
+        port: 80,
+        subset: Some("v2".into()),
+    };
+    let action = Action::Forward(vec![WeightedBackend::new(1, to_v2)]);
+    let outer = vec![
+        bound(OUTSIDE, AppProtocol::Http),
+        route_of(OUTSIDE, vec![HttpRule::new(vec![], action)]),
+    ];
+    let nodes = Two(view_of(outer), view_of(inner));
+    let node = Node {
+        view: &mesh,
+        certificates: None,
+        pods: None,
+    };
+    explain(
+        node,
+        &nodes,
+        &asked(&mesh, "outside", "/", HeaderMap::new()),
+    )
+}
+
+/// What `web`'s waypoint knows of its subset v2: one pod is of it.
+fn with_v2() -> Vec<Resource> {
+    let labels = |version: &str| BTreeMap::from([("version".into(), version.into())]);
+    let of = |pod: &str, version: &str| {
+        Resource::Labels(WorkloadLabels {
+            uid: WorkloadUid(format!("Kubernetes//Pod/a/{pod}").into()),
+            labels: labels(version),
+        })
+    };
+    let v2 = Subset {
+        labels: labels("v2"),
+        policy: None,
+        ports: BTreeMap::new(),
+    };
+    vec![
+        http(),
+        of("web-1", "v1"),
+        of("web-2", "v2"),
+        Resource::Backend(Box::new(BackendPolicy {
+            service: WEB.parse().unwrap(),
+            sources: vec![],
+            policy: TrafficPolicy::default(),
+            ports: BTreeMap::new(),
+            subsets: BTreeMap::from([("v2".into(), v2)]),
+        })),
+    ]
+}
+
+#[test]
+fn a_subset_behind_another_waypoint_is_that_waypoints_to_choose_from() {
+    let it = explained_past_two(with_v2());
+    let found: Vec<_> = it.paths.iter().map(|it| it.endpoint.as_str()).collect();
+    assert_eq!(found, ["a/web-2"], "{it:#?}");
+    let path = &it.paths[0];
+    assert_eq!(path.waypoint.as_deref(), Some("a/edge"));
+    assert_eq!(path.further_waypoints, ["a/waypoint"]);
+    let told: Vec<_> = path.steps.iter().map(|it| it.detail.as_str()).collect();
+    assert!(
+        told.contains(&"the waypoint is asked for subset v2"),
+        "{told:#?}"
+    );
+    // Who has no such subset has no endpoint for it.
+    let it = explained_past_two(vec![http()]);
+    assert_eq!(it.verdict, Verdict::Deny, "{it:#?}");
+}
+
+#[test]
+fn policies_of_the_second_waypoint_are_asked_of_the_first() {
+    let denies = policy(PolicyAction::Deny, "/");
+    let it = explained_past_two([with_v2(), vec![denies]].concat());
+    let by = it.decided_by.as_ref().map(ToString::to_string);
+    assert_eq!(
+        (it.verdict, by.as_deref()),
+        (Verdict::Deny, Some("AuthorizationPolicy a/p, rule 0")),
+        "{it:#?}"
+    );
+}
+
+#[test]
+fn what_goes_round_between_two_waypoints_is_refused_where_it_closes() {
+    let back = Backend::Service {
+        service: OUTSIDE.parse().unwrap(),
+        port: 80,
+        subset: None,
+    };
+    let action = Action::Forward(vec![WeightedBackend::new(1, back)]);
+    let it = explained_past_two(vec![http(), route(vec![HttpRule::new(vec![], action)])]);
+    assert_eq!(it.verdict, Verdict::Deny, "{it:#?}");
+    let told = &it.paths[0].steps.last().unwrap().detail;
+    assert!(
+        told.starts_with("refused by waypoint a/edge: it came by"),
+        "{told}"
     );
 }
