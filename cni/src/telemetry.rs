@@ -2,10 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use net::metrics::register_build;
-use parking_lot::Mutex;
+use net::metrics::{Exposition, register_build};
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
+    encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
@@ -41,7 +40,7 @@ struct InstallLabels {
 /// Counts and times. Clones are the same.
 #[derive(Clone)]
 pub(crate) struct Telemetry {
-    registry: Arc<Mutex<Registry>>,
+    registry: Arc<Registry>,
     events: Family<EventLabels, Counter>,
     failures: Family<StepLabels, Counter>,
     answers: Family<AnswerLabels, Counter>,
@@ -55,7 +54,7 @@ pub(crate) struct Telemetry {
 
 impl Telemetry {
     pub(crate) fn new(version: &str) -> Self {
-        let telemetry = Telemetry {
+        let mut telemetry = Telemetry {
             registry: Arc::default(),
             events: Family::default(),
             failures: Family::default(),
@@ -67,13 +66,14 @@ impl Telemetry {
             pods: Gauge::default(),
             join: Histogram::new(JOIN_BUCKETS),
         };
-        register_build(&mut telemetry.registry.lock(), "cni", version);
-        telemetry.register();
+        let mut registry = Registry::default();
+        register_build(&mut registry, "cni", version);
+        telemetry.register(&mut registry);
+        telemetry.registry = Arc::new(registry);
         telemetry
     }
 
-    fn register(&self) {
-        let mut registry = self.registry.lock();
+    fn register(&self, registry: &mut Registry) {
         registry.register(
             "nodeagent_reconcile_events",
             "Events about pods",
@@ -142,14 +142,14 @@ impl Telemetry {
         }
     }
 
+    /// All of it, for scrapers.
+    pub(crate) fn exposed(&self) -> Exposition {
+        self.registry.clone().into()
+    }
+
+    #[cfg(test)]
     pub(crate) fn text(&self) -> String {
-        let mut text = String::new();
-        match encode(&mut text, &self.registry.lock()) {
-            Ok(()) => text,
-            Err(error) => {
-                tracing::error!(%error, "write metrics");
-                String::new()
-            }
-        }
+        let text = self.exposed().text(net::metrics::Format::OpenMetrics);
+        text.expect("metrics can be written")
     }
 }

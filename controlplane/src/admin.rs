@@ -20,7 +20,7 @@ use std::{
 use axum::{
     Json, Router,
     extract::State,
-    http::{StatusCode, header::CONTENT_TYPE},
+    http::{HeaderMap, StatusCode},
     middleware,
     response::{IntoResponse, Response},
     routing::get,
@@ -30,7 +30,7 @@ use mesh::{
     names::Str,
     view::{MeshView, Resource, Update},
 };
-use net::metrics::Format;
+use net::metrics::scraped;
 use prost::Message as _;
 use proto::{ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL};
 use serde_json::{Map, Value, json};
@@ -75,7 +75,7 @@ pub struct Admin {
 
 const ENDPOINTS: [(&str, &str); 10] = [
     ("/ready", "200 once the world is computed and served"),
-    ("/metrics", "OpenMetrics"),
+    ("/metrics", "Prometheus's text, or OpenMetrics"),
     ("/version", "version of this control plane"),
     ("/status", "every object with its conditions, file and line"),
     (
@@ -154,7 +154,7 @@ impl Admin {
     }
 }
 
-async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
+async fn metrics(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
     if let Some(known) = &admin.remotes {
         let known = known.borrow().clone();
         let states = known.iter();
@@ -164,13 +164,7 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     let idle = admin.store.services_without_workloads();
     let virtual_services = admin.world.count(Kind::VirtualService);
     admin.metrics.counted(idle, virtual_services);
-    match admin.metrics.encode() {
-        Ok(text) => {
-            let kind = Format::OpenMetrics.content_type();
-            ([(CONTENT_TYPE, kind)], text).into_response()
-        }
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
+    scraped(&admin.metrics.exposed(), &headers).await
 }
 
 async fn version() -> Json<Value> {

@@ -13,6 +13,7 @@ use std::{
 };
 
 use crate::object;
+use net::metrics::Exposition;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder},
@@ -38,7 +39,7 @@ pub struct Count(Arc<AtomicU64>);
 /// Everything that is counted.
 #[derive(Debug)]
 pub struct Metrics {
-    registry: Registry,
+    registry: Arc<Registry>,
     proxies: Family<Proxies, Gauge>,
     pushes: Family<Kind, Count>,
     push_time: Histogram,
@@ -204,7 +205,7 @@ impl Metrics {
     /// All metrics, registered.
     pub fn new() -> Arc<Self> {
         let mut metrics = Self {
-            registry: Registry::default(),
+            registry: Arc::default(),
             proxies: Family::default(),
             pushes: Family::default(),
             push_time: Histogram::new(TIMES),
@@ -248,7 +249,7 @@ impl Metrics {
             root_expiry: metrics.certificates.root_expiry.clone(),
             chain_expiry: metrics.certificates.chain_expiry.clone(),
         }));
-        metrics.registry = registry;
+        metrics.registry = Arc::new(registry);
         Arc::new(metrics)
     }
 
@@ -337,11 +338,15 @@ impl Metrics {
         &self.kubernetes
     }
 
-    /// The whole as OpenMetrics text.
-    pub fn encode(&self) -> Result<String, fmt::Error> {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
-        Ok(text)
+    /// All of it, for scrapers.
+    pub(crate) fn exposed(&self) -> Exposition {
+        self.registry.clone().into()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn text(&self) -> String {
+        let text = self.exposed().text(net::metrics::Format::OpenMetrics);
+        text.expect("metrics can be written")
     }
 
     pub(crate) fn connected(&self, kind: &str, version: &str, change: i64) {
@@ -676,7 +681,7 @@ mod tests {
         let events = metrics.kubernetes_events();
         events.count(object::Kind::Pod, "update");
         events.count(object::Kind::AuthorizationPolicy, "add");
-        let text = metrics.encode().unwrap();
+        let text = metrics.text();
         for line in [
             "pilot_xds_pushes{type=\"wds\"} 1",
             "citadel_server_csr_count 2",

@@ -51,9 +51,13 @@ pub fn router(exposed: impl Into<Exposition>) -> Router {
         .with_state(exposed.into())
 }
 
-/// The text that the scraper accepts, compressed for one that asks.
 async fn answer(State(exposed): State<Exposition>, headers: HeaderMap) -> Response {
-    let format = Format::accepted(&headers);
+    scraped(&exposed, &headers).await
+}
+
+/// The answer to a scraper: the text that it accepts, compressed for one that asks.
+pub async fn scraped(exposed: &Exposition, headers: &HeaderMap) -> Response {
+    let format = Format::accepted(headers);
     let body = match exposed.text(format) {
         Ok(body) => body,
         Err(error) => {
@@ -61,7 +65,7 @@ async fn answer(State(exposed): State<Exposition>, headers: HeaderMap) -> Respon
             return (StatusCode::INTERNAL_SERVER_ERROR, text).into_response();
         }
     };
-    let mut response = match compression::accepts_gzip(&headers) {
+    let mut response = match compression::accepts_gzip(headers) {
         true => compression::gzipped(body).await,
         false => body.into_response(),
     };

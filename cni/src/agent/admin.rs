@@ -1,9 +1,13 @@
 //! Health and metrics over HTTP.
 
 use axum::{
-    Router, extract::State, http::StatusCode, http::header, response::IntoResponse, routing::get,
+    Router,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::Response,
+    routing::get,
 };
-use net::{metrics::Format, ready::Ready};
+use net::{metrics::scraped, ready::Ready};
 use tokio::net::TcpListener;
 
 use crate::telemetry::Telemetry;
@@ -36,7 +40,33 @@ async fn readyz(State(context): State<Context>) -> (StatusCode, String) {
     }
 }
 
-async fn metrics(State(context): State<Context>) -> impl IntoResponse {
-    let kind = Format::OpenMetrics.content_type();
-    ([(header::CONTENT_TYPE, kind)], context.telemetry.text())
+async fn metrics(State(context): State<Context>, headers: HeaderMap) -> Response {
+    scraped(&context.telemetry.exposed(), &headers).await
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{HeaderValue, header};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_scraper_gets_the_text_that_it_accepts() {
+        let context = Context {
+            ready: Ready::new(),
+            telemetry: Telemetry::new("1.2.3"),
+        };
+        for (accept, kind) in [
+            ("*/*", "text/plain; version=0.0.4; charset=utf-8"),
+            (
+                "application/openmetrics-text; version=1.0.0",
+                "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            ),
+        ] {
+            let asked = [(header::ACCEPT, HeaderValue::from_static(accept))];
+            let asked = asked.into_iter().collect();
+            let answer = metrics(State(context.clone()), asked).await;
+            assert_eq!(answer.headers()[header::CONTENT_TYPE], kind);
+        }
+    }
 }

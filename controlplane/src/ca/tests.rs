@@ -533,7 +533,7 @@ async fn a_node_tunnel_gets_certificates_for_its_pods_and_a_pod_for_itself() {
     let token = plane.issuer.token("shop", "cart", "cart-1");
     let chain = plane.certificate(&token, csr(None)).await.unwrap();
     assert_eq!(name_of(&chain), "spiffe://cluster.local/ns/shop/sa/cart");
-    let text = plane.metrics.encode().unwrap();
+    let text = plane.metrics.text();
     assert!(text.contains("citadel_server_success_cert_issuance_count 2"));
 }
 
@@ -618,7 +618,7 @@ async fn impersonation_is_refused_without_a_reason_the_peer_could_use() {
         );
     }
     let count = format!("citadel_server_id_extraction_err_count {}", rows.len());
-    assert!(plane.metrics.encode().unwrap().contains(&count));
+    assert!(plane.metrics.text().contains(&count));
 }
 
 #[tokio::test]
@@ -691,7 +691,7 @@ async fn callers_without_proof_get_no_certificate() {
     assert_eq!(refused.code(), Code::Unauthenticated);
     let refused = plane.certificate("a.b.c", csr(None)).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
-    let text = plane.metrics.encode().unwrap();
+    let text = plane.metrics.text();
     assert!(text.contains("citadel_server_authentication_failure_count 2"));
 }
 

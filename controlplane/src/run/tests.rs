@@ -55,9 +55,16 @@ async fn start(dir: &Path, issuer: &Issuer) -> Running {
 
 /// Status line and body.
 async fn get(address: SocketAddr, path: &str) -> (String, String) {
+    let (head, body) = ask(address, path, "").await;
+    (head.lines().next().unwrap().to_owned(), body)
+}
+
+/// With header lines; answers with the head and the body.
+async fn ask(address: SocketAddr, path: &str, headers: &str) -> (String, String) {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: x\r\n{headers}Connection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut text = String::new();
         stream.read_to_string(&mut text).await?;
@@ -68,7 +75,7 @@ async fn get(address: SocketAddr, path: &str) -> (String, String) {
         .unwrap()
         .unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
-    (head.lines().next().unwrap().to_owned(), body.to_owned())
+    (head.to_owned(), body.to_owned())
 }
 
 async fn trusted(running: &Running, dir: &Path) -> tonic::transport::Channel {
@@ -135,6 +142,21 @@ async fn every_admin_endpoint_answers() {
     }
     let (status, _) = get(running.admin, "/nothing").await;
     assert_eq!(status, "HTTP/1.1 404 Not Found");
+    running.stop.send(()).unwrap();
+    running.task.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scraper_gets_the_text_that_it_accepts() {
+    let (dir, issuer) = (TempDir::new().unwrap(), Issuer::new());
+    let running = start(dir.path(), &issuer).await;
+    let (classic, body) = ask(running.admin, "/metrics", "").await;
+    assert!(classic.contains("content-type: text/plain; version=0.0.4"));
+    assert!(body.contains("istio_build{component=\"pilot\"") && !body.contains("# EOF"));
+    let accept = "Accept: application/openmetrics-text; version=1.0.0\r\n";
+    let (open, body) = ask(running.admin, "/metrics", accept).await;
+    assert!(open.contains("content-type: application/openmetrics-text; version=1.0.0"));
+    assert!(body.contains("istio_build{component=\"pilot\"") && body.contains("# EOF\n"));
     running.stop.send(()).unwrap();
     running.task.await.unwrap().unwrap();
 }

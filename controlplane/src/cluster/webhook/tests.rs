@@ -114,7 +114,7 @@ async fn reviews_are_answered_over_tls_and_counted() {
             "{head}"
         );
     }
-    let text = served.metrics.encode().unwrap();
+    let text = served.metrics.text();
     for line in [
         "galley_validation_passed 1",
         "galley_validation_failed 1",

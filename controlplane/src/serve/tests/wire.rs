@@ -129,7 +129,7 @@ async fn refused_resources_are_seen_in_the_registry() {
     let refused = &rejections[&(POLICY.into(), "shop/bad".into())];
     assert_eq!(refused[0].proxy, "ztunnel-1.istio-system");
     assert_eq!(refused[0].reason, "unknown action");
-    let text = plane.metrics.encode().unwrap();
+    let text = plane.metrics.text();
     assert!(text.contains("pilot_total_xds_rejects{type=\"wads\"} 1"));
 }
 
