@@ -161,8 +161,7 @@ fn network_address(network: &str, address: IpAddr) -> wire::NetworkAddress {
 pub fn workload_resource(workload: &wire::Workload) -> Resource {
     let shared = workload.network_mode() == wire::NetworkMode::HostNetwork;
     let addresses = workload.addresses.iter().filter(|_| !shared);
-    let alias =
-        |bytes: &Vec<u8>| Some(format!("{}/{}", workload.network, address_of(bytes)?).into());
+    let alias = |bytes: &Vec<u8>| found_by(&workload.network, bytes);
     let message = wire::Address {
         r#type: Some(wire::address::Type::Workload(workload.clone())),
     };
@@ -176,6 +175,15 @@ pub fn workload_resource(workload: &wire::Workload) -> Resource {
             .collect(),
         ..encoded(proto::ADDRESS_TYPE_URL, &workload.uid, &message)
     }
+}
+
+/// What an address is found by on demand, where it is one.
+pub fn alias(address: &wire::NetworkAddress) -> Option<Str> {
+    found_by(&address.network, &address.address)
+}
+
+fn found_by(network: &str, address: &[u8]) -> Option<Str> {
+    Some(format!("{network}/{}", address_of(address)?).into())
 }
 
 /// Encodes a service.

@@ -1,7 +1,7 @@
 //! What gateways between networks are told: the services of the whole mesh, their workloads in the gateway's network, the
 //! waypoints in front of them, and the policies over the gateway's own pods. Nothing more.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use mesh::names::Str;
 use proto::{
@@ -15,7 +15,7 @@ use crate::{
     object::Name,
     output::{Resource, ResourceKey},
     translate::{
-        remote::exported_workload, scope::Scope, service::Claim, waypoint, workload_resource,
+        alias, remote::exported_workload, scope::Scope, service::Claim, waypoint, workload_resource,
     },
 };
 
@@ -24,6 +24,8 @@ pub(super) struct Inner {
     facts: Facts,
     /// Services that gateways know: global ones (`true`), and those of the waypoints in front of them.
     known: Collection<Str, Vec<Arc<bool>>>,
+    /// Addresses of waypoints in front of global services that are no service's: a pod's own, as it is found by them.
+    ahead: Ahead,
     /// The global services, per gateway.
     reached: Collection<(Name, Str), ()>,
     /// Workloads that are a gateway themselves, by uid.
@@ -39,11 +41,12 @@ impl Inner {
             return Self {
                 facts,
                 known: graph.source().clone(),
+                ahead: graph.source().clone(),
                 reached: graph.source().clone(),
                 instances: graph.source().clone(),
             };
         }
-        let known = known(graph, joins);
+        let (known, ahead) = known(graph, joins);
         let gateways = facts.east_west.clone();
         let (reached, _) = graph.derive(&known, move |cx, service, why| {
             let is_global = why.iter().any(|global| **global);
@@ -64,6 +67,7 @@ impl Inner {
         Self {
             facts,
             known,
+            ahead,
             reached,
             instances,
         }
@@ -86,6 +90,7 @@ impl Inner {
         let everyones = &graph.join(everyones);
         let telling = Telling {
             known: self.known.clone(),
+            ahead: self.ahead.clone(),
             instances: self.instances.clone(),
             policies: self.policies(graph, everyones),
         };
@@ -132,22 +137,23 @@ fn is_alone(facts: &Facts) -> bool {
     !facts.settings.has_others || facts.settings.is_remote
 }
 
-/// Global services, and those of the waypoints in front of them.
-fn known(graph: &mut Graph, joins: &Joins) -> Collection<Str, Vec<Arc<bool>>> {
+/// Whom waypoints' own addresses stand in front of.
+type Ahead = Collection<Str, Vec<Arc<()>>>;
+
+/// Global services and those of the waypoints in front of them; and the addresses of waypoints that are no service's.
+fn known(graph: &mut Graph, joins: &Joins) -> (Collection<Str, Vec<Arc<bool>>>, Ahead) {
     let facts = joins.facts.clone();
     let by_address = joins.winners.index(|_, claim| {
         let addresses = claim.service.addresses.iter();
         addresses.map(of_address).collect()
     });
+    let services = by_address.clone();
     let (needed, _) = graph.derive(&joins.winners, move |cx, key, claim| {
         if facts.scope(cx, claim) != Scope::Global {
             return Vec::new();
         }
-        let service = &claim.service;
-        let weighted = service.weighted_waypoints.iter();
-        let weighted = weighted.filter_map(|it| it.destination.as_ref());
-        let waypoints = service.waypoint.iter().chain(weighted);
-        let waypoints = waypoints.flat_map(|it| behind(cx, &by_address, it));
+        let waypoints = waypoints(&claim.service);
+        let waypoints = waypoints.flat_map(|it| behind(cx, &services, it));
         let of_waypoint = |service| ((service, key.clone()), false);
         let mut needed: Vec<_> = waypoints.map(of_waypoint).collect();
         needed.push(((key.clone(), key.clone()), true));
@@ -155,7 +161,34 @@ fn known(graph: &mut Graph, joins: &Joins) -> Collection<Str, Vec<Arc<bool>>> {
         needed.dedup();
         needed
     });
-    graph.group(&needed.index(|(service, _), _| vec![service.clone()]))
+    let facts = joins.facts.clone();
+    let (addresses, _) = graph.derive(&joins.winners, move |cx, key, claim| {
+        if facts.scope(cx, claim) != Scope::Global {
+            return Vec::new();
+        }
+        let addresses = waypoints(&claim.service).filter_map(address);
+        let of_none = addresses.filter(|it| cx.find(&by_address, &of_address(it)).is_empty());
+        let found: BTreeSet<Str> = of_none.filter_map(alias).collect();
+        let found = found.into_iter();
+        found.map(|address| ((address, key.clone()), ())).collect()
+    });
+    (
+        graph.group(&needed.index(|(service, _), _| vec![service.clone()])),
+        graph.group(&addresses.index(|(address, _), ()| vec![address.clone()])),
+    )
+}
+
+fn waypoints(service: &wire::Service) -> impl Iterator<Item = &wire::GatewayAddress> {
+    let weighted = service.weighted_waypoints.iter();
+    let weighted = weighted.filter_map(|it| it.destination.as_ref());
+    service.waypoint.iter().chain(weighted)
+}
+
+fn address(waypoint: &wire::GatewayAddress) -> Option<&wire::NetworkAddress> {
+    match &waypoint.destination {
+        Some(Destination::Address(address)) => Some(address),
+        Some(Destination::Hostname(_)) | None => None,
+    }
 }
 
 /// A network and an address of it.
@@ -165,8 +198,7 @@ fn of_address(address: &wire::NetworkAddress) -> Place {
     (address.network.clone(), address.address.to_vec())
 }
 
-/// The service behind a waypoint's reference: by its name, or by an address that it has. What leads to a pod's own address is
-/// not told of, and what is in front of it refused.
+/// The service behind a waypoint's reference: by its name, or by an address that it has.
 fn behind(
     cx: &Context<'_>,
     by_address: &Index<Place, Str, Arc<Claim>>,
@@ -186,6 +218,7 @@ fn behind(
 
 struct Telling {
     known: Collection<Str, Vec<Arc<bool>>>,
+    ahead: Ahead,
     instances: Collection<Str, Name>,
     policies: Index<Str, (Str, Name), ()>,
 }
@@ -224,8 +257,10 @@ impl Telling {
     ) -> Option<Resource> {
         let instance = cx.get(&self.instances, &resource.name);
         let is_its_own = instance.is_some_and(|it| *it == *gateway);
+        let mut aliases = resource.aliases.iter();
+        let is_ahead = aliases.any(|it| cx.get(&self.ahead, it).is_some());
         let reached = || resource.services.iter().any(|it| self.is_known(cx, it));
-        if !is_its_own && !reached() {
+        if !is_its_own && !is_ahead && !reached() {
             return None;
         }
         let mut workload = decoded(resource)?;
@@ -235,6 +270,11 @@ impl Telling {
             return Some(workload_resource(&workload));
         }
         let is_here = *workload.network == **network;
+        if is_ahead && is_here {
+            workload.services.retain(|service, _| known(service));
+            workload.authorization_policies.clear();
+            return Some(workload_resource(&workload));
+        }
         let told = is_here.then(|| exported_workload(workload, known))?;
         told.map(|told| workload_resource(&told))
     }

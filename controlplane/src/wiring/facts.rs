@@ -9,7 +9,7 @@ use super::{Facts, Inputs, OfPods};
 use crate::{
     gateway::{class::is_east_west, names::NETWORK},
     graph::{Collection, Context, Graph},
-    object::{Meta, Name, Pod},
+    object::{Gateway, GatewayClass, Meta, Name, Pod},
     translate::{
         Settings,
         network::{self, NetworkGateway},
@@ -109,14 +109,20 @@ pub(super) fn facts(
             .into_iter()
             .collect()
     });
-    let east_west = east_west(graph, inputs, &waypoints, &network, settings);
+    let known_to = |graph: &mut Graph, gateways: &Collection<Name, Gateway>| {
+        let facts = (inputs.classes.clone(), waypoints.clone(), network.clone());
+        east_west(graph, gateways, facts, settings)
+    };
+    // Another control plane's is told by that one, and a way for everybody.
+    let (told, of_east_west) = (
+        known_to(graph, &inputs.gateways),
+        known_to(graph, &everyones),
+    );
     let classes = inputs.classes.clone();
     let (known, fallback) = (network.clone(), settings.network.clone());
-    let of_east_west = east_west.clone();
     let (gateways, _) = graph.derive(&everyones, move |cx, name, gateway| {
         let class = cx.get(&classes, &gateway.spec.gateway_class_name.as_str().into());
-        // Several networks behind one API server: one that is deployed here is the way into a network that is not this
-        // cluster's own.
+        // Several networks behind one API server: one of this cluster is the way into a network that is not its own.
         let own = cx.get(&known, &());
         let own = own.as_ref().map_or(&fallback, |network| &**network);
         let beyond = cx.get(&of_east_west, name).filter(|it| **it != *own);
@@ -135,22 +141,26 @@ pub(super) fn facts(
         namespaces: inputs.namespaces.clone(),
         network,
         waypoints,
-        east_west: east_west.index(|_, _| vec![()]),
+        east_west: told.index(|_, _| vec![()]),
         gateways_of_network: gateways.index(|_, gateway| vec![gateway.network.clone()]),
     }
 }
 
-/// Gateways between networks that are deployed here, and the network behind each: the label's, else the cluster's own.
+type OfGateways = (
+    Collection<Str, GatewayClass>,
+    Collection<Name, Waypoint>,
+    Collection<(), Str>,
+);
+
+/// Those of the gateways that are between networks, and the network behind each: the label's, else the cluster's own.
 fn east_west(
     graph: &mut Graph,
-    inputs: &Inputs,
-    waypoints: &Collection<Name, Waypoint>,
-    own_network: &Collection<(), Str>,
+    gateways: &Collection<Name, Gateway>,
+    (classes, waypoints, known): OfGateways,
     settings: &Settings,
 ) -> Collection<Name, Str> {
-    let (classes, waypoints) = (inputs.classes.clone(), waypoints.clone());
-    let (known, fallback) = (own_network.clone(), settings.network.clone());
-    let (gateways, _) = graph.derive(&inputs.gateways, move |cx, name, gateway| {
+    let fallback = settings.network.clone();
+    let (gateways, _) = graph.derive(gateways, move |cx, name, gateway| {
         let class_name = gateway.spec.gateway_class_name.as_str();
         let class = cx.get(&classes, &class_name.into());
         let controller = class.as_ref().map(|it| it.spec.controller_name.as_str());

@@ -125,7 +125,9 @@ pub(super) fn exports(
         told.collect::<BTreeMap<_, _>>().into_iter().collect()
     });
     let (facts, classes) = (joins.facts.clone(), inputs.classes.clone());
-    let (gateways, _) = graph.derive(&inputs.gateways, move |cx, name, gateway| {
+    // Whichever control plane there deploys it: it is the way in.
+    let everyones = graph.join(&[&inputs.gateways, &inputs.gateways_elsewhere]);
+    let (gateways, _) = graph.derive(&everyones, move |cx, name, gateway| {
         let class = cx.get(&classes, &gateway.spec.gateway_class_name.as_str().into());
         let network = facts.network(cx);
         let found = NetworkGateway::east_west(gateway, class.as_deref(), &network);

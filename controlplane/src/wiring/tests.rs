@@ -501,3 +501,29 @@ fn a_waypoint_of_another_revision_takes_traffic_and_is_told_nothing() {
     );
     assert_eq!(mesh.wiring.readers.take().len(), 1);
 }
+
+#[test]
+fn a_clusters_way_in_is_told_others_whichever_revision_there_deploys_it() {
+    let mut mesh = Mesh {
+        wiring: Wiring::new(
+            Settings {
+                is_remote: true,
+                ..Settings::default()
+            },
+            OfPods::KeepSilent,
+        ),
+    };
+    for (name, revision) in [("ours", "default"), ("canary", "canary")] {
+        mesh.set(&format!(
+            "{{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {{name: {name}, namespace: mesh, \
+             labels: {{topology.istio.io/network: net-east, istio.io/rev: {revision}}}}}, \
+             spec: {{gatewayClassName: leyline-east-west, listeners: [{{name: mesh, port: 15008, protocol: HBONE}}]}}, \
+             status: {{addresses: [{{type: IPAddress, value: 192.0.2.1}}]}}}}"
+        ));
+    }
+    mesh.wiring.settle();
+    let told = mesh.wiring.exports.take();
+    let told: Vec<ExportKey> = told.into_iter().map(|(key, _)| key).collect();
+    let gateway = |name: &str| ExportKey::Gateway(name.into());
+    assert_eq!(told, [gateway("mesh/canary"), gateway("mesh/ours")]);
+}
