@@ -163,8 +163,8 @@ pub fn knows(view: &MeshView, settings: &Settings, client: &Workload, name: &str
 /// only what it is asked for. Nothing that comes after a service that is known could be the answer. At most
 /// [`MAX_WANTED`].
 ///
-/// A service is asked for by its namespace and hostname. The name tells both where it is one of the cluster's; any other
-/// is looked for in the client's own namespace.
+/// A service is asked for by its namespace and hostname. The name tells both where it is one of the cluster's, or one of an
+/// endpoint below it; any other is looked for in the client's own namespace.
 pub fn wanted(
     view: &MeshView,
     settings: &Settings,
@@ -182,7 +182,8 @@ pub fn wanted(
         .take_while(|it| asked.lookup(it).is_none());
     let mut wanted = Vec::new();
     for key in unknown.filter_map(|it| asked.key(&it.name)) {
-        if wanted.len() < MAX_WANTED && !wanted.contains(&key) {
+        let known = view.service(&key).is_some();
+        if wanted.len() < MAX_WANTED && !known && !wanted.contains(&key) {
             wanted.push(key);
         }
     }
@@ -382,20 +383,27 @@ impl<'a> Asked<'a> {
         None
     }
 
-    /// Where a service of this hostname would be; `None` where no service is called so.
-    fn key(&self, hostname: &str) -> Option<NamespacedHostname> {
+    /// Where a service of this hostname would be, or the headless one whose endpoint is called so; `None` where none is.
+    fn key(&self, name: &str) -> Option<NamespacedHostname> {
+        let (first, rest) = name.split_once('.')?;
+        if !rest.ends_with(&*self.settings.domain) {
+            return Some(NamespacedHostname {
+                namespace: self.client.namespace.clone(),
+                hostname: name.into(),
+            });
+        }
+        let above = || self.key_in_cluster(rest).filter(|_| !first.is_empty());
+        self.key_in_cluster(name).or_else(above)
+    }
+
+    /// `service.namespace.svc` and the cluster's domain.
+    fn key_in_cluster(&self, hostname: &str) -> Option<NamespacedHostname> {
         let (first, rest) = hostname.split_once('.')?;
-        let below = |domain: &str| Some(domain.strip_suffix(&*self.settings.domain)?.to_owned());
-        let namespace = match below(rest) {
-            Some(left) => {
-                let namespace = left.strip_suffix(".svc.")?;
-                let is_one = !first.is_empty() && !namespace.is_empty() && !namespace.contains('.');
-                is_one.then(|| namespace.into())?
-            }
-            None => self.client.namespace.clone(),
-        };
-        Some(NamespacedHostname {
-            namespace,
+        let namespace = rest.strip_suffix(&*self.settings.domain)?;
+        let namespace = namespace.strip_suffix(".svc.")?;
+        let is_one = !first.is_empty() && !namespace.is_empty() && !namespace.contains('.');
+        is_one.then(|| NamespacedHostname {
+            namespace: namespace.into(),
             hostname: hostname.into(),
         })
     }

@@ -390,9 +390,34 @@ fn an_unknown_name_is_asked_for_in_the_namespace_that_it_tells() {
 
 #[test]
 fn an_unknown_name_of_elsewhere_is_asked_for_in_the_clients_own_namespace() {
-    assert_eq!(wanted_of("api.example.org"), ["ns1/api.example.org"]);
+    assert_eq!(wanted_of("api.b.example.org"), ["ns1/api.b.example.org"]);
+    // As well the short form of an endpoint's name, below the service `example` of the namespace `org`.
+    let short = "org/example.org.svc.cluster.local";
+    assert_eq!(wanted_of("api.example.org"), ["ns1/api.example.org", short]);
     let expanded = wanted_of("api.example.org.ns1.svc.cluster.local");
     assert!(expanded.contains(&"ns1/api.example.org".to_owned()));
+}
+
+#[test]
+fn a_name_of_an_endpoint_asks_for_the_headless_service_above_it() {
+    let above = "ns2/db.ns2.svc.cluster.local".to_owned();
+    for name in [
+        "db-0.db.ns2.svc.cluster.local",
+        "db-0.db.ns2.svc",
+        "db-0.db.ns2",
+        "10-2-0-9.db.ns2.svc.cluster.local.ns1.svc.cluster.local",
+    ] {
+        assert!(
+            wanted_of(name).contains(&above),
+            "{name}: {:?}",
+            wanted_of(name)
+        );
+    }
+    assert!(wanted_of("db-0.db").contains(&"ns1/db.ns1.svc.cluster.local".to_owned()));
+    let deeper = wanted_of("a.db-0.db.ns2.svc.cluster.local");
+    assert!(!deeper.contains(&above), "{deeper:?}");
+    let known = wanted_of("nobody.headless.ns1.svc.cluster.local");
+    assert!(!known.contains(&"ns1/headless.ns1.svc.cluster.local".to_owned()));
 }
 
 #[test]
