@@ -1,7 +1,7 @@
 //! Two pods of one node: from socket to socket once a tunnel has shown the way, under the same policies.
 
 use anyhow::{Context, Result, ensure};
-use rig::{Options, holds, process, yaml::idle_pod};
+use rig::{NODES, Options, holds, process, yaml::idle_pod};
 
 use crate::scene::{SERVICE, Scene, Shop};
 
@@ -58,6 +58,37 @@ fn neighbours_meet_within_the_node_and_others_in_tunnels() -> Result<()> {
         .lines()
         .find(|line| line.contains("same_node") && line.contains("sa/client"));
     ensure!(wrong.is_none(), "{wrong:?}");
+    Ok(())
+}
+
+#[test]
+fn where_the_switch_is_off_neighbours_meet_in_tunnels_too() -> Result<()> {
+    const CONNECTIONS: usize = 10;
+    let tunnels = NODES.map(|node| (node, None));
+    let (_folder, options) = Options::prepared("export LEYLINE_SAME_NODE=false", &tunnels)?;
+    let near = idle_pod("shop", "near", "node2");
+    let scene = Scene::start_with(Shop::InMesh, &near, &options)?;
+    scene.mesh.eventually("the neighbour is in the mesh", || {
+        scene.enrolment("shop/near", "yes")
+    });
+    // One would do to have the way looked at, where the switch is on.
+    scene
+        .mesh
+        .eventually("the neighbour has connected often", || {
+            scene.ping("shop/near", SERVICE)?;
+            let log = scene.mesh.logs("ztunnel-node2")?;
+            let of_near = |line: &&str| line.contains(NEAR) && line.contains("inbound");
+            let count = log.lines().filter(of_near).count();
+            ensure!(count >= CONNECTIONS, "{count} connections");
+            Ok(())
+        });
+    let metrics = scene.mesh.metrics("node2")?;
+    let tunnelled = |line: &str| line.contains(NEAR) && line.contains("\"mutual_tls\"");
+    ensure!(metrics.lines().any(tunnelled), "{metrics}");
+    ensure!(
+        !metrics.contains("\"same_node\""),
+        "the switch is passed over"
+    );
     Ok(())
 }
 
