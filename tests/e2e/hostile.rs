@@ -3,24 +3,34 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rig::{Running, process};
+use serde_json::Value;
 
 use crate::scene::{SERVICE, Scene, Shop};
 
 /// Runs one case from a pod that is outside the mesh, against the server's tunnel port; what came of it, and after how long.
 fn attack(scene: &Scene, case: &str) -> Result<(String, Duration)> {
+    outcome(&begin(scene, case, &scene.mesh.authority()?)?.finish()?)
+}
+
+/// Starts a case, and goes on. `ca`: the authority's file.
+fn begin(scene: &Scene, case: &str, ca: &str) -> Result<Running> {
     let address = scene.at("shop/server", 15008)?;
     let authority = scene.at("shop/server", 9001)?;
-    let ca = scene.mesh.authority()?;
     let command = [
         &scene.hostile,
         &address,
         case,
         "--ca",
-        &ca,
+        ca,
         "--authority",
         &authority,
     ];
-    let answer = scene.mesh.json("outside/stranger", &command)?;
+    scene.mesh.spawn("outside/stranger", &command)
+}
+
+fn outcome(told: &str) -> Result<(String, Duration)> {
+    let answer: Value = serde_json::from_str(told.trim()).with_context(|| told.to_owned())?;
     let outcome = answer["outcome"].as_str().context("an outcome")?.to_owned();
     let seconds = answer["seconds"].as_f64().context("a time")?;
     Ok((outcome, Duration::from_secs_f64(seconds)))
@@ -98,20 +108,54 @@ fn floods_are_cut_off_and_harm_nobody() -> Result<()> {
             "250",
         ],
     )?;
-    for case in [
-        "header-flood",
-        "continuation-flood",
-        "rapid-reset",
-        "settings-flood",
-        "ping-flood",
-    ] {
-        let (outcome, _) = attack(&scene, case)?;
-        ensure!(
-            !outcome.contains("status 200") && outcome != "taken" && outcome != "open",
-            "{case}: {outcome}"
-        );
+    for case in FLOODS {
+        cut_off(case, &attack(&scene, case)?.0)?;
     }
     held.finish()?;
+    Ok(())
+}
+
+const FLOODS: [&str; 5] = [
+    "header-flood",
+    "continuation-flood",
+    "rapid-reset",
+    "settings-flood",
+    "ping-flood",
+];
+
+fn cut_off(case: &str, outcome: &str) -> Result<()> {
+    ensure!(
+        !outcome.contains("status 200") && outcome != "taken" && outcome != "open",
+        "{case}: {outcome}"
+    );
+    Ok(())
+}
+
+/// Each of them alone sends a hundred megabytes, if it is let.
+#[test]
+fn many_floods_at_once_are_held_in_bounded_memory() -> Result<()> {
+    const EACH: usize = 6;
+    /// As much as one of each may hold, and no more for being many.
+    const MOST: u64 = 30 << 20;
+    let scene = Scene::start(Shop::InMesh, "")?;
+    // What is resident then is also the code that they meet.
+    for case in FLOODS {
+        attack(&scene, case)?;
+    }
+    let tunnels = process::tunnels(scene.mesh.supervisor()?)?;
+    let tunnel = tunnels.iter().find(|(node, _)| node == "node2");
+    let growth = tunnel.context("the server's tunnel")?.1.growth()?;
+    let ca = scene.mesh.authority()?;
+    let mut begun = Vec::new();
+    for case in FLOODS.repeat(EACH) {
+        begun.push((case, begin(&scene, case, &ca)?));
+    }
+    for (case, attacking) in begun {
+        cut_off(case, &outcome(&attacking.finish()?)?.0)?;
+    }
+    let held = growth()?;
+    ensure!(held <= MOST, "the tunnel held {held} bytes more");
+    scene.ping("shop/client", SERVICE)?;
     Ok(())
 }
 

@@ -157,11 +157,20 @@ impl Process {
 
     /// Resident memory in bytes.
     pub fn resident(self) -> Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    /// The most resident memory that it has had since then, beyond what it has now, in bytes.
+    pub fn growth(self) -> Result<impl FnOnce() -> Result<u64>> {
+        fs::write(self.file("clear_refs"), "5").context("reset the peak of memory")?;
+        let before = self.resident()?;
+        Ok(move || Ok(self.memory("VmHWM:")?.saturating_sub(before)))
+    }
+
+    fn memory(self, name: &'static str) -> Result<u64> {
         let text = fs::read_to_string(self.file("status"))?;
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .context("VmRSS")?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let line = line.context(name)?;
         let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
         Ok(kilobytes << 10)
     }
