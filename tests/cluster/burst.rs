@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use rig::{cluster::bed::alone, until};
+use rig::{
+    cluster::bed::{alone, not_run},
+    until,
+};
 use serde_json::Value;
 
 use crate::scene::{Scene, Start};
@@ -13,8 +16,9 @@ const PODS: usize = 330;
 #[test]
 fn a_burst_of_pods_on_one_node_is_taken_in_whole() -> Result<()> {
     if std::env::var_os("LEYLINE_CLUSTER_BURST").is_none() {
-        eprintln!(
-            "NOT RUN: a_burst_of_pods_on_one_node_is_taken_in_whole: set LEYLINE_CLUSTER_BURST; it takes minutes"
+        not_run(
+            "a_burst_of_pods_on_one_node_is_taken_in_whole",
+            "set LEYLINE_CLUSTER_BURST; it takes minutes",
         );
         return Ok(());
     }

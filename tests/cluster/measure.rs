@@ -13,7 +13,7 @@ use kube::{
     Api, Client, ResourceExt,
     api::{Patch, PatchParams, WatchEvent, WatchParams},
 };
-use rig::cluster::bed::{Bed, SYSTEM, alone};
+use rig::cluster::bed::{Bed, SYSTEM, alone, not_run};
 use serde_json::json;
 use tokio_stream::StreamExt;
 
@@ -28,8 +28,9 @@ const LONG: Duration = Duration::from_secs(120);
 #[test]
 fn the_time_from_label_to_enabled_and_the_delay_of_sandboxes_are_measured() -> Result<()> {
     if std::env::var_os("LEYLINE_CLUSTER_MEASURE").is_none() {
-        eprintln!(
-            "NOT RUN: the_time_from_label_to_enabled_and_the_delay_of_sandboxes_are_measured: set LEYLINE_CLUSTER_MEASURE"
+        not_run(
+            "the_time_from_label_to_enabled_and_the_delay_of_sandboxes_are_measured",
+            "set LEYLINE_CLUSTER_MEASURE",
         );
         return Ok(());
     }

@@ -160,3 +160,25 @@ fn received(scene: &Scene, node: &str) -> Result<u64> {
         .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
         .sum())
 }
+
+/// A node tunnel is a workload, too: whoever may reach it reads its metrics from anywhere in the mesh.
+#[test]
+fn a_tunnels_metrics_are_read_through_hbone() -> Result<()> {
+    // The second node's, whose pod is no object in this kind of mesh.
+    let entry = "
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: { name: ztunnel-node2, namespace: istio-system, labels: { networking.istio.io/tunnel: http } }
+spec: { address: 10.100.0.12, serviceAccount: ztunnel }
+";
+    let scene = Scene::start(Shop::InMesh, entry)?;
+    let web = scene.mesh.install(env!("CARGO_BIN_EXE_web"))?;
+    let url = "http://10.100.0.12:15020/metrics";
+    scene.mesh.eventually("the metrics come by HBONE", || {
+        let answer = scene.mesh.succeed("shop/client", &[&web, "get", url])?;
+        holds(&answer, "istio_build{component=")?;
+        let line = "dst.identity=\"spiffe://cluster.local/ns/istio-system/sa/ztunnel\"";
+        holds(&scene.mesh.logs("ztunnel-node1")?, line)
+    });
+    Ok(())
+}

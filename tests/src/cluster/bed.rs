@@ -5,9 +5,13 @@ use std::{
     collections::BTreeSet,
     ffi::OsStr,
     fs,
+    io::{self, Write as _},
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::{OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -55,6 +59,15 @@ pub fn alone() -> Result<(RwLockWriteGuard<'static, ()>, &'static Bed)> {
 fn bed() -> Result<&'static Bed> {
     let made = BED.get_or_init(|| Bed::start().map_err(|error| format!("{error:#}")));
     made.as_ref().map_err(|error| anyhow::anyhow!("{error}"))
+}
+
+/// Says that a test is not run here, and how many that makes; also where the harness keeps what passing tests print to itself.
+pub fn not_run(test: &str, why: &str) {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed) + 1;
+    let line = format!("NOT RUN ({count} so far): {test}: {why}\n");
+    // Nobody is left to be told.
+    let _ = io::stderr().write_all(line.as_bytes());
 }
 
 impl Bed {
@@ -129,8 +142,9 @@ impl Bed {
     /// The cluster's own machinery, where it is the rig's; otherwise says by name what is not run.
     pub fn rig(&self, test: &str) -> Option<&Cluster> {
         if self.rig.is_none() {
-            eprintln!(
-                "NOT RUN: {test}: it needs the rig's own nodes, and KUBECONFIG names another cluster"
+            not_run(
+                test,
+                "it needs the rig's own nodes, and KUBECONFIG names another cluster",
             );
         }
         self.rig.as_ref()
@@ -154,7 +168,12 @@ impl Bed {
     /// The Gateway API's own definitions of its kinds, which clusters have before a mesh; a user's cluster has its own.
     fn define_gateway_api(&self) -> Result<()> {
         if self.rig.is_none() {
-            return Ok(());
+            let found = self
+                .kube
+                .run(&["get", "crd", "httproutes.gateway.networking.k8s.io"]);
+            return found
+                .map(drop)
+                .context("the cluster of KUBECONFIG needs the Gateway API's own definitions");
         }
         let folder = machine::built("crds")?.display().to_string();
         self.kube
