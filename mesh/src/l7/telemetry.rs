@@ -60,6 +60,10 @@ pub struct Tracing {
     pub tags: Vec<(Str, TagSource)>,
     /// Whether headers are not touched.
     pub propagation_disabled: bool,
+    /// Whether requests are chosen by chance alone, and not by their ids.
+    pub sampling_by_chance: bool,
+    /// Whether spans are without Istio's own tags.
+    pub istio_tags_disabled: bool,
 }
 
 /// Where an attribute's value comes from.

@@ -302,7 +302,7 @@ impl Telemetry {
             return;
         };
         let environment = Process(&self.node);
-        if let Some(span) = SpanData::new(record, &self.node, &tracing.tags, &environment) {
+        if let Some(span) = SpanData::new(record, &self.node, tracing, &environment) {
             ready
                 .spans
                 .iter()
@@ -323,6 +323,7 @@ fn begin(plan: &Plan, headers: &mut HeaderMap, draw: Draw) -> Option<trace::Span
     let tracing = plan.tracing.as_ref()?;
     let (choice, ids) = draw.split();
     let id = headers.get("x-request-id").and_then(|it| it.to_str().ok());
+    let id = id.filter(|_| tracing.by_request_id);
     let how = tracing.propagation.unwrap_or(trace::Propagation::Both);
     let sampled = trace::decision_alone(how, headers)
         .unwrap_or_else(|| trace::sampled(id, tracing.per_million, choice));

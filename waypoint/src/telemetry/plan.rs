@@ -57,6 +57,10 @@ pub(super) struct Tracing {
     pub(super) providers: Vec<(Str, TraceProvider)>,
     pub(super) propagation: Option<Propagation>,
     pub(super) per_million: u32,
+    /// Whether equal request ids have equal decisions.
+    pub(super) by_request_id: bool,
+    /// Whether spans have Istio's own tags.
+    pub(super) istio_tags: bool,
     pub(super) tags: Vec<(Str, TagSource)>,
 }
 
@@ -222,6 +226,8 @@ fn tracing(config: &WaypointConfig, told: Option<&Telemetry>) -> Option<Tracing>
         per_million: own
             .and_then(|it| it.sampling_per_million)
             .unwrap_or(config.sampling_per_million),
+        by_request_id: own.is_none_or(|it| !it.sampling_by_chance),
+        istio_tags: own.is_none_or(|it| !it.istio_tags_disabled),
         tags: own.map(|it| it.tags.clone()).unwrap_or_default(),
     })
 }

@@ -8,7 +8,7 @@ use mesh::{
     names::Str,
 };
 
-use super::Node;
+use super::{Node, plan::Tracing};
 
 /// Longest text of an attribute where the provider says nothing, in bytes.
 pub(super) const MAX_TAG: usize = 256;
@@ -32,7 +32,7 @@ impl SpanData {
     pub(super) fn new(
         record: &RequestRecord,
         node: &Node,
-        tags: &[(Str, TagSource)],
+        tracing: &Tracing,
         environment: &dyn Environment,
     ) -> Option<Arc<Self>> {
         let span = record.span.as_ref().filter(|span| span.sampled)?;
@@ -40,8 +40,11 @@ impl SpanData {
         let host = record.service.as_ref().map(|it| &*it.hostname);
         let host = host.unwrap_or(&record.authority);
         let mut attributes = attributes(record);
-        attributes.extend(istio(record, node));
-        for (name, source) in tags {
+        attributes.push(("node_id".into(), node.id.to_string()));
+        if tracing.istio_tags {
+            attributes.extend(istio(record, node));
+        }
+        for (name, source) in &tracing.tags {
             if let Some(value) = tag(source, record, environment) {
                 attributes.push((name.clone(), value));
             }
@@ -98,7 +101,6 @@ fn attributes(record: &RequestRecord) -> Vec<(Str, String)> {
 
 fn istio(record: &RequestRecord, node: &Node) -> Vec<(Str, String)> {
     let own = [
-        ("node_id", &*node.id),
         ("istio.canonical_service", &*node.workload),
         ("istio.canonical_revision", "latest"),
         ("istio.mesh_id", &*node.mesh_id),

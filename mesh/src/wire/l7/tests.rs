@@ -570,6 +570,8 @@ fn telemetry_round_trips() {
             ("c".into(), TagSource::Header("h".into(), Some("d".into()))),
         ],
         propagation_disabled: true,
+        sampling_by_chance: true,
+        istio_tags_disabled: true,
     };
     let telemetry = Telemetry {
         key: key(),

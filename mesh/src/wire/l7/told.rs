@@ -192,6 +192,8 @@ fn tracing(wire: &wire::Tracing) -> Tracing {
         disabled: wire.disabled,
         tags: wire.tags.iter().filter_map(tag).collect(),
         propagation_disabled: wire.propagation_disabled,
+        sampling_by_chance: wire.sampling_by_chance,
+        istio_tags_disabled: wire.istio_tags_disabled,
     }
 }
 
@@ -266,6 +268,8 @@ impl From<&Tracing> for wire::Tracing {
             disabled: it.disabled,
             tags: tags.collect(),
             propagation_disabled: it.propagation_disabled,
+            sampling_by_chance: it.sampling_by_chance,
+            istio_tags_disabled: it.istio_tags_disabled,
         }
     }
 }

@@ -7,7 +7,10 @@ use proto::opentelemetry::proto::collector::{
 };
 
 use super::{
-    super::plan::tests::{provider, service},
+    super::plan::{
+        Tracing,
+        tests::{provider, service},
+    },
     *,
 };
 use crate::service_call::{Answer, Answering};
@@ -256,8 +259,20 @@ fn a_request_that_is_not_sampled_has_no_span() {
         ..mesh::l7::record::RequestRecord::default()
     };
     let nowhere = mesh::l7::log_format::Nowhere;
-    assert!(SpanData::new(&record(false), &node(), &[], &nowhere).is_none());
-    let span = SpanData::new(&record(true), &node(), &[], &nowhere).unwrap();
+    let tracing = |istio_tags| Tracing {
+        providers: Vec::new(),
+        propagation: None,
+        per_million: 0,
+        by_request_id: true,
+        istio_tags,
+        tags: Vec::new(),
+    };
+    assert!(SpanData::new(&record(false), &node(), &tracing(true), &nowhere).is_none());
+    let plain = SpanData::new(&record(true), &node(), &tracing(false), &nowhere).unwrap();
+    let names = plain.attributes.iter().map(|(name, _)| name);
+    assert!(names.clone().all(|it| !it.starts_with("istio.")));
+    assert!(names.clone().any(|it| **it == *"node_id"));
+    let span = SpanData::new(&record(true), &node(), &tracing(true), &nowhere).unwrap();
     assert!(span.failed, "no response is a failure");
     assert!(
         span.attributes

@@ -150,6 +150,22 @@ fn tracing_can_be_silent_or_leave_headers_alone() {
 }
 
 #[test]
+fn tracing_follows_request_ids_and_tells_istios_tags_unless_told_otherwise() {
+    let usual = plan(&options()).tracing.unwrap();
+    assert!(usual.by_request_id && usual.istio_tags);
+    let told = Telemetry {
+        tracing: Some(telemetry::Tracing {
+            sampling_by_chance: true,
+            istio_tags_disabled: true,
+            ..telemetry::Tracing::default()
+        }),
+        ..options()
+    };
+    let other = plan(&told).tracing.unwrap();
+    assert!(!other.by_request_id && !other.istio_tags);
+}
+
+#[test]
 fn overrides_of_metrics_apply_in_order_and_share_series() {
     let change = |metric: Option<&str>, disabled, tags: &[(&str, Option<&str>)]| MetricOverride {
         metric: metric.map(Into::into),

@@ -159,6 +159,12 @@ fn tracing(it: &crd::Tracing, merged: &mut Tracing, path: &str, found: &mut Find
     if let Some(disabled) = it.disable_context_propagation {
         merged.propagation_disabled = disabled;
     }
+    if let Some(follows) = it.use_request_id_for_trace_sampling {
+        merged.sampling_by_chance = !follows;
+    }
+    if let Some(wanted) = it.enable_istio_tags {
+        merged.istio_tags_disabled = !wanted;
+    }
     if !it.custom_tags.is_empty() {
         let tags = it.custom_tags.iter();
         merged.tags = tags
