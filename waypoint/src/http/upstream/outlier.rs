@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use mesh::l7::backend::OutlierDetection;
 
+/// Envoy's `max_ejection_time`, which Istio leaves as it is; a base time above it counts alone.
+const MAX_EJECTION: Duration = Duration::from_secs(300);
+
 /// What one request says of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -52,16 +55,21 @@ impl Health {
     /// Passes it over for the base time, as many times as it was ejected.
     pub(super) fn eject(&mut self, policy: &OutlierDetection, now: Duration) {
         // An endpoint that was well for as long as it was last ejected begins anew.
-        let quiet = self.ejected_until.is_some_and(|until| {
-            now > until + policy.base_ejection_time.saturating_mul(self.ejections)
-        });
+        let quiet = self
+            .ejected_until
+            .is_some_and(|until| now > until + ejection(policy, self.ejections));
         self.ejections = if quiet { 1 } else { self.ejections + 1 };
-        let time = policy.base_ejection_time.saturating_mul(self.ejections);
-        self.ejected_until = Some(now + time);
+        self.ejected_until = Some(now + ejection(policy, self.ejections));
         self.errors = 0;
         self.gateway_errors = 0;
         self.local_failures = 0;
     }
+}
+
+/// How long an endpoint is passed over that is for the so many-th time.
+fn ejection(policy: &OutlierDetection, times: u32) -> Duration {
+    let base = policy.base_ejection_time;
+    base.saturating_mul(times).min(MAX_EJECTION.max(base))
 }
 
 fn is_error(policy: &OutlierDetection, status: u16) -> bool {
@@ -121,6 +129,24 @@ mod tests {
         assert!(health.is_ejected(secs(90)) && !health.is_ejected(secs(91)));
         health.eject(&policy(), secs(1000));
         assert!(!health.is_ejected(secs(1030)), "it was well for long");
+    }
+
+    #[test]
+    fn no_ejection_is_longer_than_five_minutes_or_the_base_time() {
+        let secs = Duration::from_secs;
+        let mut health = Health::default();
+        for _ in 0..20 {
+            health.eject(&policy(), secs(0));
+        }
+        assert!(health.is_ejected(secs(299)) && !health.is_ejected(secs(300)));
+        let long = OutlierDetection {
+            base_ejection_time: secs(3600),
+            ..policy()
+        };
+        let mut health = Health::default();
+        health.eject(&long, secs(0));
+        health.eject(&long, secs(0));
+        assert!(health.is_ejected(secs(3599)) && !health.is_ejected(secs(3600)));
     }
 
     #[test]

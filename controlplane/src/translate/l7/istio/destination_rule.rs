@@ -35,6 +35,7 @@ mod tls;
 use balancer::{balancer, locality, warmup};
 use connection::{outlier, pool, retry_budget};
 pub use defaults::Defaults;
+use defaults::fails_over;
 use tls::tls;
 
 /// What one rule says, before several are merged.
@@ -395,6 +396,13 @@ impl Blocks<'_> {
         }
         if let Some(it) = self.outlier {
             policy.outlier = Some(outlier(it, &format!("{path}.outlierDetection"), found));
+        }
+        let fails_over = policy.locality.as_ref().is_some_and(fails_over);
+        if self.balancer.is_some() && fails_over && policy.outlier.is_none() {
+            found.warning(
+                format!("{path}.loadBalancer.localityLbSetting"),
+                "has no effect without outlierDetection, which tells the endpoints that fail",
+            );
         }
         if let Some(it) = self.tls {
             policy.tls = tls(it, &format!("{path}.tls"), around.credentials, found);

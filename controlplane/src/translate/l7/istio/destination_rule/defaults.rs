@@ -87,23 +87,24 @@ impl Defaults {
     }
 
     /// Says which localities come first where nobody else does; `prefers`: the service does itself. As upstream, failover
-    /// needs endpoints that can fail, and is then on unless somebody switches it off.
+    /// needs endpoints that can fail, and is then on unless somebody switches it off; a rule that asks for it without has
+    /// endpoints that are all alike.
     pub(super) fn localize(&self, policy: &mut BackendPolicy, prefers: bool) {
-        if prefers {
-            return;
-        }
         let usual = Locality::Failover(Vec::new());
         let locality = self.locality.as_ref().unwrap_or(&usual);
         let subsets = policy.subsets.values_mut();
         let of_subsets = subsets.flat_map(|it| it.policy.iter_mut().chain(it.ports.values_mut()));
         let own = std::iter::once(&mut policy.policy).chain(policy.ports.values_mut());
-        for policy in own.chain(of_subsets).filter(|it| it.locality.is_none()) {
-            let applies = match locality {
-                Locality::Off => false,
-                Locality::Distribute(_) => true,
-                Locality::Failover(_) | Locality::Priority(_) => policy.outlier.is_some(),
-            };
-            policy.locality = applies.then(|| locality.clone());
+        for policy in own.chain(of_subsets) {
+            let has_outliers = policy.outlier.is_some();
+            let applies = |it: &Locality| has_outliers || !fails_over(it);
+            match &policy.locality {
+                Some(own) if !applies(own) => policy.locality = Some(Locality::Off),
+                None if !prefers && *locality != Locality::Off && applies(locality) => {
+                    policy.locality = Some(locality.clone());
+                }
+                Some(_) | None => {}
+            }
         }
     }
 
@@ -114,8 +115,65 @@ impl Defaults {
     }
 }
 
+/// Whether it needs to know which endpoints fail.
+pub(super) fn fails_over(locality: &Locality) -> bool {
+    match locality {
+        Locality::Failover(_) | Locality::Priority(_) => true,
+        Locality::Distribute(_) | Locality::Off => false,
+    }
+}
+
 fn read<T: serde::de::DeserializeOwned>(it: &Value, path: &str, found: &mut Findings) -> Option<T> {
     serde_json::from_value(it.clone())
         .map_err(|error| found.error(path, error.to_string()))
         .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh::l7::backend::Distribution;
+
+    use super::*;
+
+    /// What becomes of a rule's locality, with outliers or without, where the service has no preferences.
+    fn localized(mesh: &str, own: Option<Locality>, outliers: bool) -> Option<Locality> {
+        let mut found = Findings::default();
+        let config: Value = serde_json::from_str(mesh).unwrap();
+        let outlier = outliers.then(|| outlier(&crd::OutlierDetection::default(), "", &mut found));
+        let mut policy = BackendPolicy {
+            service: "a/web.a.svc".parse().unwrap(),
+            sources: Vec::new(),
+            policy: TrafficPolicy {
+                locality: own,
+                outlier,
+                ..TrafficPolicy::default()
+            },
+            ports: Default::default(),
+            subsets: Default::default(),
+        };
+        Defaults::read(&config, &mut found).localize(&mut policy, false);
+        policy.policy.locality
+    }
+
+    #[test]
+    fn failover_is_on_where_endpoints_can_fail_and_off_where_they_cannot() {
+        let usual = || Some(Locality::Failover(Vec::new()));
+        let by_label = || Some(Locality::Priority(vec![("a".into(), None)]));
+        let shares = || Some(Locality::Distribute(Vec::<Distribution>::new()));
+        let off = r#"{"localityLbSetting": {"enabled": false}}"#;
+        for (mesh, own, outliers, expected) in [
+            ("{}", None, true, usual()),
+            ("{}", None, false, None),
+            ("{}", by_label(), true, by_label()),
+            ("{}", by_label(), false, Some(Locality::Off)),
+            ("{}", usual(), false, Some(Locality::Off)),
+            ("{}", shares(), false, shares()),
+            ("{}", Some(Locality::Off), true, Some(Locality::Off)),
+            (off, None, true, None),
+            (off, by_label(), true, by_label()),
+        ] {
+            let found = localized(mesh, own.clone(), outliers);
+            assert_eq!(found, expected, "{mesh} {own:?} {outliers}");
+        }
+    }
 }
