@@ -8,7 +8,10 @@ use ipnet::IpNet;
 use crate::{
     crd::{MatchLabels, TargetRef},
     object::{Gateway, Meta, Object},
-    translate::{l7::config, policy::target_kind},
+    translate::{
+        l7::{config, rate_limit},
+        policy::target_kind,
+    },
 };
 
 pub mod admission;
@@ -69,7 +72,12 @@ pub fn validate(object: &Object) -> Vec<Problem> {
         Object::DestinationRule(rule) => istio::destination_rule(&rule.spec, &mut found),
         Object::RequestAuthentication(it) => istio::request_authentication(&it.spec, &mut found),
         Object::Telemetry(it) => istio::telemetry(&it.spec, &mut found),
-        Object::VirtualService(it) => istio::virtual_service(&it.spec, &mut found),
+        Object::VirtualService(it) => {
+            if let Err(problem) = rate_limit::of(&it.meta) {
+                found.error(rate_limit::path(), problem);
+            }
+            istio::virtual_service(&it.spec, &mut found);
+        }
     }
     found.0
 }

@@ -52,6 +52,29 @@ fn bounds_of_histograms_that_are_none_are_told() {
 }
 
 #[test]
+fn limits_of_routes_that_are_none_are_mistakes() {
+    for kind in ["VirtualService", "HTTPRoute"] {
+        let (version, spec) = match kind {
+            "HTTPRoute" => ("gateway.networking.k8s.io/v1", "{rules: [{}]}"),
+            _ => (
+                "networking.istio.io/v1",
+                "{hosts: [a], http: [{route: [{destination: {host: a}}]}]}",
+            ),
+        };
+        let text = format!(
+            r#"{{apiVersion: {version}, kind: {kind}, spec: {spec},
+                metadata: {{name: r, namespace: a, annotations: {{leyline.dev/local-rate-limit: "100/s"}}}}}}"#
+        );
+        let document = parse(&text).unwrap().remove(0);
+        let (object, _) = read_object(Kind::of(version, kind).unwrap(), &document);
+        let found = validate(&object.unwrap());
+        let told = found.iter().find(|it| it.path.contains("local-rate-limit"));
+        let is_error = told.is_some_and(|it| it.severity == Severity::Error);
+        assert!(is_error, "{kind}: {found:?}");
+    }
+}
+
+#[test]
 fn authorization_policies_are_checked_as_the_webhook_checks_them() {
     table(
         "AuthorizationPolicy",

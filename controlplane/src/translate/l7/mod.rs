@@ -16,6 +16,7 @@ pub mod config;
 pub mod credential;
 pub mod gateway_api;
 pub mod istio;
+pub mod rate_limit;
 pub mod references;
 pub mod served;
 pub mod target;

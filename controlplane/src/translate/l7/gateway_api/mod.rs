@@ -18,6 +18,7 @@ use mesh::{
 use crate::{
     crd::gateway_api::{BackendObjectRef, HttpBackendRef, ParentRef},
     object::{GrpcRoute, HttpRoute, Kind, Meta, Object, Sourced, TcpRoute, TlsRoute},
+    translate::l7::rate_limit,
 };
 
 pub mod attach;
@@ -244,13 +245,29 @@ pub fn translate(route: &Sourced<RouteObject>, resolver: Resolver<'_>) -> Transl
     let key = route.object.key();
     let mut notes = Notes::new(&key, resolver);
     misread(route, &mut notes);
-    let rules = match &route.object {
+    let limit = rate_limit::of(route.object.meta());
+    if let Err(problem) = &limit {
+        unlimited(&route.object, problem, &mut notes);
+    }
+    let mut rules = match &route.object {
         RouteObject::Http(http) => http::rules(&http.spec, &mut notes),
         RouteObject::Grpc(grpc) => grpc::rules(&grpc.spec, &mut notes),
         RouteObject::Tls(tls) => stream::tls(&tls.spec, &mut notes),
         RouteObject::Tcp(tcp) => stream::tcp(&tcp.spec, &mut notes),
     };
+    rate_limit::apply(&mut rules, &limit);
     notes.with(rules)
+}
+
+/// Notes a limit that cannot be kept.
+fn unlimited(route: &RouteObject, problem: &str, notes: &mut Notes<'_>) {
+    for rule in 0..route.rule_count() {
+        notes.problems.entry(rule).or_default().push(Problem {
+            path: rate_limit::path(),
+            message: problem.to_owned(),
+            reason: "UnsupportedValue",
+        });
+    }
 }
 
 /// Everything that is wrong with a route's rules, whatever its references come to.

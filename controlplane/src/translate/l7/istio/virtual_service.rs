@@ -15,7 +15,7 @@ use super::{http, read::port};
 use crate::{
     crd::istio as crd,
     object::{Meta, VirtualService, labels_of},
-    translate::{Settings, policy::parse_block},
+    translate::{Settings, l7::rate_limit, policy::parse_block},
     validate::Findings,
 };
 
@@ -146,13 +146,12 @@ pub fn routes(
     let tcp = tcp(spec, around, &mut found);
     let mut made = Vec::new();
     if !http.is_empty() {
-        made.push((
-            "",
-            Rules::Http {
-                order: Order::Written,
-                rules: http,
-            },
-        ));
+        let mut rules = Rules::Http {
+            order: Order::Written,
+            rules: http,
+        };
+        rate_limit::apply(&mut rules, &rate_limit::of(&object.meta));
+        made.push(("", rules));
     }
     if !tls.is_empty() {
         made.push((":tls", Rules::Tls(tls)));
