@@ -45,6 +45,17 @@ pub(super) const ANALYZERS: [Analyzer; 15] = [
     analyzer("LEY-A09", Level::Warning, "MeshConfigNotWhollyKept"),
 ];
 
+/// One that is named by its code or its name.
+pub(super) fn known(text: &str) -> Result<Analyzer, String> {
+    let is_it = |it: &Analyzer| {
+        [it.code, it.name]
+            .iter()
+            .any(|own| own.eq_ignore_ascii_case(text))
+    };
+    let found = ANALYZERS.into_iter().find(is_it);
+    found.ok_or_else(|| "nothing is called so; leyline analyze -L tells what is".to_owned())
+}
+
 pub(super) fn of(code: &str) -> Option<Analyzer> {
     ANALYZERS.into_iter().find(|it| it.code == code)
 }

@@ -30,12 +30,27 @@ pub(super) struct Written {
     reference: Option<String>,
 }
 
-/// Those of files, and of the cluster where no file has them.
+/// A file that holds the mesh's configuration alone, without a ConfigMap around it.
+#[derive(Clone, Debug)]
+pub(super) struct MeshFile {
+    pub name: String,
+    pub text: String,
+}
+
+/// The given one; else those of files, and of the cluster where no file has them.
 pub(super) fn written(
+    given: Option<&MeshFile>,
     texts: &BTreeMap<String, String>,
     objects: &[Value],
     root: &str,
 ) -> Vec<Written> {
+    if let Some(given) = given {
+        return vec![Written {
+            name: NAME.to_owned(),
+            text: given.text.clone(),
+            reference: Some(given.name.clone()),
+        }];
+    }
     let in_files = texts.iter().flat_map(|(file, text)| {
         let found = documents(text);
         let of = |it: &Arc<Node>| Written::of(it, root, Some(file));
@@ -131,7 +146,15 @@ mod tests {
     }
 
     fn told(texts: &BTreeMap<String, String>, objects: &[Value]) -> Vec<String> {
-        let written = written(texts, objects, "istio-system");
+        told_with(None, texts, objects)
+    }
+
+    fn told_with(
+        given: Option<&MeshFile>,
+        texts: &BTreeMap<String, String>,
+        objects: &[Value],
+    ) -> Vec<String> {
+        let written = written(given, texts, objects, "istio-system");
         let found = findings(&written, &Settings::default());
         found.iter().map(|it| it.finding.to_string()).collect()
     }
@@ -182,6 +205,22 @@ mod tests {
         assert_eq!(found.len(), 1, "{found:#?}");
         assert!(
             found[0].contains("mesh.yaml:2") && found[0].contains("\"gone\""),
+            "{}",
+            found[0]
+        );
+    }
+
+    #[test]
+    fn a_configuration_that_is_given_stands_for_those_of_files_and_of_the_cluster() {
+        let given = MeshFile {
+            name: "mesh.yaml".to_owned(),
+            text: "defaultProviders: {tracing: [gone]}".to_owned(),
+        };
+        let in_cluster = [map("istio", "accessLogFormat: '%NOPE%'")];
+        let found = told_with(Some(&given), &BTreeMap::new(), &in_cluster);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(
+            found[0].contains("istio.istio-system mesh.yaml)") && found[0].contains("\"gone\""),
             "{}",
             found[0]
         );

@@ -30,7 +30,10 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use self::findings::{ANALYZERS, Finding, Level, Suppression};
+use self::{
+    findings::{ANALYZERS, Analyzer, Finding, Level, Suppression},
+    mesh_config::MeshFile,
+};
 use super::{
     access::Access,
     cluster::Cluster,
@@ -70,6 +73,16 @@ pub(crate) struct Analyze {
     /// Print only findings that are at least so bad
     #[arg(long, value_enum, ignore_case = true, default_value = "info")]
     output_threshold: Level,
+    /// Look for nothing but this, by its code or name (see -L); may be repeated
+    #[arg(long = "analyzer", value_name = "CODE|NAME", value_parser = findings::known)]
+    analyzers: Vec<Analyzer>,
+    /// The mesh's configuration, instead of what files and the cluster have of it
+    #[arg(
+        long = "meshConfigFile",
+        alias = "mesh-config-file",
+        value_name = "FILE"
+    )]
+    mesh_config: Option<PathBuf>,
     /// Say nothing of CODE=Kind name.namespace (with * for any letters); may be repeated
     #[arg(long, short = 'S', value_name = "CODE=ORIGIN")]
     suppress: Vec<Suppression>,
@@ -102,10 +115,11 @@ pub(crate) async fn run(command: Analyze, before: &Access) -> Result<ExitCode> {
     };
     let namespace = cluster.as_ref().map(|it| it.namespace.as_str());
     let wanted = namespace.filter(|_| !command.all_namespaces);
-    let mut found = judge(&texts, &objects, access.istio_namespace(), wanted).await?;
-    found.retain(|it| {
-        it.level >= command.output_threshold && !command.suppress.iter().any(|wish| wish.covers(it))
-    });
+    let mesh = command.mesh_config.as_deref().map(mesh_file);
+    let mesh = mesh.transpose()?;
+    let root = access.istio_namespace();
+    let mut found = judge(&texts, &objects, mesh.as_ref(), root, wanted).await?;
+    found.retain(|it| command.asks_for(it));
     told(&found, command.output)?;
     let failed = found.iter().any(|it| it.level >= command.failure_threshold);
     Ok(if failed {
@@ -115,22 +129,43 @@ pub(crate) async fn run(command: Analyze, before: &Access) -> Result<ExitCode> {
     })
 }
 
+fn mesh_file(path: &Path) -> Result<MeshFile> {
+    let name = path.display().to_string();
+    let text = fs::read_to_string(path).with_context(|| format!("read {name}"))?;
+    Ok(MeshFile { name, text })
+}
+
+impl Analyze {
+    fn asks_for(&self, it: &Finding) -> bool {
+        let is_looked_for = self.analyzers.is_empty()
+            || self
+                .analyzers
+                .iter()
+                .any(|analyzer| analyzer.code == it.code);
+        is_looked_for
+            && it.level >= self.output_threshold
+            && !self.suppress.iter().any(|wish| wish.covers(it))
+    }
+}
+
 /// What is to be said of the objects in files and in a cluster, of those in the namespace `wanted` alone where one is.
 async fn judge(
     texts: &BTreeMap<String, String>,
     objects: &[Value],
+    mesh: Option<&MeshFile>,
     root: &str,
     wanted: Option<&str>,
 ) -> Result<Vec<Finding>> {
     let statuses = tokio::task::spawn_blocking({
         let (texts, objects, root) = (texts.clone(), objects.to_vec(), root.to_owned());
-        move || statuses(&texts, &objects, &root)
+        let mesh = mesh.cloned();
+        move || statuses(&texts, &objects, mesh.as_ref(), &root)
     })
     .await??;
     let suppressed = suppressed(texts, objects);
     let mut told_of = selectors::findings(texts, objects, root);
     told_of.extend(network::findings(objects));
-    let mesh = mesh_config::written(texts, objects, root);
+    let mesh = mesh_config::written(mesh, texts, objects, root);
     told_of.extend(mesh_config::findings(&mesh, &settings(root)));
     Ok(findings(&statuses, told_of, wanted, &suppressed))
 }
@@ -193,6 +228,7 @@ const CLUSTER: &str = "cluster.json";
 fn statuses(
     texts: &BTreeMap<String, String>,
     objects: &[Value],
+    mesh: Option<&MeshFile>,
     root_namespace: &str,
 ) -> Result<Vec<ObjectStatus>> {
     let folder = tempfile::tempdir().context("make a folder")?;
@@ -213,7 +249,7 @@ fn statuses(
             .context("write the objects to look at")?;
     }
     let mut settings = settings(root_namespace);
-    let mesh = mesh_config::written(texts, objects, root_namespace);
+    let mesh = mesh_config::written(mesh, texts, objects, root_namespace);
     settings.mesh = mesh_config::settings(&mesh, &settings);
     let world = World::start(&[folder.path().to_owned()], settings)?;
     let mut statuses = world.statuses();
@@ -386,7 +422,7 @@ const NETWORK_POLICY: &str = "NetworkPolicy";
 
 /// The findings of a whole cluster's objects, as JSON.
 pub(super) async fn judged(objects: &[Value], root: &str) -> Result<Value> {
-    let found = judge(&BTreeMap::new(), objects, root, None).await?;
+    let found = judge(&BTreeMap::new(), objects, None, root, None).await?;
     Ok(serde_json::to_value(found)?)
 }
 

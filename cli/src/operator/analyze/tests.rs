@@ -33,7 +33,7 @@ fn of_files(files: &[(&str, &str)], objects: &[Value]) -> Vec<Finding> {
         .iter()
         .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
         .collect();
-    let statuses = statuses(&texts, objects, "istio-system").unwrap();
+    let statuses = statuses(&texts, objects, None, "istio-system").unwrap();
     let selecting = selectors::findings(&texts, objects, "istio-system");
     findings(&statuses, selecting, None, &suppressed(&texts, objects))
 }
@@ -180,4 +180,32 @@ spec:
             "{message:?} not in {told:#?}"
         );
     }
+}
+
+#[test]
+fn what_is_looked_for_is_named_by_code_or_name() {
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        analyze: Analyze,
+    }
+    let line = |arguments: &[&str]| {
+        let all = ["analyze"].iter().chain(arguments).copied();
+        <Line as clap::Parser>::try_parse_from(all)
+    };
+    let found = of_files(&[("shop/policy.yaml", POLICY)], &[]);
+    let left = |arguments: &[&str]| -> BTreeSet<&str> {
+        let asked = line(arguments).expect("an option").analyze;
+        let left = found.iter().filter(|it| asked.asks_for(it));
+        left.map(|it| it.code).collect()
+    };
+    assert!(left(&[]).len() > 2);
+    let wanted = [
+        "--analyzer",
+        "ist0101",
+        "--analyzer",
+        "SchemaValidationError",
+    ];
+    assert_eq!(left(&wanted), ["IST0101", "IST0106"].into());
+    assert!(line(&["--analyzer", "IST9999"]).is_err());
 }

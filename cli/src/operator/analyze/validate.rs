@@ -36,7 +36,8 @@ pub(crate) async fn run(command: Validate, before: &Access) -> Result<ExitCode> 
     }
     let root = before.istio_namespace().to_owned();
     let known = texts.clone();
-    let statuses = tokio::task::spawn_blocking(move || statuses(&known, &[], &root)).await??;
+    let statuses =
+        tokio::task::spawn_blocking(move || statuses(&known, &[], None, &root)).await??;
     let mut found = findings(&statuses, Vec::new(), None, &suppressed(&texts, &[]));
     found.retain(|it| is_asked(it, command.referential));
     told(&found, command.output)?;
@@ -72,7 +73,7 @@ spec: { ports: [{ port: 80 }] }
     #[test]
     fn an_object_is_judged_by_itself_unless_what_it_names_is_asked_for() {
         let texts = BTreeMap::from([("a.yaml".to_owned(), TEXT.to_owned())]);
-        let statuses = statuses(&texts, &[], "istio-system").unwrap();
+        let statuses = statuses(&texts, &[], None, "istio-system").unwrap();
         let found = findings(&statuses, Vec::new(), None, &BTreeMap::new());
         let codes = |referential| -> Vec<&str> {
             let asked = found.iter().filter(|it| is_asked(it, referential));
