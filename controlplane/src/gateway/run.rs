@@ -28,6 +28,7 @@ use kube::{
         watcher,
     },
 };
+use net::report::Chain;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -407,7 +408,7 @@ impl Controller {
         }
         let objects = match plan::objects(&self.settings, gateway, role, around) {
             Ok(objects) => objects,
-            Err(error) => return Ok(Deployment::BadParameters(super::chain(&error))),
+            Err(error) => return Ok(Deployment::BadParameters(Chain(&error).to_string())),
         };
         let mut applied = Applied {
             service: Names::new(gateway).objects,

@@ -4,11 +4,12 @@
 use std::{collections::BTreeMap, env, fs, path::Path};
 
 use k8s_openapi::api::core::v1::ConfigMap;
+use net::report::Chain;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{
-    Args, Checked, Deployed, Mesh, chain, class,
+    Args, Checked, Deployed, Mesh, class,
     plan::{self, Mode, Revisions, Surroundings},
     status::{self, Applied, Deployment, Status},
 };
@@ -126,7 +127,7 @@ impl Case {
         let deployment = match mode {
             Mode::Manual => Deployment::Manual,
             _ => match plan::objects(&self.settings, &self.gateway, role, &self.around) {
-                Err(error) => Deployment::BadParameters(chain(&error)),
+                Err(error) => Deployment::BadParameters(Chain(&error).to_string()),
                 Ok(objects) => {
                     let shown = |object: Value| if whole { object } else { json!("made") };
                     let parts = objects.0.into_iter();
