@@ -212,6 +212,34 @@ fn a_route_sends_by_header_and_weight_and_ends_what_takes_too_long() -> Result<(
     Ok(())
 }
 
+/// What it holds and no more, for as long as nothing is filled in; a limit that changes is a new one.
+#[test]
+fn a_route_lets_as_many_requests_pass_as_its_limit_says() -> Result<()> {
+    let shop = Shop::open("")?;
+    let limited = |tokens: u32| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata:
+  name: v1
+  namespace: shop
+  annotations: {{ leyline.dev/local-rate-limit: '{{\"maxTokens\": {tokens}, \"fillInterval\": \"1h\"}}' }}
+spec:
+  parentRefs: [{{ group: '', kind: Service, name: v1 }}]
+  rules: [{{ backendRefs: [{{ name: v1, port: 80 }}] }}]
+"
+        )
+    };
+    shop.mesh.write("route.yaml", &limited(3))?;
+    shop.answers("v1", "/", &[], 429);
+    shop.mesh.write("route.yaml", &limited(1000))?;
+    shop.answers("v1", "/", &[], 200);
+    let found = shop.get("shop/client", "v1", "/", &["--count", "100"])?;
+    ensure!(found["statuses"]["200"] == 100, "{found}");
+    ensure!(shop.status("shop/client", "v2", "/", &[])? == 200);
+    Ok(())
+}
+
 #[test]
 fn a_route_change_loses_no_request() -> Result<()> {
     let shop = Shop::open("")?;
