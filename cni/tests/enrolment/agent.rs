@@ -601,7 +601,8 @@ async fn readiness(rig: &Rig, folder: &Path) {
     .await;
     let metrics = get(admin, "/metrics").await;
     assert!(
-        metrics.contains("\nztunnel_connected 0\n") && metrics.ends_with("# EOF\n"),
+        metrics.contains("content-type: text/plain; version=0.0.4")
+            && metrics.contains("\nztunnel_connected 0\n"),
         "{metrics}"
     );
     agent.abort();
