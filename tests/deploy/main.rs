@@ -31,7 +31,8 @@ fn helm() -> PathBuf {
     let target =
         env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     let path = env::var_os("PATH").unwrap_or_default();
-    let mut places = vec![target.join("cluster/bin")];
+    let programs = env::var_os("LEYLINE_CLUSTER_BIN").map(PathBuf::from);
+    let mut places = vec![programs.unwrap_or_else(|| target.join("cluster/bin"))];
     places.extend(env::split_paths(&path));
     places
         .into_iter()
