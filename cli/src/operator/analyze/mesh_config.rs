@@ -31,7 +31,7 @@ pub(super) struct Written {
 }
 
 /// A file that holds the mesh's configuration alone, without a ConfigMap around it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct MeshFile {
     pub name: String,
     pub text: String,
@@ -74,12 +74,20 @@ pub(super) fn is_name(name: &str) -> bool {
     rest.is_some_and(|it| it.is_empty() || it.starts_with('-'))
 }
 
-/// What they say of policies and routes; the one without a revision counts.
-pub(super) fn settings(written: &[Written], settings: &Settings) -> Option<Arc<MeshSettings>> {
+/// The control plane's settings, with what they say of policies and routes; the one without a revision counts.
+pub(super) fn settings(written: &[Written], root: &str) -> Settings {
+    let mut settings = Settings {
+        root_namespace: root.into(),
+        ..Settings::default()
+    };
     let plain = written.iter().find(|it| it.name == NAME);
-    let config = MeshConfig::parse(&plain.or(written.first())?.text).ok()?;
-    let read = MeshSettings::read(settings, &config.document, &mut Vec::new());
-    Some(Arc::new(read))
+    let config = plain.or(written.first());
+    let config = config.and_then(|it| MeshConfig::parse(&it.text).ok());
+    settings.mesh = config.map(|config| {
+        let read = MeshSettings::read(&settings, &config.document, &mut Vec::new());
+        Arc::new(read)
+    });
+    settings
 }
 
 /// The findings of each.

@@ -156,17 +156,17 @@ async fn judge(
     root: &str,
     wanted: Option<&str>,
 ) -> Result<Vec<Finding>> {
+    let mesh = mesh_config::written(mesh, texts, objects, root);
+    let settings = mesh_config::settings(&mesh, root);
+    let mut told_of = mesh_config::findings(&mesh, &settings);
     let statuses = tokio::task::spawn_blocking({
-        let (texts, objects, root) = (texts.clone(), objects.to_vec(), root.to_owned());
-        let mesh = mesh.cloned();
-        move || statuses(&texts, &objects, mesh.as_ref(), &root)
+        let (texts, objects) = (texts.clone(), objects.to_vec());
+        move || statuses(&texts, &objects, settings)
     })
     .await??;
     let suppressed = suppressed(texts, objects);
-    let mut told_of = selectors::findings(texts, objects, root);
+    told_of.extend(selectors::findings(texts, objects, root));
     told_of.extend(network::findings(objects));
-    let mesh = mesh_config::written(mesh, texts, objects, root);
-    told_of.extend(mesh_config::findings(&mesh, &settings(root)));
     Ok(findings(&statuses, told_of, wanted, &suppressed))
 }
 
@@ -228,8 +228,7 @@ const CLUSTER: &str = "cluster.json";
 fn statuses(
     texts: &BTreeMap<String, String>,
     objects: &[Value],
-    mesh: Option<&MeshFile>,
-    root_namespace: &str,
+    settings: Settings,
 ) -> Result<Vec<ObjectStatus>> {
     let folder = tempfile::tempdir().context("make a folder")?;
     let mut names = BTreeMap::new();
@@ -248,22 +247,12 @@ fn statuses(
         fs::write(folder.path().join(CLUSTER), list.to_string())
             .context("write the objects to look at")?;
     }
-    let mut settings = settings(root_namespace);
-    let mesh = mesh_config::written(mesh, texts, objects, root_namespace);
-    settings.mesh = mesh_config::settings(&mesh, &settings);
     let world = World::start(&[folder.path().to_owned()], settings)?;
     let mut statuses = world.statuses();
     for status in &mut statuses {
         rename(status, folder.path(), &names);
     }
     Ok(statuses)
-}
-
-fn settings(root_namespace: &str) -> Settings {
-    Settings {
-        root_namespace: root_namespace.into(),
-        ..Settings::default()
-    }
 }
 
 /// Puts the files' own names for those of the folder, also where messages name them.

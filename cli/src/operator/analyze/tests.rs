@@ -33,7 +33,9 @@ fn of_files(files: &[(&str, &str)], objects: &[Value]) -> Vec<Finding> {
         .iter()
         .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
         .collect();
-    let statuses = statuses(&texts, objects, None, "istio-system").unwrap();
+    let mesh = mesh_config::written(None, &texts, objects, "istio-system");
+    let settings = mesh_config::settings(&mesh, "istio-system");
+    let statuses = statuses(&texts, objects, settings).unwrap();
     let selecting = selectors::findings(&texts, objects, "istio-system");
     findings(&statuses, selecting, None, &suppressed(&texts, objects))
 }

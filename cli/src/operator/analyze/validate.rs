@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::{Result, bail};
 use clap::Args;
 
-use super::{Finding, Level, findings, statuses, suppressed, texts, told};
+use super::{Finding, Level, findings, mesh_config, statuses, suppressed, texts, told};
 use crate::operator::{access::Access, output::Form};
 
 /// What is wrong with an object whatever else there is.
@@ -34,10 +34,11 @@ pub(crate) async fn run(command: Validate, before: &Access) -> Result<ExitCode> 
     if texts.is_empty() {
         bail!("there is no YAML in what was named");
     }
-    let root = before.istio_namespace().to_owned();
+    let root = before.istio_namespace();
+    let mesh = mesh_config::written(None, &texts, &[], root);
+    let settings = mesh_config::settings(&mesh, root);
     let known = texts.clone();
-    let statuses =
-        tokio::task::spawn_blocking(move || statuses(&known, &[], None, &root)).await??;
+    let statuses = tokio::task::spawn_blocking(move || statuses(&known, &[], settings)).await??;
     let mut found = findings(&statuses, Vec::new(), None, &suppressed(&texts, &[]));
     found.retain(|it| is_asked(it, command.referential));
     told(&found, command.output)?;
@@ -73,7 +74,8 @@ spec: { ports: [{ port: 80 }] }
     #[test]
     fn an_object_is_judged_by_itself_unless_what_it_names_is_asked_for() {
         let texts = BTreeMap::from([("a.yaml".to_owned(), TEXT.to_owned())]);
-        let statuses = statuses(&texts, &[], None, "istio-system").unwrap();
+        let settings = mesh_config::settings(&[], "istio-system");
+        let statuses = statuses(&texts, &[], settings).unwrap();
         let found = findings(&statuses, Vec::new(), None, &BTreeMap::new());
         let codes = |referential| -> Vec<&str> {
             let asked = found.iter().filter(|it| is_asked(it, referential));
