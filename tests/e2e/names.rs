@@ -1,7 +1,7 @@
 //! Names as a pod's own settings have them resolved.
 
 use anyhow::{Result, ensure};
-use rig::yaml::idle_pod;
+use rig::yaml::{database, idle_pod};
 
 use crate::scene::{SERVICE, Scene, Shop};
 
@@ -31,16 +31,9 @@ fn a_pods_own_search_domains_find_what_no_other_pod_finds() -> Result<()> {
     Ok(())
 }
 
-/// A headless service, whose one pod has a name of its own, and a host of elsewhere.
+/// A headless service with a port that has a name, and a host of elsewhere.
 fn named_ports() -> String {
-    let server = idle_pod("shop", "db-0", "node2");
-    let own = "  hostname: db-0\n  subdomain: db\n  nodeName:";
-    let db = "---
-apiVersion: v1
-kind: Service
-metadata: { name: db, namespace: shop }
-spec: { clusterIP: None, selector: { app: db-0 }, ports: [{ name: sql, port: 9000, targetPort: 9001 }] }
----
+    let elsewhere = "---
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
 metadata: { name: api, namespace: shop }
@@ -52,7 +45,7 @@ spec:
   resolution: STATIC
   endpoints: [{ address: 192.0.2.8 }]
 ";
-    server.replace("  nodeName:", own) + db
+    database("shop") + elsewhere
 }
 
 /// A question for a port in hexadecimal digits, escaped for `printf`.

@@ -1,25 +1,12 @@
 //! Tunnels that ask the control plane for what they need, when they need it (`XDS_ON_DEMAND`).
 
 use anyhow::{Result, ensure};
-use rig::{NODES, Options, holds, yaml::idle_pod};
+use rig::{NODES, Options, holds, yaml::database};
 
 use crate::scene::{CLIENT, DENY_INTRUDER, SERVICE, Scene, Shop};
 
 const PLAIN: &str = "plain.outside.svc.cluster.local";
 const HEADLESS: &str = "db.outside.svc.cluster.local";
-
-/// A headless service, whose one pod has a name of its own.
-fn database() -> String {
-    let pod = idle_pod("outside", "db-0", "node2");
-    let own = "  hostname: db-0\n  subdomain: db\n  nodeName:";
-    let service = "---
-apiVersion: v1
-kind: Service
-metadata: { name: db, namespace: outside }
-spec: { clusterIP: None, selector: { app: db-0 }, ports: [{ name: sql, port: 9000, targetPort: 9001 }] }
-";
-    pod.replace("  nodeName:", own) + service
-}
 
 /// What the client's tunnel knows.
 fn known(scene: &Scene) -> Result<String> {
@@ -30,7 +17,7 @@ fn known(scene: &Scene) -> Result<String> {
 fn tunnels_on_demand_resolve_names_and_reach_what_they_have_not_heard_of() -> Result<()> {
     let tunnels = NODES.map(|node| (node, None));
     let (_folder, options) = Options::prepared("export XDS_ON_DEMAND=true", &tunnels)?;
-    let extra = format!("{DENY_INTRUDER}---\n{}", database());
+    let extra = format!("{DENY_INTRUDER}---\n{}", database("outside"));
     let scene = Scene::start_with(Shop::InMesh, &extra, &options)?;
     scene.refused("shop/intruder", SERVICE)?;
 

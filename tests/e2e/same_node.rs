@@ -17,11 +17,18 @@ spec:
 ";
 
 /// With a client that runs where the server does.
-fn scene() -> Result<Scene> {
-    let scene = Scene::start(Shop::InMesh, &idle_pod("shop", "near", "node2"))?;
+fn start(options: &Options) -> Result<Scene> {
+    let near = idle_pod("shop", "near", "node2");
+    let scene = Scene::start_with(Shop::InMesh, &near, options)?;
     scene.mesh.eventually("the neighbour is in the mesh", || {
         scene.enrolment("shop/near", "yes")
     });
+    Ok(scene)
+}
+
+/// As [`start`], and it was met.
+fn scene() -> Result<Scene> {
+    let scene = start(&Options::default())?;
     scene
         .mesh
         .eventually("the neighbour is met within the node", || {
@@ -66,11 +73,7 @@ fn where_the_switch_is_off_neighbours_meet_in_tunnels_too() -> Result<()> {
     const CONNECTIONS: usize = 10;
     let tunnels = NODES.map(|node| (node, None));
     let (_folder, options) = Options::prepared("export LEYLINE_SAME_NODE=false", &tunnels)?;
-    let near = idle_pod("shop", "near", "node2");
-    let scene = Scene::start_with(Shop::InMesh, &near, &options)?;
-    scene.mesh.eventually("the neighbour is in the mesh", || {
-        scene.enrolment("shop/near", "yes")
-    });
+    let scene = start(&options)?;
     // One would do to have the way looked at, where the switch is on.
     scene
         .mesh

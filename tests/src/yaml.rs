@@ -5,6 +5,21 @@ pub fn idle_pod(namespace: &str, name: &str, node: &str) -> String {
     pod(namespace, name, node, "[sleep, infinity]")
 }
 
+/// A headless service `db`, whose one pod has a name of its own: `db-0.db`.
+pub fn database(namespace: &str) -> String {
+    let pod = idle_pod(namespace, "db-0", "node2");
+    let own = "  hostname: db-0\n  subdomain: db\n  nodeName:";
+    let service = format!(
+        "---
+apiVersion: v1
+kind: Service
+metadata: {{ name: db, namespace: {namespace} }}
+spec: {{ clusterIP: None, selector: {{ app: db-0 }}, ports: [{{ name: sql, port: 9000, targetPort: 9001 }}] }}
+"
+    );
+    pod.replace("  nodeName:", own) + &service
+}
+
 /// A pod with a service account of its name, on a node.
 pub fn pod(namespace: &str, name: &str, node: &str, command: &str) -> String {
     format!(
