@@ -290,6 +290,7 @@ impl Config {
         let in_kubernetes = read.some_text("KUBERNETES_SERVICE_HOST").is_some();
         let control_plane = Self::default_control_plane(&file, in_kubernetes);
         let mode = read_mode(&mut read);
+        let inpod = read_inpod(&mut read, &mode, in_kubernetes);
         let config = Self {
             node: read_node(&mut read, &file),
             xds: Remote::read(&mut read, "XDS", &control_plane, in_kubernetes),
@@ -297,9 +298,9 @@ impl Config {
             local_state: read_local_state(&mut read),
             ca: read_ca(&mut read, &control_plane, in_kubernetes),
             secret_ttl: read.duration_or("SECRET_TTL", DEFAULT_SECRET_TTL),
-            inpod: read_inpod(&mut read, &mode, in_kubernetes),
             mode,
-            listen: read_listen(&mut read, &file),
+            listen: read_listen(&mut read, &file, inpod.ipv6),
+            inpod,
             proxy_enabled: read.flag("ENABLE_PROXY", true),
             socks5: read.flag("UNSTABLE_ENABLE_SOCKS5", false),
             dns: read_dns(&mut read, &file),
@@ -494,8 +495,8 @@ fn read_inpod(read: &mut Reader<'_>, mode: &Mode, in_kubernetes: bool) -> InPod 
     }
 }
 
-fn read_listen(read: &mut Reader<'_>, file: &MeshFile) -> Listen {
-    let wildcard: IpAddr = if read.flag("IPV6_ENABLED", true) {
+fn read_listen(read: &mut Reader<'_>, file: &MeshFile, ipv6: bool) -> Listen {
+    let wildcard: IpAddr = if ipv6 {
         Ipv6Addr::UNSPECIFIED.into()
     } else {
         Ipv4Addr::UNSPECIFIED.into()
@@ -569,13 +570,26 @@ fn read_http2(read: &mut Reader<'_>) -> Http2 {
 }
 
 fn read_keepalive(read: &mut Reader<'_>) -> Keepalive {
-    Keepalive {
+    let keepalive = Keepalive {
         enabled: read.flag("KEEPALIVE_ENABLED", true),
         time: read.duration_or("KEEPALIVE_TIME", DEFAULT_KEEPALIVE),
         interval: read.duration_or("KEEPALIVE_INTERVAL", DEFAULT_KEEPALIVE),
         retries: read.parse_or("KEEPALIVE_RETRIES", 9),
         user_timeout: read.flag("USER_TIMEOUT_ENABLED", false),
+    };
+    // What the kernel takes (tcp(7)): a socket that cannot be given these would fail each pod, and tell nobody why.
+    for (name, time) in [
+        ("KEEPALIVE_TIME", keepalive.time),
+        ("KEEPALIVE_INTERVAL", keepalive.interval),
+    ] {
+        if !(1..=32_767).contains(&time.as_secs()) {
+            read.reject(name, "1s to 32767s expected");
+        }
     }
+    if !(1..=127).contains(&keepalive.retries) {
+        read.reject("KEEPALIVE_RETRIES", "1 to 127 expected");
+    }
+    keepalive
 }
 
 /// Leaves the grace period some room: N - 5 s where N > 10 s, else N - 1 s, at least 1 s.

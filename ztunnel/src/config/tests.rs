@@ -2,6 +2,8 @@ use std::{collections::HashMap, path::Path};
 
 use super::*;
 
+mod variables;
+
 fn read(settings: &[(&str, &str)]) -> Result<Config, ConfigError> {
     let map: HashMap<_, _> = settings.iter().copied().collect();
     Config::from_lookup(&|name| map.get(name).map(|text| (*text).to_owned()))
