@@ -208,3 +208,71 @@ fn recheck(pod: &Pod, view: &MeshView, workload: &Workload, late: bool) -> bool 
     }
     needs
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh::outcome::{Object, Reason};
+
+    use super::*;
+    use crate::fixture::lines;
+
+    fn by() -> RuleRef {
+        RuleRef {
+            policy: "shop/p".parse().expect("a key"),
+            rule: 2,
+        }
+    }
+
+    /// Everything that can come of asking, with its line.
+    fn lines_of_everything(at_info: bool) -> Vec<String> {
+        let facts = AuthorizationFacts::new(
+            None,
+            ([10, 0, 0, 1], 40000).into(),
+            ([10, 0, 0, 2], 8080).into(),
+        );
+        let deny = |by| Decision::Deny {
+            refusal: Refusal::by(
+                Reason::PolicyDenied,
+                Object::Policy("shop/p".parse().expect("a key")),
+            ),
+            by,
+        };
+        lines("rbac=debug", || {
+            for decision in [
+                Decision::Allow { by: Some(by()) },
+                Decision::Allow { by: None },
+                deny(Some(by())),
+                deny(None),
+                Decision::Need("shop/p".parse().expect("a key")),
+            ] {
+                tell(&decision, &facts, at_info);
+            }
+            for finding in [
+                Finding::WouldDeny(by()),
+                Finding::WouldAllow(by()),
+                Finding::WouldNotAllow,
+            ] {
+                tell_finding(&finding, &facts, at_info);
+            }
+        })
+    }
+
+    #[test]
+    fn what_policies_say_is_logged_with_the_policy_at_the_level_that_was_asked_for() {
+        let ends = "source=10.0.0.1:40000 destination=10.0.0.2:8080";
+        let of_rule = format!("policy=\"shop/p\" rule=2 {ends}");
+        for (at_info, level) in [(false, "debug"), (true, "info")] {
+            let expected = [
+                format!("{level}\trbac\tallow policy match\t{of_rule}"),
+                format!("{level}\trbac\tno allow policies, allow\t{ends}"),
+                format!("{level}\trbac\tdeny policy match\t{of_rule}"),
+                format!("{level}\trbac\tno policies matched, deny\t{ends}"),
+                format!("{level}\trbac\tpolicy not known yet\tpolicy=\"shop/p\" {ends}"),
+                format!("{level}\trbac\tdry-run: would deny\t{of_rule}"),
+                format!("{level}\trbac\tdry-run: would allow\t{of_rule}"),
+                format!("{level}\trbac\tdry-run: would deny, no allow policy matched\t{ends}"),
+            ];
+            assert_eq!(lines_of_everything(at_info), expected);
+        }
+    }
+}

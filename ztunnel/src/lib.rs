@@ -10,6 +10,8 @@ pub mod config;
 mod connect;
 pub mod dns;
 mod dump;
+#[cfg(test)]
+mod fixture;
 mod flow;
 mod handshakes;
 mod identities;

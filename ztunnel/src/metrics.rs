@@ -363,6 +363,114 @@ mod tests {
 
     use super::*;
 
+    use crate::fixture;
+
+    /// What a scrape shows once `count` has counted.
+    fn told(count: impl FnOnce(&Metrics)) -> String {
+        let mut registry = Registry::default();
+        count(&Metrics::register(&mut registry, "1.2.3", Arc::new(|| {})));
+        let mut told = String::new();
+        text::encode(&mut told, &registry).expect("encodes");
+        told
+    }
+
+    #[track_caller]
+    fn has(told: &str, line: &str) {
+        assert!(told.lines().any(|it| it == line), "{line} not in {told}");
+    }
+
+    #[test]
+    fn questions_are_counted_under_istios_names_and_labels() {
+        let client = fixture::workload();
+        let told = told(|metrics| {
+            let labels = DnsLabels::new("aaaa", "udp", Some(&client));
+            metrics.dns.asked(&labels);
+            metrics
+                .dns
+                .forwarded(&labels, Duration::from_millis(5), true);
+            metrics
+                .dns
+                .forwarded(&labels, Duration::from_millis(500), false);
+            metrics.dns.asked(&DnsLabels::new("type65280", "tcp", None));
+        });
+        let labels = "request_query_type=\"aaaa\",request_protocol=\"udp\",\
+            source_canonical_service=\"web-canonical\",source_canonical_revision=\"v2\"";
+        has(&told, &format!("istio_dns_requests_total{{{labels}}} 1"));
+        has(
+            &told,
+            &format!("istio_dns_upstream_requests_total{{{labels}}} 2"),
+        );
+        has(
+            &told,
+            &format!("istio_dns_upstream_failures_total{{{labels}}} 1"),
+        );
+        let took = "istio_dns_upstream_request_duration_seconds";
+        has(&told, &format!("{took}_count{{{labels}}} 2"));
+        for (bound, count) in [
+            ("0.0005", 0),
+            ("0.001", 0),
+            ("0.01", 1),
+            ("0.1", 1),
+            ("1.0", 2),
+            ("5.0", 2),
+            ("+Inf", 2),
+        ] {
+            has(
+                &told,
+                &format!("{took}_bucket{{le=\"{bound}\",{labels}}} {count}"),
+            );
+        }
+        let of_nobody = "request_query_type=\"other\",request_protocol=\"tcp\",\
+            source_canonical_service=\"unknown\",source_canonical_revision=\"unknown\"";
+        has(&told, &format!("istio_dns_requests_total{{{of_nobody}}} 1"));
+    }
+
+    #[test]
+    fn pods_are_counted_under_istios_names() {
+        let told = told(|metrics| {
+            metrics.pods.started();
+            metrics.pods.started();
+            metrics.pods.started();
+            metrics.pods.stopped();
+            metrics.pods.set(2, 4);
+        });
+        for line in [
+            "workload_manager_active_proxy_count 2",
+            "workload_manager_pending_proxy_count 4",
+            "workload_manager_proxies_started_total 3",
+            "workload_manager_proxies_stopped_total 1",
+        ] {
+            has(&told, line);
+        }
+    }
+
+    #[test]
+    fn resolutions_of_workloads_are_counted_under_istios_name_and_labels() {
+        let told = told(|metrics| metrics.resolved(&fixture::workload(), "db.example"));
+        let line = "istio_on_demand_dns_total{source_workload=\"web\",\
+            source_canonical_service=\"web-canonical\",source_canonical_revision=\"v2\",\
+            source_workload_namespace=\"shop\",\
+            source_principal=\"spiffe://cluster.local/ns/shop/sa/web\",\
+            source_app=\"web-canonical\",source_version=\"v2\",source_cluster=\"Kubernetes\",\
+            hostname=\"db.example\"} 1";
+        has(&told, line);
+    }
+
+    #[test]
+    fn refusals_are_counted_by_reason_and_the_build_is_told() {
+        let told = told(|metrics| {
+            metrics
+                .telling
+                .refused(Direction::Inbound, EndReason::TlsFailed);
+        });
+        has(
+            &told,
+            "leyline_connections_refused_total{reporter=\"destination\",\
+            reason=\"tls handshake failed\",response_flags=\"TLS_FAILURE\"} 1",
+        );
+        has(&told, "istio_build{component=\"ztunnel\",tag=\"1.2.3\"} 1");
+    }
+
     #[test]
     fn revocations_are_counted_under_istios_names() {
         let mut registry = Registry::default();

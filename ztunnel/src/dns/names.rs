@@ -249,12 +249,32 @@ fn tell(client: &Workload, name: &str, query: &str, endpoints: Option<usize>) {
     tracing::event!(
         target: "dns",
         tracing::Level::DEBUG,
-        src.workload = %client.name,
-        src.namespace = %client.namespace,
+        src.workload = &*client.name,
+        src.namespace = &*client.namespace,
         query,
         domain = format!("{name}."),
         result,
         endpoints,
         "dns question"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{lines, workload};
+
+    #[test]
+    fn a_question_is_logged_with_who_asked_and_what_became_of_it() {
+        let told = lines("dns=debug", || {
+            tell(&workload(), "db.shop", "AAAA", Some(2));
+            tell(&workload(), "example.com", "A", None);
+        });
+        let who = "debug\tdns\tdns question\tsrc.workload=\"web-1\" src.namespace=\"shop\"";
+        let expected = [
+            format!("{who} query=\"AAAA\" domain=\"db.shop.\" result=\"local\" endpoints=2"),
+            format!("{who} query=\"A\" domain=\"example.com.\" result=\"forward\" endpoints=0"),
+        ];
+        assert_eq!(told, expected);
+    }
 }
