@@ -1,15 +1,56 @@
-//! What the tests of several modules share: a workload, and what is logged.
+//! What the tests of several modules share: a node that knows nothing yet, and what is logged.
 
 use std::{
     io::{self, Write},
     sync::Arc,
 };
 
-use mesh::{names::WorkloadUid, workload::Workload};
-use net::log;
+use mesh::{names::WorkloadUid, outcome::LocalWorkload, workload::Workload};
+use net::{
+    ca::{Certificates, CertificatesConfig},
+    clock::SystemClock,
+    lanes::Lanes,
+    log,
+    mesh_state::MeshState,
+    testing::TestCa,
+    tls,
+};
 use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
 
-/// The record of pod `web-1` of account `web` in namespace `shop`.
+use crate::{config::Config, metrics::Metrics, pod::Node, run::make_node};
+
+/// On the current runtime, with a CA of its own and no control plane.
+pub(crate) fn node() -> Arc<Node> {
+    let settings = |name: &str| match name {
+        "FAKE_CA" => Some("true".to_owned()),
+        "XDS_ADDRESS" => Some(String::new()),
+        _ => None,
+    };
+    let config = Config::from_lookup(&settings).expect("good settings");
+    let policy = tls::Policy::default();
+    let issuer = Arc::new(TestCa::new("cluster.local", &policy));
+    let clock = Arc::new(SystemClock);
+    make_node(
+        Arc::new(config),
+        MeshState::new(),
+        Certificates::new(issuer, clock, CertificatesConfig::default()),
+        Metrics::register(&mut Registry::default(), "", Arc::new(|| {})),
+        policy.revocations().clone(),
+        Lanes::here(),
+    )
+}
+
+/// Pod `web-1` of account `web` in namespace `shop`, as the agent names it.
+pub(crate) fn binding() -> LocalWorkload {
+    LocalWorkload {
+        name: "web-1".into(),
+        namespace: "shop".into(),
+        service_account: "web".into(),
+    }
+}
+
+/// The record of [`binding`].
 pub(crate) fn workload() -> Workload {
     let uid = WorkloadUid("Kubernetes//Pod/shop/web-1".into());
     let mut it = Workload::new(uid, "web-1".into(), "shop".into());

@@ -65,6 +65,7 @@ pub(crate) struct Running {
 }
 
 /// The listening sockets of a pod; opened all, or none.
+#[derive(Default)]
 struct Listeners {
     outbound: Option<Listener>,
     plaintext: Option<Listener>,
@@ -254,12 +255,8 @@ impl Running {
     /// Only the HBONE listener, for ourselves.
     pub(crate) fn start_self(pod: Arc<Pod>, hbone: TcpListener) -> Self {
         let listeners = Listeners {
-            outbound: None,
-            plaintext: None,
             hbone: Some(Listener::unshared(hbone)),
-            dns_tcp: Vec::new(),
-            dns_udp: Vec::new(),
-            socks5: Vec::new(),
+            ..Listeners::default()
         };
         Self::start(pod, listeners)
     }
@@ -425,5 +422,57 @@ pub(crate) async fn follow_agent(
     Leaving {
         link: link.filter(|_| alone),
         pods,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use net::socket::SourceAddress;
+
+    use super::*;
+    use crate::fixture;
+
+    /// Sockets of the namespace.
+    fn sockets(netns: &Netns) -> usize {
+        let read = || std::fs::read_to_string("/proc/thread-self/net/sockstat");
+        let told = netns.run(read).expect("permitted").expect("readable");
+        let mut lines = told.lines();
+        let used = lines.find_map(|it| it.strip_prefix("sockets: used "));
+        used.and_then(|it| it.trim().parse().ok()).expect("a count")
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_pod_closes_the_sockets_that_were_prepared_for_it() {
+        let Ok(netns) = Netns::create() else {
+            println!("skipped: no network namespaces here");
+            return;
+        };
+        let node = fixture::node();
+        let of_pod = node.pod_sockets(netns.clone());
+        let never = OriginalSource::Never;
+        let pod = Pod::new(node, "uid".into(), fixture::binding(), of_pod, never);
+        // As a connection that outlives the pod by a moment has it.
+        let connector = pod.connector.clone();
+        let running = Running::start(pod, Listeners::default());
+        let before = sockets(&netns);
+        // Loopback is down: sockets are made, and lead nowhere.
+        let nowhere = ([127, 0, 0, 1], 80).into();
+        let connect = async || connector.connect(nowhere, SourceAddress::Own).await;
+        for _ in 0..1000 {
+            assert!(connect().await.is_err());
+            if sockets(&netns) > before {
+                break;
+            }
+        }
+        assert!(
+            sockets(&netns) > before,
+            "connections in a row prepare some"
+        );
+        drop(running);
+        assert_eq!(sockets(&netns), before);
+        for _ in 0..3 {
+            assert!(connect().await.is_err());
+            assert_eq!(sockets(&netns), before, "and none are prepared any more");
+        }
     }
 }

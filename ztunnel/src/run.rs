@@ -395,7 +395,7 @@ fn own_sockets(config: &Config) -> Factory {
     }
 }
 
-fn make_node(
+pub(crate) fn make_node(
     config: Arc<Config>,
     state: MeshState,
     certificates: Certificates,
