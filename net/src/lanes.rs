@@ -2,7 +2,8 @@
 //!
 //! A connection, the tunnel that carries it and the tasks of both stay on one lane, so that they wake each other without
 //! waking another thread: on a proxy's path that hand-over costs as much as the work. What keeps the lanes even is where
-//! a connection begins ([`Lanes::place`]).
+//! a connection begins ([`Lanes::place`]): with fewest connections, of those that stay. Brief ones are left where they are
+//! accepted, as their moving costs more than their weight: how many of a lane's are brief is told by those that ended.
 
 use std::{
     cell::Cell,
@@ -12,13 +13,19 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
+    time::Instant,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     net::TcpStream,
     runtime::{self, Handle},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+mod brief;
+
+use brief::Brief;
 
 thread_local! {
     static CURRENT: Cell<usize> = const { Cell::new(0) };
@@ -39,7 +46,14 @@ pub struct Lanes {
 #[derive(Debug)]
 struct Lane {
     handle: Handle,
-    load: Arc<AtomicUsize>,
+    load: Arc<Load>,
+}
+
+/// The connections of a lane.
+#[derive(Debug)]
+struct Load {
+    open: AtomicUsize,
+    brief: Mutex<Brief>,
 }
 
 /// The threads. Dropping it ends every task on them, in the background.
@@ -52,12 +66,16 @@ pub struct Running {
 #[derive(Debug)]
 pub struct Place {
     index: usize,
-    load: Arc<AtomicUsize>,
+    load: Arc<Load>,
+    since: Instant,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.load.fetch_sub(1, Ordering::Relaxed);
+        self.load.open.fetch_sub(1, Ordering::Relaxed);
+        let now = Instant::now();
+        let life = now.saturating_duration_since(self.since);
+        self.load.brief.lock().ended(life, now);
     }
 }
 
@@ -113,16 +131,22 @@ impl Lanes {
         self.all.iter().map(|lane| &lane.handle)
     }
 
-    /// Where a new connection goes: where there are fewest, and here rather than elsewhere.
+    /// Where a new connection goes: where there are fewest that stay, and here rather than elsewhere.
     pub fn place(&self) -> Place {
-        let loads = self
-            .all
-            .iter()
-            .map(|lane| lane.load.load(Ordering::Relaxed));
-        let index = choose(loads, current().min(self.all.len() - 1));
+        self.place_at(Instant::now())
+    }
+
+    fn place_at(&self, since: Instant) -> Place {
+        let index = match &*self.all {
+            [_] => 0,
+            all => {
+                let loads = all.iter().map(|lane| lane.load.staying(since));
+                choose(loads, current().min(all.len() - 1))
+            }
+        };
         let load = self.all[index].load.clone();
-        load.fetch_add(1, Ordering::Relaxed);
-        Place { index, load }
+        load.open.fetch_add(1, Ordering::Relaxed);
+        Place { index, load, since }
     }
 
     /// Hands a connection over to its place; answers the runtime there.
@@ -144,16 +168,30 @@ impl Lane {
     fn of(handle: Handle) -> Self {
         Self {
             handle,
-            load: Arc::default(),
+            load: Arc::new(Load {
+                open: AtomicUsize::new(0),
+                brief: Mutex::new(Brief::new(Instant::now())),
+            }),
         }
     }
 }
 
-fn choose(loads: impl Iterator<Item = usize> + Clone, here: usize) -> usize {
-    let emptiest = loads.clone().enumerate().min_by_key(|(_, load)| *load);
-    let (index, least) = emptiest.unwrap_or((here, 0));
-    let own = loads.clone().nth(here).unwrap_or(least);
-    if own <= least { here } else { index }
+impl Load {
+    /// The connections that will still be open in a moment, as far as can be told.
+    fn staying(&self, now: Instant) -> usize {
+        let open = self.open.load(Ordering::Relaxed);
+        match open {
+            0 => 0,
+            _ => open.saturating_sub(self.brief.lock().open(now)),
+        }
+    }
+}
+
+/// Which lane has the least of these loads, and `here` where none has less.
+fn choose(loads: impl Iterator<Item = usize>, here: usize) -> usize {
+    let order = |(index, load): &(usize, usize)| (*load, *index != here, *index);
+    let emptiest = loads.enumerate().min_by_key(order);
+    emptiest.map_or(here, |(index, _)| index)
 }
 
 fn spawn(index: usize, name: &str, end: CancellationToken) -> io::Result<Lane> {
@@ -183,23 +221,40 @@ mod tests {
         assert_eq!(choose([3, 2, 1].into_iter(), 0), 2);
     }
 
+    fn open(lanes: &Lanes) -> Vec<usize> {
+        let open = |lane: &Lane| lane.load.open.load(Ordering::Relaxed);
+        lanes.all.iter().map(open).collect()
+    }
+
     #[test]
     fn lanes_stay_even_and_are_left_when_a_connection_ends() {
         let (lanes, _running) = Lanes::start(3, "lane").expect("threads");
         let places: Vec<_> = (0..30).map(|_| lanes.place()).collect();
-        let loads = || {
-            lanes
-                .all
-                .iter()
-                .map(|lane| lane.load.load(Ordering::Relaxed))
-        };
-        assert!(
-            loads().all(|load| load == 10),
-            "{:?}",
-            loads().collect::<Vec<_>>()
-        );
+        assert_eq!(open(&lanes), [10; 3]);
         drop(places);
-        assert_eq!(loads().sum::<usize>(), 0);
+        assert_eq!(open(&lanes), [0; 3]);
+    }
+
+    #[test]
+    fn many_that_are_held_are_spread_whatever_the_number() {
+        let (lanes, _running) = Lanes::start(2, "lane").expect("threads");
+        let mut held = Vec::new();
+        for each in [8, 5_000] {
+            held.resize_with(2 * each, || lanes.place());
+            assert_eq!(open(&lanes), [each; 2]);
+        }
+    }
+
+    #[test]
+    fn brief_connections_stay_where_they_are_accepted_and_long_ones_beside_them_are_spread() {
+        let (lanes, _running) = Lanes::start(2, "lane").expect("threads");
+        let now = Instant::now();
+        lanes.all[0].load.brief.lock().remember(4, now);
+        let brief: Vec<_> = (0..4).map(|_| lanes.place_at(now)).collect();
+        assert_eq!(open(&lanes), [4, 0], "no more than are expected");
+        let long: Vec<_> = (0..16).map(|_| lanes.place_at(now)).collect();
+        assert_eq!(open(&lanes), [12, 8]);
+        drop((brief, long));
     }
 
     #[test]
