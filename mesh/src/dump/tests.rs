@@ -99,6 +99,90 @@ fn a_dump_is_read_with_its_ports_and_written_as_it_was() {
     );
 }
 
+/// `upstream()` with one value changed, read and written.
+fn rewritten(place: &str, value: &Value) -> Option<Value> {
+    let mut dump = upstream();
+    let (above, key) = place.rsplit_once('/').unwrap();
+    dump.pointer_mut(above).unwrap()[key] = value.clone();
+    let read: ConfigDump = serde_json::from_value(dump).unwrap();
+    let written = serde_json::to_value(ConfigDump::from(&read.into_view())).unwrap();
+    written.pointer(place).cloned()
+}
+
+#[test]
+fn every_word_is_upstreams() {
+    for (place, words) in [
+        ("/workloads/0/protocol", &["TCP", "HBONE"][..]),
+        ("/workloads/0/networkMode", &["Standard", "HostNetwork"]),
+        ("/workloads/0/workloadType", &["cronjob", "pod", "job"]),
+        ("/workloads/0/status", &["Healthy", "Unhealthy"]),
+        (
+            "/workloads/0/applicationTunnel/protocol",
+            &["NONE", "PROXY"],
+        ),
+        (
+            "/services/0/loadBalancer/mode",
+            &["Standard", "Strict", "Failover", "Passthrough"],
+        ),
+        (
+            "/services/0/loadBalancer/healthPolicy",
+            &["OnlyHealthy", "AllowAll"],
+        ),
+        ("/services/0/ipFamilies", &["Dual", "IPv4", "IPv6"]),
+        ("/services/0/visibility", &["Public", "Namespace"]),
+        (
+            "/policies/0/scope",
+            &["Global", "Namespace", "WorkloadSelector"],
+        ),
+        ("/policies/0/action", &["Allow", "Deny"]),
+    ] {
+        for word in words {
+            let word = json!(word);
+            assert_eq!(rewritten(place, &word), Some(word.clone()), "{place}");
+        }
+    }
+    let preferences = json!(["Region", "Zone", "Subzone", "Node", "Cluster", "Network"]);
+    let written = rewritten("/services/0/loadBalancer/routingPreferences", &preferences);
+    assert_eq!(written, Some(preferences));
+}
+
+#[test]
+fn what_is_left_out_by_default_is_told_where_it_is_not() {
+    for (key, value) in [
+        ("hostname", json!("db.example.com")),
+        ("network", json!("net-2")),
+        ("nativeTunnel", json!(true)),
+        ("trustDomain", json!("td.example")),
+        ("serviceAccount", json!("sa")),
+        ("capacity", json!(0)),
+        ("clusterId", json!("c-2")),
+        (
+            "applicationTunnel",
+            json!({"protocol": "NONE", "port": 15088}),
+        ),
+    ] {
+        let place = format!("/workloads/0/{key}");
+        assert_eq!(rewritten(&place, &value), Some(value), "{key}");
+    }
+}
+
+#[test]
+fn every_match_of_a_policy_has_upstreams_form() {
+    let texts = json!([{"Exact": "e"}, {"Prefix": "p"}, {"Suffix": "s"}, {"Presence": []}]);
+    let (networks, ports) = (json!(["10.0.0.0/8", "fd00::/64"]), json!([80, 443]));
+    let accounts = json!([{"namespace": "a", "serviceAccount": "web"}]);
+    let rules = json!([[[{
+        "namespaces": texts, "notNamespaces": texts, "principals": texts, "notPrincipals": texts,
+        "sourceIps": networks, "notSourceIps": networks,
+        "destinationIps": networks, "notDestinationIps": networks,
+        "destinationPorts": ports, "notDestinationPorts": ports,
+        "serviceAccounts": accounts, "notServiceAccounts": accounts
+    }]]]);
+    assert_eq!(rewritten("/policies/0/rules", &rules), Some(rules.clone()));
+    let yes = json!(true);
+    assert_eq!(rewritten("/policies/0/dryRun", &yes), Some(yes.clone()));
+}
+
 #[test]
 fn defaults_are_left_out_but_for_those_that_readers_rely_on() {
     let plain = Workload::new(WorkloadUid("u".into()), "w".into(), "a".into());

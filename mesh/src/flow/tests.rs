@@ -172,29 +172,73 @@ fn label<'a>(labels: &'a TcpLabels, name: &str) -> Option<&'a str> {
     found.map(|(_, value)| *value)
 }
 
+/// No two labels of a known end have one text, but those that are to have.
+fn distinct() -> FlowRecord {
+    let end = |name: &str, place| PartyLabels {
+        workload: Some(format!("{name}-deployment").into()),
+        canonical_service: Some(format!("{name}-canonical").into()),
+        canonical_revision: Some(format!("{name}-v1").into()),
+        namespace: Some(format!("{name}-ns").into()),
+        principal: Some(format!("spiffe://td/ns/{name}-ns/sa/{name}").into()),
+        cluster: Some(format!("{name}-cluster").into()),
+        place,
+        by_baggage: false,
+    };
+    let place = |region: &str, zone: &str| Some((region.into(), zone.into()));
+    let mut record = record();
+    record.source.labels = Arc::new(end("client", place("r1", "z1")));
+    record.destination.labels = Arc::new(end("web", place("r2", "")));
+    record
+}
+
 #[test]
 fn metrics_carry_istios_labels_in_istios_order() {
-    let labels = record().labels();
-    let pairs = labels.pairs(ResponseFlag::Deny);
-    assert!(pairs.contains(&("response_flags", "DENY")));
-    let names: Vec<_> = pairs.iter().map(|(name, _)| *name).collect();
-    let expected = "reporter source_workload source_canonical_service source_canonical_revision \
-        source_workload_namespace source_principal source_app source_version source_cluster \
-        destination_service destination_service_namespace destination_service_name destination_workload \
-        destination_canonical_service destination_canonical_revision destination_workload_namespace \
-        destination_principal destination_app destination_version destination_cluster request_protocol \
-        response_flags connection_security_policy source_region source_zone destination_region destination_zone";
-    assert_eq!(names, expected.split_whitespace().collect::<Vec<_>>());
-    for (name, expected) in [
+    let labels = distinct().labels();
+    let expected = [
         ("reporter", "source"),
+        ("source_workload", "client-deployment"),
+        ("source_canonical_service", "client-canonical"),
+        ("source_canonical_revision", "client-v1"),
+        ("source_workload_namespace", "client-ns"),
+        ("source_principal", "spiffe://td/ns/client-ns/sa/client"),
+        ("source_app", "client-canonical"),
+        ("source_version", "client-v1"),
+        ("source_cluster", "client-cluster"),
+        ("destination_service", "web.b.svc.cluster.local"),
+        ("destination_service_namespace", "b"),
+        ("destination_service_name", "web"),
+        ("destination_workload", "web-deployment"),
+        ("destination_canonical_service", "web-canonical"),
+        ("destination_canonical_revision", "web-v1"),
+        ("destination_workload_namespace", "web-ns"),
+        ("destination_principal", "spiffe://td/ns/web-ns/sa/web"),
+        ("destination_app", "web-canonical"),
+        ("destination_version", "web-v1"),
+        ("destination_cluster", "web-cluster"),
+        ("request_protocol", "tcp"),
+        ("response_flags", "DENY"),
+        ("connection_security_policy", "mutual_tls"),
+        ("source_region", "r1"),
+        ("source_zone", "z1"),
+        ("destination_region", "r2"),
+        ("destination_zone", "unknown"),
+    ];
+    assert_eq!(labels.pairs(ResponseFlag::Deny), expected);
+}
+
+#[test]
+fn what_a_record_tells_of_a_workload_is_in_its_labels() {
+    let labels = record().labels();
+    for (name, expected) in [
         ("source_workload", "client"),
+        ("source_canonical_service", "client"),
+        ("source_workload_namespace", "a"),
         ("source_principal", "spiffe://cluster.local/ns/a/sa/client"),
         ("source_version", "v2"),
-        ("destination_service", "web.b.svc.cluster.local"),
-        ("destination_service_name", "web"),
+        ("source_cluster", "Kubernetes"),
+        ("destination_workload", "web"),
         ("destination_canonical_revision", "unknown"),
         ("response_flags", "-"),
-        ("connection_security_policy", "mutual_tls"),
         ("source_region", "r"),
         ("source_zone", "unknown"),
     ] {
@@ -264,52 +308,194 @@ fn baggage_fills_in_for_a_record_and_never_for_an_identity() {
     assert_eq!(*nothing.labels, PartyLabels::default());
 }
 
+/// The whole list: its label `reason`, its flag and whose doing it is. A text that is not here is none of the list.
+const ENDS: [(EndReason, &str, &str, Blame); 38] = {
+    use Blame::{Configuration, Destination, Network, Nobody, Operation, Ours, Policy, Source};
+    use EndReason::*;
+    use Reason::*;
+    [
+        (Complete, "complete", "-", Nobody),
+        (
+            PolicyChanged,
+            "connection closed due to policy change",
+            "DENY",
+            Policy,
+        ),
+        (BadRequest, "invalid CONNECT request", "CONNECT", Source),
+        (ConnectRefused, "connection refused", "CONNECT", Destination),
+        (ConnectTimedOut, "connection timed out", "CONNECT", Network),
+        (
+            ConnectUnreachable,
+            "destination unreachable",
+            "CONNECT",
+            Network,
+        ),
+        (
+            TunnelTimedOut,
+            "connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008",
+            "NETWORK_POLICY",
+            Network,
+        ),
+        (ResolveFailed, "name resolution failed", "CONNECT", Network),
+        (
+            TlsFailed,
+            "tls handshake failed",
+            "TLS_FAILURE",
+            Destination,
+        ),
+        (
+            Http2Failed,
+            "http2 handshake failed",
+            "H2_HANDSHAKE_FAILURE",
+            Destination,
+        ),
+        (PeerRefused(401), "http status: 401", "CONNECT", Destination),
+        (TunnelLost, "tunnel lost", "CONNECT", Network),
+        (
+            NoCertificate,
+            "no certificate",
+            "IDENTITY_ERROR",
+            Configuration,
+        ),
+        (
+            TooMany,
+            "too many connections of the pod",
+            "CONNECT",
+            Configuration,
+        ),
+        (
+            CertificateRevoked,
+            "certificate revoked",
+            "CERT_REVOKED",
+            Destination,
+        ),
+        (SourceReset, "reset by source", "-", Source),
+        (DestinationReset, "reset by destination", "-", Destination),
+        (Idle, "idle for too long", "-", Nobody),
+        (Drained, "connection closed by drain", "-", Operation),
+        (PodRemoved, "pod removed", "-", Operation),
+        (Internal, "internal error", "CONNECT", Ours),
+        (
+            Refused(Recursion),
+            "attempted recursive call to ourselves",
+            "CONNECT",
+            Source,
+        ),
+        (
+            Refused(UnknownSource),
+            "unknown source",
+            "CONNECT",
+            Configuration,
+        ),
+        (
+            Refused(WaypointMissing),
+            "required waypoint not found",
+            "CONNECT",
+            Configuration,
+        ),
+        (
+            Refused(GatewayMissing),
+            "no gateway to the destination's network",
+            "CONNECT",
+            Configuration,
+        ),
+        (
+            Refused(NoHealthyUpstream),
+            "no healthy upstream",
+            "CONNECT",
+            Destination,
+        ),
+        (
+            Refused(NoAddress),
+            "destination has no usable address",
+            "CONNECT",
+            Configuration,
+        ),
+        (
+            Refused(DestinationUntold),
+            "the control plane has not told what the destination is",
+            "CONNECT",
+            Configuration,
+        ),
+        (
+            Refused(ProtocolUnsupported),
+            "destination asks for an unsupported protocol",
+            "CONNECT",
+            Configuration,
+        ),
+        (Refused(AddressMismatch), "ip mismatch", "CONNECT", Source),
+        (
+            Refused(UnknownHostname),
+            "no such service or port here",
+            "CONNECT",
+            Source,
+        ),
+        (
+            Refused(NotServed),
+            "not served by this waypoint",
+            "CONNECT",
+            Source,
+        ),
+        (
+            Refused(UnknownPort),
+            "the service has no such port",
+            "CONNECT",
+            Source,
+        ),
+        (
+            Refused(NoRoute),
+            "no route leads anywhere",
+            "CONNECT",
+            Configuration,
+        ),
+        (
+            Refused(TooManyConnections),
+            "the service's connection pool is used up",
+            "CONNECT",
+            Configuration,
+        ),
+        (Refused(PolicyDenied), "explicitly denied", "DENY", Policy),
+        (
+            Refused(PolicyNotAllowed),
+            "allow policies exist, but none allowed",
+            "DENY",
+            Policy,
+        ),
+        (
+            Refused(PolicyUnknown),
+            "policy not known",
+            "DENY",
+            Configuration,
+        ),
+    ]
+};
+
 #[test]
 fn every_end_has_its_flag_and_its_blame() {
-    for (end, flag, blame) in [
-        (EndReason::Complete, "-", Blame::Nobody),
-        (
-            EndReason::Refused(Reason::PolicyNotAllowed),
-            "DENY",
-            Blame::Policy,
-        ),
-        (
-            EndReason::Refused(Reason::PolicyUnknown),
-            "DENY",
-            Blame::Configuration,
-        ),
-        (
-            EndReason::Refused(Reason::NoHealthyUpstream),
-            "CONNECT",
-            Blame::Destination,
-        ),
-        (EndReason::PolicyChanged, "DENY", Blame::Policy),
-        (EndReason::TunnelTimedOut, "NETWORK_POLICY", Blame::Network),
-        (EndReason::ConnectTimedOut, "CONNECT", Blame::Network),
-        (EndReason::TlsFailed, "TLS_FAILURE", Blame::Destination),
-        (
-            EndReason::Http2Failed,
-            "H2_HANDSHAKE_FAILURE",
-            Blame::Destination,
-        ),
-        (
-            EndReason::NoCertificate,
-            "IDENTITY_ERROR",
-            Blame::Configuration,
-        ),
-        (
-            EndReason::CertificateRevoked,
-            "CERT_REVOKED",
-            Blame::Destination,
-        ),
-        (EndReason::TooMany, "CONNECT", Blame::Configuration),
-        (EndReason::PeerRefused(401), "CONNECT", Blame::Destination),
-        (EndReason::SourceReset, "-", Blame::Source),
-        (EndReason::Drained, "-", Blame::Operation),
-    ] {
+    let mut texts = std::collections::BTreeSet::new();
+    for (end, text, flag, blame) in ENDS {
+        assert_eq!(end.to_string(), text, "{end:?}");
         assert_eq!((end.flag().as_str(), end.blame()), (flag, blame), "{end:?}");
+        assert_eq!(end.is_failure(), flag != "-", "{end:?}");
+        assert!(texts.insert(text), "{text} twice");
     }
-    assert_eq!(EndReason::PeerRefused(401).to_string(), "http status: 401");
+}
+
+#[test]
+fn a_refused_connect_is_answered_by_whose_fault_it_is() {
+    let refusals = ENDS.iter().filter_map(|(end, ..)| match end {
+        EndReason::Refused(reason) => Some(*reason),
+        _ => None,
+    });
+    for reason in refusals {
+        let expected = match reason {
+            Reason::AddressMismatch => 400,
+            Reason::PolicyDenied | Reason::PolicyNotAllowed | Reason::PolicyUnknown => 401,
+            Reason::NotServed | Reason::UnknownPort => 404,
+            _ => 503,
+        };
+        assert_eq!(reason.connect_status(), expected, "{reason:?}");
+    }
 }
 
 #[test]

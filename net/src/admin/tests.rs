@@ -50,6 +50,11 @@ async fn the_dump_is_pretty_json_of_all_sections() {
     assert_eq!(status, 200);
     let expected = "{\n  \"config\": {\n    \"network\": \"\"\n  },\n  \"workloads\": []\n}";
     assert_eq!(text, expected);
+    let request = Request::builder().method("POST").uri("/config_dump");
+    let request = request.body(Body::empty()).expect("a request");
+    let response = router.oneshot(request).await.expect("infallible");
+    assert_eq!(response.status(), StatusCode::OK, "by any method");
+    assert_eq!(response.headers()["content-type"], "application/json");
 }
 
 #[tokio::test]

@@ -410,6 +410,13 @@ async fn every_worker_tells_what_it_has_done() {
     let here = tokio::runtime::Handle::current();
     register_process(&mut registry, vec![here.clone(), here]);
     let text = encoded(&registry);
+    assert_line(&text, "tokio_num_workers 2");
+    for name in ["tokio_global_queue_depth", "tokio_num_alive_tasks"] {
+        let told = text
+            .lines()
+            .any(|line| line.starts_with(&format!("{name} ")));
+        assert!(told, "{name} in {text}");
+    }
     for name in [
         "tokio_worker_total_busy_duration_seconds_total",
         "tokio_worker_park_count_total",
