@@ -1,6 +1,11 @@
 //! The layer that turns events into lines.
 
-use std::{error::Error, fmt, str::FromStr};
+use std::{
+    cell::Cell,
+    error::Error,
+    fmt::{self, Write},
+    str::FromStr,
+};
 
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -40,6 +45,14 @@ impl FromStr for Format {
     }
 }
 
+/// Bytes of a line whose room is kept for the next one.
+const KEPT_LINE: usize = 4096;
+
+thread_local! {
+    /// Room for a line, empty between lines.
+    static LINE: Cell<String> = const { Cell::new(String::new()) };
+}
+
 pub(super) struct Lines {
     format: Format,
     writer: Writer,
@@ -55,16 +68,6 @@ impl Lines {
     pub(super) fn new(format: Format, writer: Writer) -> Self {
         Self { format, writer }
     }
-
-    fn line<S>(&self, now: OffsetDateTime, event: &Event<'_>, context: &Context<'_, S>) -> String
-    where
-        S: Subscriber + for<'a> LookupSpan<'a>,
-    {
-        match self.format {
-            Format::Plain => plain(now, event, context),
-            Format::Json => json(now, event, context),
-        }
-    }
 }
 
 impl<S> Layer<S> for Lines
@@ -75,9 +78,9 @@ where
         let Some(span) = cx.span(id) else { return };
         let fields = match self.format {
             Format::Plain => {
-                let mut visitor = PlainVisitor::default();
-                attributes.record(&mut visitor);
-                SpanFields::Plain(visitor.fields)
+                let mut fields = String::new();
+                attributes.record(&mut PlainVisitor::of_span(&mut fields));
+                SpanFields::Plain(fields)
             }
             Format::Json => {
                 let mut visitor = JsonVisitor::default();
@@ -91,14 +94,7 @@ where
     fn on_record(&self, id: &span::Id, values: &span::Record<'_>, cx: Context<'_, S>) {
         let Some(span) = cx.span(id) else { return };
         match span.extensions_mut().get_mut::<SpanFields>() {
-            Some(SpanFields::Plain(fields)) => {
-                let mut visitor = PlainVisitor {
-                    fields: std::mem::take(fields),
-                    ..PlainVisitor::default()
-                };
-                values.record(&mut visitor);
-                *fields = visitor.fields;
-            }
+            Some(SpanFields::Plain(fields)) => values.record(&mut PlainVisitor::of_span(fields)),
             Some(SpanFields::Json(fields)) => {
                 let mut visitor = JsonVisitor {
                     fields: std::mem::take(fields),
@@ -112,23 +108,41 @@ where
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        let line = self.line(OffsetDateTime::now_utc(), event, &context);
-        self.writer.line(line.as_bytes());
+        let now = OffsetDateTime::now_utc();
+        match self.format {
+            Format::Plain => {
+                // Taken, and not borrowed: what is logged may log.
+                let mut line = LINE.take();
+                plain(&mut line, now, event, &context);
+                self.writer.line(line.as_bytes());
+                line.clear();
+                line.shrink_to(KEPT_LINE);
+                LINE.set(line);
+            }
+            Format::Json => self.writer.line(json(now, event, &context).as_bytes()),
+        }
     }
 }
 
 /// `2026-01-02T03:04:05.000006Z`.
-fn timestamp(now: OffsetDateTime) -> String {
-    format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:06}Z",
-        now.year(),
-        u8::from(now.month()),
-        now.day(),
-        now.hour(),
-        now.minute(),
-        now.second(),
-        now.microsecond()
-    )
+pub(super) fn push_time(to: &mut String, now: OffsetDateTime) {
+    let year = u32::try_from(now.year()).unwrap_or_default();
+    let parts = [
+        (year, 4, '-'),
+        (u8::from(now.month()).into(), 2, '-'),
+        (now.day().into(), 2, 'T'),
+        (now.hour().into(), 2, ':'),
+        (now.minute().into(), 2, ':'),
+        (now.second().into(), 2, '.'),
+        (now.microsecond(), 6, 'Z'),
+    ];
+    for (number, digits, end) in parts {
+        for place in (0..digits).rev() {
+            let digit = number / 10_u32.pow(place) % 10;
+            to.extend(char::from_digit(digit, 10));
+        }
+        to.push(end);
+    }
 }
 
 fn level(metadata: &Metadata<'_>) -> &'static str {
@@ -150,15 +164,12 @@ fn scope<'a>(metadata: &'a Metadata<'_>) -> &'a str {
     }
 }
 
-fn plain<S>(now: OffsetDateTime, event: &Event<'_>, context: &Context<'_, S>) -> String
+fn plain<S>(line: &mut String, now: OffsetDateTime, event: &Event<'_>, context: &Context<'_, S>)
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
     let metadata = event.metadata();
-    let mut visitor = PlainVisitor::default();
-    event.record(&mut visitor);
-    let mut line = String::with_capacity(256);
-    line.push_str(&timestamp(now));
+    push_time(line, now);
     for column in [level(metadata), scope(metadata)] {
         line.push('\t');
         line.push_str(column);
@@ -179,12 +190,7 @@ where
         }
     }
     line.push('\t');
-    line.push_str(&visitor.message);
-    if !visitor.fields.is_empty() {
-        line.push('\t');
-        line.push_str(&visitor.fields);
-    }
-    line
+    event.record(&mut PlainVisitor::of_event(line));
 }
 
 fn json<S>(now: OffsetDateTime, event: &Event<'_>, context: &Context<'_, S>) -> String
@@ -196,7 +202,9 @@ where
     event.record(&mut visitor);
     let mut object = Ordered::default();
     object.add("level", level(metadata));
-    object.add("time", timestamp(now));
+    let mut time = String::new();
+    push_time(&mut time, now);
+    object.add("time", time);
     object.add("scope", scope(metadata));
     object.add("message", visitor.message);
     for (key, value) in visitor.fields.0 {
@@ -252,51 +260,101 @@ impl fmt::Display for Ordered {
     }
 }
 
-/// Appends `text` with control characters escaped: what comes from peers must not be able to forge a line.
-fn push_printable(to: &mut String, text: &str) {
-    for c in text.chars() {
-        match c.is_control() {
-            true => to.extend(c.escape_default()),
-            false => to.push(c),
+/// Appends with control characters escaped: what comes from peers must not be able to forge a line.
+struct Printable<'a>(&'a mut String);
+
+impl Write for Printable<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if text.bytes().all(is_plain) {
+            self.0.push_str(text);
+            return Ok(());
         }
+        for c in text.chars() {
+            match c.is_control() {
+                true => self.0.extend(c.escape_default()),
+                false => self.0.push(c),
+            }
+        }
+        Ok(())
     }
 }
 
-#[derive(Default)]
-struct PlainVisitor {
-    message: String,
-    fields: String,
+/// Whether it stands for itself wherever it is.
+fn is_plain(byte: u8) -> bool {
+    matches!(byte, b' '..=b'~')
 }
 
-impl PlainVisitor {
-    fn push(&mut self, field: &Field, value: &str) {
+/// Writes the message, and the fields after it, at the end of a text.
+struct PlainVisitor<'a> {
+    text: &'a mut String,
+    /// Where the message goes, of an event.
+    message: Option<usize>,
+    /// What stands before the first field; before the others, a space.
+    separator: &'static str,
+}
+
+impl<'a> PlainVisitor<'a> {
+    /// A column for the message, and one for its fields.
+    fn of_event(text: &'a mut String) -> Self {
+        Self {
+            message: Some(text.len()),
+            separator: "\t",
+            text,
+        }
+    }
+
+    /// Fields after those that are there.
+    fn of_span(text: &'a mut String) -> Self {
+        Self {
+            message: None,
+            separator: if text.is_empty() { "" } else { " " },
+            text,
+        }
+    }
+
+    fn push(&mut self, field: &Field, value: fmt::Arguments<'_>) {
         if field.name() == "message" {
-            push_printable(&mut self.message, value);
-            return;
+            return self.push_message(value);
         }
-        if !self.fields.is_empty() {
-            self.fields.push(' ');
+        self.text.push_str(self.separator);
+        self.separator = " ";
+        self.text.push_str(field.name());
+        self.text.push('=');
+        self.push_value(value);
+    }
+
+    fn push_value(&mut self, value: fmt::Arguments<'_>) {
+        // A value that cannot be shown is cut short; the text itself takes everything.
+        let _ = Printable(self.text).write_fmt(value);
+    }
+
+    /// Stands before the fields, also before those that were told first.
+    fn push_message(&mut self, value: fmt::Arguments<'_>) {
+        if let Some(place) = self.message {
+            let fields = self.text.split_off(place);
+            self.push_value(value);
+            self.text.push_str(&fields);
         }
-        self.fields.push_str(field.name());
-        self.fields.push('=');
-        push_printable(&mut self.fields, value);
     }
 }
 
-impl Visit for PlainVisitor {
+impl Visit for PlainVisitor<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
         match field.name() {
-            "message" => self.push(field, value),
-            _ => self.push(field, &format!("{value:?}")),
+            "message" => self.push(field, format_args!("{value}")),
+            _ if value.bytes().all(|b| is_plain(b) && !b"\"\\".contains(&b)) => {
+                self.push(field, format_args!("\"{value}\""));
+            }
+            _ => self.push(field, format_args!("{value:?}")),
         }
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
-        self.push(field, &format!("{:?}", Chain(value).to_string()));
+        self.push(field, format_args!("{:?}", Chain(value).to_string()));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.push(field, &format!("{value:?}"));
+        self.push(field, format_args!("{value:?}"));
     }
 }
 

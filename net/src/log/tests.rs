@@ -251,6 +251,45 @@ fn a_peer_cannot_forge_a_line() {
 }
 
 #[test]
+fn a_message_comes_before_fields_that_are_told_first() {
+    let lines = plain(|| {
+        tracing::event!(
+            tracing::Level::INFO,
+            a = 1,
+            quoted = "say \"é\"",
+            message = "later"
+        );
+    });
+    assert!(
+        lines[0].ends_with("\tlater\ta=1 quoted=\"say \\\"é\\\"\""),
+        "{lines:?}"
+    );
+}
+
+#[test]
+fn the_time_of_a_line_is_written_with_all_its_digits() {
+    let time = time::macros::datetime!(2026-01-02 03:04:05.000006 UTC);
+    let mut text = String::new();
+    format::push_time(&mut text, time);
+    assert_eq!(text, "2026-01-02T03:04:05.000006Z");
+}
+
+#[test]
+fn the_line_of_a_connection_takes_little_memory() {
+    let (subscriber, handle) = subscriber(&Options::default(), io::sink()).expect("good");
+    let record = record();
+    with_default(subscriber, || {
+        access::complete(&record);
+        handle.flush();
+        let count = crate::allocations::Count::start();
+        access::complete(&record);
+        let asked = count.allocations();
+        // Its duration as text, and what the queue lacks.
+        assert!(asked <= 4, "memory was asked for {asked} times");
+    });
+}
+
+#[test]
 fn an_error_is_told_with_its_causes_once() {
     let error = LogError::Thread(io::Error::other("out of threads"));
     let lines = plain(|| {
