@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rig::{Running, process};
+use rig::{Running, holds, process};
 use serde_json::Value;
 
 use crate::scene::{SERVICE, Scene, Shop};
@@ -85,6 +85,11 @@ fn requests_that_are_no_tunnel_are_answered_400_or_reset() -> Result<()> {
         let (outcome, _) = attack(&scene, case)?;
         assert_eq!(outcome, "status 400", "{case}");
     }
+    let told = ["connection failed", "GET ", "is no CONNECT to HOST:PORT"];
+    scene.access_line("node2", &told);
+    let counted = "leyline_connections_refused_total{reporter=\"destination\",\
+        reason=\"invalid CONNECT request\",response_flags=\"CONNECT\"} 1";
+    holds(&scene.mesh.metrics("node2")?, counted)?;
     let (outcome, _) = attack(&scene, "no-authority")?;
     ensure!(
         outcome == "status 400" || outcome.starts_with("reset"),

@@ -21,7 +21,7 @@ use mesh::{
 };
 use net::{
     drain,
-    hbone::{self, ConnectRequest, ServeError},
+    hbone::{self, ConnectRequest, NotConnect, ServeError},
     metrics::Parties,
     report::Chain,
     socket,
@@ -232,7 +232,11 @@ impl Inbound {
         let handler = move |request| serve_stream(this.clone(), request);
         let http2 = &self.pod.node.http2;
         let chain = Arc::clone(&peer.chain);
-        let serving = hbone::serve(stream, peer, http2, goodbye, handler);
+        let refused = |error: &NotConnect| {
+            let metrics = &self.pod.node.metrics;
+            self.early().failed(metrics, EndReason::BadRequest, error);
+        };
+        let serving = hbone::serve_telling(stream, peer, http2, goodbye, handler, refused);
         let served = tokio::select! {
             served = serving => served,
             // Its streams end with the connection, at once.

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use mesh::{authority::Authority, flow::EndReason};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -60,7 +60,10 @@ pub enum ServeError {
     /// The peer took back too many requests.
     #[error("the peer opens streams and resets them")]
     RapidReset,
-    /// The protocol was broken, by the peer or under it.
+    /// The peer broke the rules of HTTP/2, or those of ours that bound it, and was cut off.
+    #[error("the peer is cut off, as it breaks the rules of HTTP/2")]
+    Rules(#[source] StreamError),
+    /// It broke under us, or the peer ended it with a fault of its own.
     #[error("the HTTP/2 connection failed")]
     Http(#[source] StreamError),
 }
@@ -70,9 +73,37 @@ impl ServeError {
     pub fn end_reason(&self) -> Option<EndReason> {
         match self {
             Self::Preface { .. } => Some(EndReason::Http2Failed),
-            Self::RapidReset => Some(EndReason::BadRequest),
+            Self::RapidReset | Self::Rules(_) => Some(EndReason::BadRequest),
             Self::Silent | Self::Http(_) => None,
         }
+    }
+}
+
+impl From<h2::Error> for ServeError {
+    fn from(error: h2::Error) -> Self {
+        match error.is_library() && error.is_go_away() {
+            true => Self::Rules(error.into()),
+            false => Self::Http(error.into()),
+        }
+    }
+}
+
+/// A request that no tunnel can come of: it is answered 400, and nobody is asked.
+#[derive(Debug, thiserror::Error)]
+#[error("{method} {target} is no CONNECT to HOST:PORT")]
+pub struct NotConnect {
+    method: Method,
+    /// As much of it as a line should hold.
+    target: String,
+}
+
+/// Characters of a target that are told. A peer may send 64 KiB of them.
+const TARGET_TOLD: usize = 128;
+
+impl NotConnect {
+    fn new(method: Method, uri: &Uri) -> Self {
+        let target = uri.to_string().chars().take(TARGET_TOLD).collect();
+        Self { method, target }
     }
 }
 
@@ -154,6 +185,24 @@ where
     H: Fn(ConnectRequest) -> F + Send,
     F: Future<Output = ()> + Send + 'static,
 {
+    serve_telling(io, peer, config, drain, handler, |_| {}).await
+}
+
+/// As [`serve`]; what is answered 400 here is told to `refused`.
+pub async fn serve_telling<IO, D, H, F>(
+    io: IO,
+    peer: PeerIdentity,
+    config: &Config,
+    drain: D,
+    handler: H,
+    refused: impl Fn(&NotConnect) + Send,
+) -> Result<ServeEnd, ServeError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send,
+    D: Future<Output = ()> + Send,
+    H: Fn(ConnectRequest) -> F + Send,
+    F: Future<Output = ()> + Send + 'static,
+{
     let state = ConnectionState::new();
     let io = Metered {
         io,
@@ -165,7 +214,7 @@ where
         .map_err(|_| ServeError::Preface {
             after: config.preface_deadline,
         })?
-        .map_err(|error| ServeError::Http(error.into()))?;
+        .map_err(ServeError::from)?;
     let pinger = connection.ping_pong().expect("taken once");
     let mut serving = Serving {
         keepalive: Keepalive::new(&state, pinger, config),
@@ -185,7 +234,7 @@ where
     let end = loop {
         tokio::select! {
             () = &mut drain, if serving.end == ServeEnd::Closed => serving.shut_down(ServeEnd::Drained),
-            event = poll_fn(|cx| serving.poll_event(cx)) => match event {
+            event = poll_fn(|cx| serving.poll_event(cx, &refused)) => match event {
                 Ok(Some(request)) if tasks.len() >= most_handlers => request.turn_away(),
                 Ok(Some(request)) => { tasks.spawn(handler(request)); }
                 Ok(None) => break Ok(serving.end),
@@ -281,6 +330,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Serving<'_, IO> {
     fn poll_event(
         &mut self,
         cx: &mut Context<'_>,
+        refused: &impl Fn(&NotConnect),
     ) -> Poll<Result<Option<ConnectRequest>, ServeError>> {
         if self.keepalive.poll(cx).is_ready() {
             return Poll::Ready(Err(ServeError::Silent));
@@ -300,8 +350,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Serving<'_, IO> {
                 let _ = self.connection.poll_closed(cx);
                 return Poll::Ready(Err(ServeError::RapidReset));
             }
-            if let Some(request) = self.check(accepted) {
-                return Poll::Ready(Ok(Some(request)));
+            match self.check(accepted) {
+                Ok(request) => return Poll::Ready(Ok(Some(request))),
+                Err(error) => refused(&error),
             }
         }
     }
@@ -312,26 +363,25 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Serving<'_, IO> {
         if gone || error.reason() == Some(h2::Reason::NO_ERROR) {
             return Ok(None);
         }
-        Err(ServeError::Http(error.into()))
+        Err(error.into())
     }
 
     fn check(
         &mut self,
         (request, mut answer): (Request<h2::RecvStream>, SendResponse<Bytes>),
-    ) -> Option<ConnectRequest> {
+    ) -> Result<ConnectRequest, NotConnect> {
         let (head, body) = request.into_parts();
         let connect =
             head.method == Method::CONNECT && head.extensions.get::<h2::ext::Protocol>().is_none();
         let authority = head.uri.authority().map(http::uri::Authority::as_str);
         let authority = authority.filter(|_| connect).map(str::parse::<Authority>);
         let Some(Ok(authority)) = authority else {
-            tracing::debug!(method = %head.method, uri = %head.uri, "not a CONNECT to HOST:PORT");
             refuse(&mut answer, StatusCode::BAD_REQUEST);
-            return None;
+            return Err(NotConnect::new(head.method, &head.uri));
         };
         let guard = self.state.open();
         self.fit_window();
-        Some(ConnectRequest {
+        Ok(ConnectRequest {
             authority,
             headers: head.headers,
             peer: Arc::clone(&self.peer),

@@ -656,14 +656,18 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     let (near, far) = duplex(1 << 20);
+    let peer = client_of_a();
+    let task = tokio::spawn(async move { serve(far, peer, &config, pending(), handler).await });
+    (near, task)
+}
+
+fn client_of_a() -> tls::PeerIdentity {
     let ca = TestCa::new("cluster.local", &Policy::default());
-    let peer = tls::PeerIdentity {
+    tls::PeerIdentity {
         identity: ca.identity("a", "client"),
         not_after: std::time::SystemTime::now(),
         chain: std::sync::Arc::from([]),
-    };
-    let task = tokio::spawn(async move { serve(far, peer, &config, pending(), handler).await });
-    (near, task)
+    }
 }
 
 async fn never(_: ConnectRequest) {
@@ -704,6 +708,44 @@ async fn what_is_no_connect_to_a_host_and_port_gets_400() {
         let request = Request::builder().method(method.clone()).uri(uri);
         let status = status_of(&mut requests, request.body(()).unwrap()).await;
         assert_eq!(status.unwrap(), StatusCode::BAD_REQUEST, "{method} {uri}");
+    }
+}
+
+#[tokio::test]
+async fn what_gets_400_is_told_and_not_in_full() {
+    let (near, far) = duplex(1 << 20);
+    let (tell, mut told) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let refused = |error: &NotConnect| tell.send(error.to_string()).unwrap();
+        let config = Config::default();
+        serve_telling(far, client_of_a(), &config, pending(), never, refused).await
+    });
+    let mut requests = raw_client(near).await;
+    let uri = format!("http://127.0.0.1:80/{}", "x".repeat(1000));
+    let request = Request::builder().uri(&uri).body(()).unwrap();
+    status_of(&mut requests, request).await.unwrap();
+    let told = soon(told.recv()).await.unwrap();
+    let expected = format!("GET {} is no CONNECT to HOST:PORT", &uri[..128]);
+    assert_eq!(told, expected);
+}
+
+#[tokio::test]
+async fn a_peer_that_speaks_no_http2_is_refused_by_that_name() {
+    let (mut io, serving) = on_pipe(Config::default(), never);
+    io.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let error = soon(serving).await.unwrap().unwrap_err();
+    assert!(matches!(error, ServeError::Rules(_)), "{error:?}");
+    assert_eq!(error.end_reason(), Some(EndReason::BadRequest));
+}
+
+#[tokio::test]
+async fn a_peer_that_hangs_up_is_no_refusal() {
+    let (io, serving) = on_pipe(Config::default(), never);
+    drop(io);
+    if let Err(error) = soon(serving).await.unwrap() {
+        assert_eq!(error.end_reason(), None, "{error:?}");
     }
 }
 
@@ -794,7 +836,7 @@ async fn endless_continuations_end_the_connection() {
         tokio::spawn(async move { tokio::io::copy(&mut read, &mut tokio::io::sink()).await });
     soon(async { while write.write_all(&more).await.is_ok() {} }).await;
     let end = soon(serving).await.unwrap();
-    assert!(matches!(end, Err(ServeError::Http(_))), "{end:?}");
+    assert!(matches!(end, Err(ServeError::Rules(_))), "{end:?}");
     drain.abort();
 }
 
@@ -830,7 +872,10 @@ async fn rapid_reset_is_cut_off() {
     soon(attack).await;
     let end = soon(serving).await.unwrap();
     assert!(
-        matches!(end, Err(ServeError::RapidReset | ServeError::Http(_))),
+        matches!(
+            end,
+            Err(ServeError::RapidReset | ServeError::Rules(_) | ServeError::Http(_))
+        ),
         "{end:?}"
     );
     assert!(started.load(Ordering::SeqCst) < 2000);
