@@ -605,12 +605,23 @@ impl FlowRecord {
         source_addr: SocketAddr,
         destination_addr: SocketAddr,
     ) -> Self {
+        let nobody = Party::default();
+        let (source, destination) = ((nobody.clone(), source_addr), (nobody, destination_addr));
+        Self::between(direction, source, destination)
+    }
+
+    /// As [`FlowRecord::new`], where both ends are known.
+    pub fn between(
+        direction: Direction,
+        (source, source_addr): (Party, SocketAddr),
+        (destination, destination_addr): (Party, SocketAddr),
+    ) -> Self {
         Self {
             version: VERSION,
             direction,
-            source: Party::default(),
+            source,
             source_addr,
-            destination: Party::default(),
+            destination,
             destination_addr,
             authority: None,
             service: None,

@@ -2,7 +2,10 @@
 //!
 //! None of it proves anything: identity comes from TLS alone. Readers take what they understand and ignore the rest.
 
-use std::{fmt, net::SocketAddr};
+use std::{
+    fmt::{self, Write as _},
+    net::SocketAddr,
+};
 
 use serde::Serialize;
 
@@ -24,6 +27,12 @@ pub const ISTIO_SOURCE: &str = "x-istio-source";
 
 /// The longest name in Kubernetes (RFC 1123 subdomain).
 const MAX_VALUE: usize = 253;
+
+/// The longest address with a port, and what is around it in a Forwarded header.
+const MAX_CLIENT: usize = r#"for="[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535""#.len();
+
+/// Characters of a traceparent header.
+const TRACEPARENT_LENGTH: usize = 55;
 
 /// What one end tells of itself, for the other's telemetry. `None`: not told.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
@@ -135,10 +144,15 @@ impl Baggage {
 
 /// Writes a Forwarded header: the client, and the service that it addressed.
 pub fn forwarded(client: SocketAddr, service: Option<&str>) -> String {
-    match service {
-        Some(host) => format!("for=\"{client}\";host={host}"),
-        None => format!("for=\"{client}\""),
-    }
+    let room = MAX_CLIENT + service.map_or(0, |host| ";host=".len() + host.len());
+    let (text, host) = (String::with_capacity(room), service.unwrap_or_default());
+    let separator = if service.is_some() { ";host=" } else { "" };
+    written(text, format_args!("for=\"{client}\"{separator}{host}"))
+}
+
+fn written(mut text: String, what: fmt::Arguments<'_>) -> String {
+    text.write_fmt(what).expect("a text takes everything");
+    text
 }
 
 /// Reads the service's host name of a Forwarded header: the first `host=`, with quotes or without; visible
@@ -173,7 +187,9 @@ impl Traceparent {
 
     /// Reads a header of version 00, which has exactly 55 characters.
     pub fn parse(header: &str) -> Option<Self> {
-        let rest = header.strip_prefix("00-").filter(|_| header.len() == 55)?;
+        let rest = header
+            .strip_prefix("00-")
+            .filter(|_| header.len() == TRACEPARENT_LENGTH)?;
         let mut pieces = rest.split('-');
         let (trace, span, flags) = (pieces.next()?, pieces.next()?, pieces.next()?);
         let sizes = (trace.len(), span.len(), flags.len()) == (32, 16, 2);
@@ -187,6 +203,12 @@ impl Traceparent {
             flags: u8::from_str_radix(flags, 16).ok()?,
         };
         (parsed.trace > 0 && parsed.span > 0).then_some(parsed)
+    }
+
+    /// The header.
+    pub fn header(&self) -> String {
+        let text = String::with_capacity(TRACEPARENT_LENGTH);
+        written(text, format_args!("{self}"))
     }
 
     /// The trace.
@@ -316,7 +338,7 @@ mod tests {
 
     #[test]
     fn a_trace_context_round_trips() {
-        let text = Traceparent::new(0xabc, 0x12).to_string();
+        let text = Traceparent::new(0xabc, 0x12).header();
         assert_eq!(
             text,
             "00-00000000000000000000000000000abc-0000000000000012-00"

@@ -35,7 +35,7 @@ pub(crate) struct Connected {
     pub(crate) endpoint: Endpoint,
     /// Proven by TLS; for a double tunnel, the inner one.
     pub(crate) peer: Option<Arc<PeerIdentity>>,
-    /// What the peer tells of itself, for telemetry.
+    /// What a peer behind a gateway tells of itself, for telemetry: of others there are records.
     pub(crate) baggage: Option<Baggage>,
     /// To be kept as long as the connection.
     pub(crate) inner: Option<InnerTunnel>,
@@ -72,7 +72,7 @@ impl Onward {
         }
     }
 
-    /// What the peer tells of itself.
+    /// What a peer behind a gateway tells of itself.
     pub(crate) fn baggage(&self) -> Option<&Baggage> {
         match self {
             Self::Out(connected) => connected.baggage.as_ref(),
@@ -220,7 +220,7 @@ impl Outgoing<'_> {
             return self.within(neighbour).await;
         }
         let tunnel = self.tunnel_to(&target).await?;
-        Ok(Onward::Out(Box::new(self.single(tunnel))))
+        Ok(Onward::Out(Box::new(Self::single(tunnel))))
     }
 
     fn neighbour(&self, target: &hbone::Target) -> Option<Neighbour> {
@@ -269,10 +269,10 @@ impl Outgoing<'_> {
         })
     }
 
-    fn single(&self, tunnel: Tunnel) -> Connected {
+    fn single(tunnel: Tunnel) -> Connected {
         Connected {
-            baggage: self.baggage_of(&tunnel.headers),
-            peer: Some(tunnel.peer.clone()),
+            baggage: None,
+            peer: Some(tunnel.peer),
             endpoint: tunnel.stream.into(),
             inner: None,
         }
@@ -328,8 +328,9 @@ impl Outgoing<'_> {
             .await
             .map_err(|source| ConnectError::InnerTunnel { gateway, source })?;
         Ok(Connected {
+            baggage: self.baggage_of(&inner.headers),
             inner: Some(inner_tunnel),
-            ..self.single(inner)
+            ..Self::single(inner)
         })
     }
 
@@ -345,7 +346,7 @@ impl Outgoing<'_> {
         let values = [
             (headers::BAGGAGE, self.pod.baggage(self.source)),
             (headers::FORWARDED, value(forwarded)),
-            (headers::TRACEPARENT, value(self.trace.to_string())),
+            (headers::TRACEPARENT, value(self.trace.header())),
             (headers::FORWARDED_NETWORK, network.and_then(value)),
         ];
         ConnectHead {

@@ -388,14 +388,18 @@ impl Inbound {
     fn live(&self, asked: Asked<'_>, decided: &Decided) -> Live {
         let identity = asked.identity;
         let own = decided.record.identity();
+        let source = self.source(&asked, &decided.view);
+        let destination = self.parties().of_workload(&decided.record, Some(&own));
         let record = FlowRecord {
-            source: self.source(&asked, &decided.view),
-            destination: self.parties().of_workload(&decided.record, Some(&own)),
             authority: Some(asked.authority.clone()),
             service: decided.target.service.as_deref().map(Into::into),
             hop: Hop::Hbone,
             security: asked.security,
-            ..FlowRecord::new(Direction::Inbound, self.peer, self.local)
+            ..FlowRecord::between(
+                Direction::Inbound,
+                (source, self.peer),
+                (destination, self.local),
+            )
         };
         let trace = header_texts(asked.headers, headers::TRACEPARENT).next();
         let trace = trace

@@ -183,11 +183,12 @@ impl Inbound {
         let source = peer_workload(view, network, self.peer.ip(), None);
         let own = workload.identity();
         let parties = &self.pod.node.metrics.parties;
+        let source = source.map_or_else(Party::default, |it| parties.of_workload(it, None));
+        let destination = parties.of_workload(workload, Some(&own));
+        let (source, destination) = ((source, self.peer), (destination, self.original));
         let record = FlowRecord {
-            source: source.map_or_else(Party::default, |it| parties.of_workload(it, None)),
-            destination: parties.of_workload(workload, Some(&own)),
             service: target.service.as_deref().map(Into::into),
-            ..FlowRecord::new(Direction::Inbound, self.peer, self.original)
+            ..FlowRecord::between(Direction::Inbound, source, destination)
         };
         Live::new(record, target.destination, self.accepted)
     }

@@ -335,9 +335,9 @@ impl Outbound {
         let secured = hop.hop != Hop::Tcp;
         let own = routed.source.identity();
         let parties = &self.pod.node.metrics.parties;
+        let source = parties.of_workload(&routed.source, secured.then_some(&own));
+        let destination = destination(parties, hop, connected);
         let record = FlowRecord {
-            source: parties.of_workload(&routed.source, secured.then_some(&own)),
-            destination: destination(parties, hop, connected),
             authority: hop.authority.clone(),
             service: hop.service.as_deref().map(Into::into),
             hop: hop.hop,
@@ -346,7 +346,11 @@ impl Outbound {
                 _ if secured => Security::MutualTls,
                 _ => Security::Plaintext,
             },
-            ..FlowRecord::new(Direction::Outbound, self.client, routed.address)
+            ..FlowRecord::between(
+                Direction::Outbound,
+                (source, self.client),
+                (destination, routed.address),
+            )
         };
         let mut live = Live::new(record, self.original, self.accepted);
         live.trace = secured.then(|| trace.trace_id());
