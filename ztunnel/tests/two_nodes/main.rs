@@ -11,6 +11,7 @@ mod names;
 mod policy;
 mod rig;
 mod routes;
+mod settings;
 mod socks5;
 mod start;
 mod telemetry;

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// What pod `a` is answered.
-async fn ask(rig: &Rig, name: &str, kind: RecordType) -> Message {
+pub(crate) async fn ask(rig: &Rig, name: &str, kind: RecordType) -> Message {
     let mut message = Message::new(7, MessageType::Query, OpCode::Query);
     message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
     let socket = application(&rig.a)
