@@ -20,14 +20,24 @@ use prometheus_client::registry::Registry;
 
 use crate::{config::Config, metrics::Metrics, pod::Node, run::make_node};
 
+/// What these settings say.
+pub(crate) fn config(settings: &[(&str, &str)]) -> Config {
+    let lookup = |name: &str| {
+        let found = settings.iter().find(|(known, _)| *known == name);
+        found.map(|(_, text)| (*text).to_owned())
+    };
+    Config::from_lookup(&lookup).expect("good settings")
+}
+
 /// On the current runtime, with a CA of its own and no control plane.
 pub(crate) fn node() -> Arc<Node> {
-    let settings = |name: &str| match name {
-        "FAKE_CA" => Some("true".to_owned()),
-        "XDS_ADDRESS" => Some(String::new()),
-        _ => None,
-    };
-    let config = Config::from_lookup(&settings).expect("good settings");
+    node_with(&[])
+}
+
+/// The same with more settings.
+pub(crate) fn node_with(settings: &[(&str, &str)]) -> Arc<Node> {
+    let always = [("FAKE_CA", "true"), ("XDS_ADDRESS", "")];
+    let config = config(&[&always, settings].concat());
     let policy = tls::Policy::default();
     let issuer = Arc::new(TestCa::new("cluster.local", &policy));
     let clock = Arc::new(SystemClock);

@@ -41,6 +41,8 @@ use crate::{
     pods::{Dedicated, Leaving, Published, Running, follow_agent},
 };
 
+/// The setting that names the CA.
+const CA_ADDRESS: &str = "CA_ADDRESS";
 /// A CA request is given up after this time.
 const CA_DEADLINE: Duration = Duration::from_secs(10);
 /// A control plane that accepts a stream and says nothing is left for another try after this time.
@@ -470,9 +472,17 @@ fn ca_client(
     config: &Config,
     policy: &tls::Policy,
 ) -> Result<Arc<dyn Issuer>, RunError> {
-    const SETTING: &str = "CA_ADDRESS";
-    let client = CaClient::new(CaConfig {
-        control_plane: control_plane_of(SETTING, remote, policy)?,
+    let client = CaClient::new(ca_config(remote, config, policy)?);
+    let failed = |source| RunError::ControlPlane {
+        setting: CA_ADDRESS,
+        source,
+    };
+    Ok(Arc::new(client.map_err(failed)?))
+}
+
+fn ca_config(remote: &Remote, config: &Config, policy: &tls::Policy) -> Result<CaConfig, RunError> {
+    Ok(CaConfig {
+        control_plane: control_plane_of(CA_ADDRESS, remote, policy)?,
         token: (&remote.token).into(),
         cluster_id: config.node.cluster_id.to_string(),
         headers: remote.headers.clone(),
@@ -482,12 +492,7 @@ fn ca_client(
             Mode::Dedicated(_) => Impersonation::No,
         },
         deadline: CA_DEADLINE,
-    });
-    let failed = |source| RunError::ControlPlane {
-        setting: SETTING,
-        source,
-    };
-    Ok(Arc::new(client.map_err(failed)?))
+    })
 }
 
 fn xds_config(
@@ -536,4 +541,121 @@ fn xds_config(
         ready: Some(gate),
         metrics,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use net::ca::Token;
+
+    use super::*;
+    use crate::fixture;
+
+    fn config(settings: &[(&str, &str)]) -> Config {
+        let always = [
+            ("XDS_ADDRESS", "http://cp.mesh:15010"),
+            ("CA_ADDRESS", "http://ca.mesh:15010"),
+            ("CLUSTER_ID", "c-1"),
+            ("AUTH_TOKEN", "hunter2"),
+        ];
+        fixture::config(&[&always, settings].concat())
+    }
+
+    fn asked_of_the_ca(settings: &[(&str, &str)]) -> CaConfig {
+        let config = config(settings);
+        let remote = config.ca.as_ref().expect("there is one");
+        ca_config(remote, &config, &tls::Policy::default()).expect("good")
+    }
+
+    #[test]
+    fn the_ca_is_asked_as_the_settings_say() {
+        let asked = asked_of_the_ca(&[("SECRET_TTL", "1h"), ("ALT_CA_HOSTNAME", "other.mesh")]);
+        assert_eq!(asked.control_plane.address, "http://ca.mesh:15010");
+        assert_eq!(asked.control_plane.hostname.as_deref(), Some("other.mesh"));
+        assert!(asked.token == Token::Text("hunter2".to_owned()));
+        assert_eq!(asked.cluster_id, "c-1");
+        assert_eq!(asked.lifetime, Duration::from_secs(3600));
+        assert_eq!(asked.impersonation, Impersonation::Workloads);
+        let of_one = [
+            ("PROXY_MODE", "dedicated"),
+            ("PROXY_WORKLOAD_INFO", "shop/web-1/web"),
+        ];
+        let asked = asked_of_the_ca(&of_one);
+        assert_eq!(asked.impersonation, Impersonation::No, "for itself");
+    }
+
+    fn asked_of_the_control_plane(config: &mut Config) -> xds::Config {
+        let mut remote = config.xds.take().expect("there is one");
+        remote.headers = vec![("x-tenant".to_owned(), "one".to_owned())];
+        let metrics = xds::Metrics::register(&mut Registry::default());
+        let gate = Ready::new().gate("state manager");
+        xds_config(config, &remote, gate, metrics).expect("good")
+    }
+
+    #[tokio::test]
+    async fn the_control_plane_is_told_who_asks_as_the_settings_say() {
+        let named = [
+            ("INSTANCE_IP", "10.0.0.9"),
+            ("POD_NAME", "zt-1"),
+            ("POD_NAMESPACE", "mesh"),
+            ("NODE_NAME", "node-1"),
+            ("ISTIO_META_DNS_CAPTURE", "true"),
+        ];
+        let asked = asked_of_the_control_plane(&mut config(&named));
+        let id = "ztunnel~10.0.0.9~zt-1.mesh~mesh.svc.cluster.local";
+        assert_eq!(asked.node.id(), id);
+        assert_eq!(asked.node.node_name, "node-1");
+        assert_eq!(asked.node.metadata["DNS_CAPTURE"], "true");
+        assert!(asked.token == Some(xds::Token::Static("hunter2".to_owned())));
+        let metadata = [("clusterid", "c-1"), ("x-tenant", "one")];
+        let metadata = metadata.map(|(name, text)| (name.to_owned(), text.to_owned()));
+        assert_eq!(asked.metadata, metadata);
+    }
+
+    #[tokio::test]
+    async fn addresses_come_all_or_on_demand_and_policies_always_all_and_after_them() {
+        for (setting, mode) in [
+            ("false", xds::Mode::Wildcard),
+            ("true", xds::Mode::OnDemand),
+        ] {
+            let mut config = config(&[("XDS_ON_DEMAND", setting)]);
+            let asked = asked_of_the_control_plane(&mut config).subscriptions;
+            let asked: Vec<_> = asked.iter().map(|it| (it.type_url, it.mode)).collect();
+            let expected = [
+                ("type.googleapis.com/istio.workload.Address", mode),
+                (
+                    "type.googleapis.com/istio.security.Authorization",
+                    xds::Mode::Wildcard,
+                ),
+            ];
+            assert_eq!(asked, expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn sockets_and_tunnels_of_pods_are_as_the_settings_say() {
+        let node = fixture::node_with(&[
+            ("PACKET_MARK", "7"),
+            ("INPOD_PORT_REUSE", "false"),
+            ("IPV6_ENABLED", "false"),
+            ("KEEPALIVE_TIME", "1m"),
+            ("HTTP2_STREAM_WINDOW_SIZE", "70000"),
+            ("HTTP2_CONNECTION_WINDOW_SIZE", "80000"),
+            ("HTTP2_FRAME_SIZE", "20000"),
+            ("LEYLINE_MAX_POD_CONNECTIONS", "9"),
+        ]);
+        let http2 = &node.http2;
+        let sizes = [
+            http2.stream_window_bytes,
+            http2.connection_window_bytes,
+            http2.frame_bytes,
+        ];
+        assert_eq!(sizes, [70_000, 80_000, 20_000]);
+        assert_eq!(node.max_pod_connections, 9);
+        let here = net::netns::Netns::current().expect("there is one");
+        let sockets = node.pod_sockets(here);
+        assert_eq!(sockets.mark, Some(7));
+        assert!(!sockets.reuse_port && !sockets.ipv6);
+        let time = sockets.keepalive.expect("on").time;
+        assert_eq!(time, Duration::from_secs(60));
+    }
 }

@@ -8,7 +8,9 @@ use tokio::{
 };
 
 use crate::{
-    rig::{Rig, connect_is_reset, eventually, node::uid, passes, policy, soon},
+    rig::{
+        Rig, application, connect, connect_is_reset, eventually, node::uid, passes, policy, soon,
+    },
     rig_or_skip,
 };
 
@@ -90,8 +92,96 @@ async fn a_denial_and_an_early_refusal_are_counted() {
 }
 
 pub(crate) async fn dump(rig: &Rig) -> serde_json::Value {
-    let text = get(rig.node_b.admin, "/config_dump").await;
+    dump_of(rig.node_b.admin).await
+}
+
+async fn dump_of(admin: SocketAddr) -> serde_json::Value {
+    let text = get(admin, "/config_dump").await;
     serde_json::from_str(&text).expect("JSON")
+}
+
+fn keys(of: &serde_json::Value) -> Vec<&str> {
+    let keys = of.as_object().expect("an object").keys();
+    keys.map(String::as_str).collect()
+}
+
+/// To the second, in UTC: `2026-01-02T03:04:05Z`.
+fn is_time(text: &str) -> bool {
+    let form = |c: char| if c.is_ascii_digit() { '0' } else { c };
+    text.chars().map(form).eq("0000-00-00T00:00:00Z".chars())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dump_tells_certificates_and_the_build_as_istioctl_reads_them() {
+    let rig = rig_or_skip!();
+    let dump = dump(&rig).await;
+    let certificate = &dump["certificates"][0];
+    let expected = ["certChain", "identity", "rootCerts", "state"];
+    assert_eq!(keys(certificate), expected);
+    for chain in ["certChain", "rootCerts"] {
+        let one = &certificate[chain][0];
+        let text = |key: &str| one[key].as_str().expect(key);
+        let begin = "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0t";
+        assert!(text("pem").starts_with(begin), "base64 of PEM: {one}");
+        let serial = text("serialNumber");
+        assert!(serial.bytes().all(|it| it.is_ascii_digit()), "{serial}");
+        for time in ["validFrom", "expirationTime"] {
+            assert!(is_time(text(time)), "{one}");
+        }
+    }
+    let expected = [
+        "buildProfile",
+        "buildStatus",
+        "cryptoProvider",
+        "gitRevision",
+        "istioVersion",
+        "rustVersion",
+        "version",
+    ];
+    assert_eq!(keys(&dump["version"]), expected);
+    let nothing = serde_json::json!({"workloads": [], "services": [], "policies": []});
+    assert_eq!(dump["staticConfig"], nothing);
+    let names: Vec<_> = (0..2)
+        .map(|n| dump["workloads"][n]["name"].clone())
+        .collect();
+    assert_eq!(names, ["a", "b"], "sorted");
+    let listed = &dump["workloads"][1]["services"];
+    assert_eq!(*listed, serde_json::json!(["ns/web.ns.svc.cluster.local"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dump_tells_where_a_connection_was_to_go_and_where_it_went() {
+    let mut rig = rig_or_skip!();
+    let listener = rig.listen();
+    let vip = crate::rig::VIP.parse().unwrap();
+    let (client, accepted) =
+        soon(async { tokio::join!(connect(&rig.a, vip), listener.accept()) }).await;
+    let (mut client, mut server) = (client, accepted.unwrap().0);
+    passes(&mut client, &mut server, b"x").await;
+    let dump = dump_of(rig.node_a.admin).await;
+    let outbound = &dump["workloadState"][uid(&rig.a)]["connections"]["outbound"];
+    let expected = serde_json::json!([{
+        "src": client.local_addr().unwrap().to_string(),
+        "originalDst": crate::rig::VIP,
+        "actualDst": SocketAddr::new(rig.b.v4, 15008).to_string(),
+        "protocol": "HBONE",
+    }]);
+    assert_eq!(*outbound, expected);
+    // A pod that cannot be served yet: its port is somebody's who does not share it.
+    let leave = net::zds::Request::Delete { uid: uid(&rig.a) };
+    rig.node_a.agent.call(leave).await;
+    let in_the_way = async || {
+        let port = "0.0.0.0:15006".parse().unwrap();
+        application(&rig.a).listen(port).ok()
+    };
+    eventually("the port is free", async || in_the_way().await.is_some()).await;
+    let held = in_the_way().await;
+    assert!(held.is_some() && rig.node_a.agent.try_add(&rig.a).await.is_err());
+    let dump = dump_of(rig.node_a.admin).await;
+    let expected = serde_json::json!({
+        "state": "Pending", "info": {"name": "a", "namespace": "ns", "serviceAccount": "sa-a"},
+    });
+    assert_eq!(dump["workloadState"][uid(&rig.a)], expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
