@@ -230,6 +230,14 @@ pub fn reckless_client(
     reckless_client_with(presents, alpn, &[])
 }
 
+/// As [`reckless_client`], of a library that knows no post-quantum key exchange.
+pub fn reckless_classic_client(
+    presents: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
+    alpn: &[&[u8]],
+) -> Arc<rustls::ClientConfig> {
+    reckless_client_with(presents, alpn, &[NamedGroup::X25519])
+}
+
 /// As [`reckless_client`], offering only `groups` for the key exchange where any are named.
 pub fn reckless_client_with(
     presents: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,

@@ -545,7 +545,11 @@ fn xds_config(
 
 #[cfg(test)]
 mod tests {
-    use net::ca::Token;
+    use net::{
+        ca::Token,
+        testing::{TestCa, reckless_classic_client, reckless_client},
+    };
+    use tokio::net::TcpStream;
 
     use super::*;
     use crate::fixture;
@@ -657,5 +661,60 @@ mod tests {
         assert!(!sockets.reuse_port && !sockets.ipv6);
         let time = sockets.keepalive.expect("on").time;
         assert_eq!(time, Duration::from_secs(60));
+    }
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    async fn loopback() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let to = listener.local_addr().expect("bound");
+        let (near, far) = tokio::join!(TcpStream::connect(to), listener.accept());
+        (near.expect("listening"), far.expect("a connection").0)
+    }
+
+    #[tokio::test]
+    async fn a_classic_key_exchange_is_refused_where_the_settings_say_so() {
+        for (settings, taken) in [(&[][..], true), (&[("COMPLIANCE_POLICY", "pqc")], false)] {
+            let ca = TestCa::new("cluster.local", &tls_policy(&config(settings)));
+            let server = ca.certificate(&ca.identity("a", "server"));
+            let client = ca.sign(&ca.leaf(&ca.identity("a", "client")));
+            let client = reckless_classic_client(Some(client), &[b"h2"]);
+            let (near, far) = loopback().await;
+            let (_client, served) = tokio::join!(
+                tls::connect(near, client, SOON),
+                tls::accept(far, server.server_config(), SOON)
+            );
+            assert_eq!(served.is_ok(), taken, "{settings:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_of_the_domains_other_name_is_taken_where_the_settings_say_so() {
+        let renamed = ("TRUST_DOMAIN", "new.example");
+        let alias = ("LEYLINE_TRUST_DOMAIN_ALIASES", "old.example");
+        for (settings, taken) in [(&[renamed][..], false), (&[renamed, alias], true)] {
+            let policy = tls_policy(&config(settings));
+            let ca = TestCa::new("new.example", &policy);
+            let server = ca.certificate(&ca.identity("a", "server"));
+            let mut old = ca.identity("a", "client");
+            old.trust_domain = "old.example".parse().expect("a domain");
+            let client = reckless_client(Some(ca.sign(&ca.leaf(&old))), &[b"h2"]);
+            let (near, far) = loopback().await;
+            let (_client, served) = tokio::join!(
+                tls::connect(near, client, SOON),
+                tls::accept(far, server.server_config(), SOON)
+            );
+            assert_eq!(served.is_ok(), taken, "{settings:?}");
+        }
+    }
+
+    #[test]
+    fn an_older_version_of_tls_is_spoken_only_where_the_settings_say_so() {
+        for (setting, spoken) in [("false", false), ("true", true)] {
+            let policy = tls_policy(&config(&[("TLS12_ENABLED", setting)]));
+            let told = format!("{policy:?}");
+            assert!(told.contains("TLSv1_3"), "{told}");
+            assert_eq!(told.contains("TLSv1_2"), spoken, "{told}");
+        }
     }
 }
