@@ -15,7 +15,7 @@ use mesh::{
 };
 use net::{
     socket,
-    socks5::{self, Destination, Reply},
+    socks5::{self, Destination, Reply, RequestError},
 };
 use tokio::{net::TcpStream, time::timeout};
 
@@ -54,12 +54,10 @@ pub(crate) async fn serve(
         // The client is gone already.
         return tracing::debug!(%client, %error, "socks5 connection");
     }
-    let destination = match timeout(PATIENCE, socks5::request(&mut stream)).await {
-        Ok(Ok(destination)) => destination,
-        Ok(Err(error)) => return tracing::debug!(%client, %error, "socks5 request"),
-        Err(_) => return tracing::debug!(%client, "no socks5 request in time"),
-    };
     let asked = Asked { pod, names, client };
+    let Some(destination) = asked.request(&mut stream).await else {
+        return;
+    };
     let Ok(_room) = asked.pod.enter().map_err(|error| {
         let reason = EndReason::TooMany;
         asked
@@ -100,12 +98,35 @@ fn seen_from_outside(pod: &Pod, peer: SocketAddr) -> SocketAddr {
     (own.unwrap_or(peer.ip()), peer.port()).into()
 }
 
+/// A client that says nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("no SOCKS5 request within {PATIENCE:?}")]
+struct Silent;
+
 /// A name that leads nowhere.
 #[derive(Debug, thiserror::Error)]
 #[error("no address of {0}")]
 struct Unresolved(String);
 
 impl Asked {
+    /// What the application wants. What is no request that is served is told here.
+    async fn request(&self, stream: &mut TcpStream) -> Option<Destination> {
+        let metrics = &self.pod.node.metrics;
+        let refused = |error: &dyn std::error::Error| {
+            let reason = EndReason::BadRequest;
+            self.early(None).failed(metrics, reason, error);
+        };
+        match timeout(PATIENCE, socks5::request(stream)).await {
+            Ok(Ok(destination)) => return Some(destination),
+            Ok(Err(RequestError::Io(error))) => {
+                tracing::debug!(client = %self.client, %error, "socks5 client is gone");
+            }
+            Ok(Err(error)) => refused(&error),
+            Err(_) => refused(&Silent),
+        }
+        None
+    }
+
     /// Tries one address after the other, as long as nobody is there.
     async fn establish(&self, destination: Destination) -> Result<Established, EndReason> {
         let addresses = self.addresses(destination).await?;

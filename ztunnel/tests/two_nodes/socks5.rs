@@ -58,6 +58,30 @@ async fn a_name_is_reached_over_mutual_tls_as_any_connection_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_request_that_is_served_is_answered_and_counted() {
+    let Some(rig) = rig().await else { return };
+    let refused = "leyline_connections_refused_total";
+    let reason = ["reason=\"invalid CONNECT request\"", "reporter=\"source\""];
+    // BIND; authentication is a must; version 4.
+    let bind = [5, 1, 0, 5, 2, 0, 1, 10, 0, 0, 1, 0, 80];
+    for (count, request, answer) in [
+        (1, &bind[..], &[5, 0, 5, 7][..]),
+        (2, &[5, 1, 2], &[5, 0xff]),
+        (3, &[4, 1, 0, 80, 10, 0, 0, 1, 0], &[]),
+    ] {
+        let mut stream = connect(&rig.a, "127.0.0.1:15080".parse().unwrap()).await;
+        soon(stream.write_all(request)).await.unwrap();
+        let mut told = vec![0; answer.len()];
+        soon(stream.read_exact(&mut told)).await.unwrap();
+        assert_eq!(told, answer);
+        rig::eventually("it is counted", async || {
+            metric(rig.node_a.stats, refused, &reason).await == count
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_application_is_told_why_it_is_not_connected() {
     let Some(rig) = rig().await else { return };
     // Nobody listens.
