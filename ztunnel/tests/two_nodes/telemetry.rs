@@ -15,8 +15,13 @@ use crate::{
 };
 
 pub(crate) async fn get(address: SocketAddr, path: &str) -> String {
+    request(address, "GET", path).await
+}
+
+/// The answer's body, if it is a good one.
+pub(crate) async fn request(address: SocketAddr, method: &str, path: &str) -> String {
     let mut stream = soon(TcpStream::connect(address)).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     soon(stream.read_to_string(&mut answer)).await.unwrap();
@@ -114,6 +119,9 @@ fn is_time(text: &str) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_dump_tells_certificates_and_the_build_as_istioctl_reads_them() {
     let rig = rig_or_skip!();
+    // Once a connection stands, there is a certificate.
+    let (mut client, mut server) = rig.pair().await;
+    passes(&mut client, &mut server, b"x").await;
     let dump = dump(&rig).await;
     let certificate = &dump["certificates"][0];
     let expected = ["certChain", "identity", "rootCerts", "state"];
@@ -177,11 +185,13 @@ async fn the_dump_tells_where_a_connection_was_to_go_and_where_it_went() {
     eventually("the port is free", async || in_the_way().await.is_some()).await;
     let held = in_the_way().await;
     assert!(held.is_some() && rig.node_a.agent.try_add(&rig.a).await.is_err());
-    let dump = dump_of(rig.node_a.admin).await;
     let expected = serde_json::json!({
         "state": "Pending", "info": {"name": "a", "namespace": "ns", "serviceAccount": "sa-a"},
     });
-    assert_eq!(dump["workloadState"][uid(&rig.a)], expected);
+    eventually("the pod is told as one that waits", async || {
+        dump_of(rig.node_a.admin).await["workloadState"][uid(&rig.a)] == expected
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
