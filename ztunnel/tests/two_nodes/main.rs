@@ -9,6 +9,7 @@ mod hostile;
 mod lifecycle;
 mod names;
 mod policy;
+mod process;
 mod rig;
 mod routes;
 mod settings;

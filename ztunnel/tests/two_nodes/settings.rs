@@ -1,6 +1,6 @@
 //! What settings change: each test would pass with the default, and fails where the setting is not heeded.
 
-use std::{net::SocketAddr, process::Command};
+use std::net::SocketAddr;
 
 use hickory_proto::rr::RecordType;
 use http::HeaderMap;
@@ -179,40 +179,4 @@ async fn an_application_tunnel_ends_on_loopback_unless_that_is_off() {
         soon(server.read_exact(&mut header)).await.unwrap();
         assert_eq!(&header, b"\r\n\r\n\0\r\nQUIT\n", "{setting}");
     }
-}
-
-/// The program with these arguments: its exit code, and what it wrote.
-fn program(arguments: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ztunnel"));
-    command.args(arguments).envs(settings.iter().copied());
-    let output = command.output().expect("it runs");
-    let text = |bytes| String::from_utf8(bytes).expect("text");
-    (
-        output.status.code(),
-        text(output.stdout),
-        text(output.stderr),
-    )
-}
-
-#[test]
-fn the_program_tells_its_version_its_usage_and_what_it_cannot_use() {
-    let (code, told, _) = program(&["version"], &[]);
-    assert_eq!(code, Some(0));
-    assert!(told.starts_with("leyline ztunnel "), "{told}");
-    let (code, usage, _) = program(&["help"], &[]);
-    assert_eq!(code, Some(0));
-    assert!(
-        usage.starts_with("usage: ztunnel [proxy|version|help]"),
-        "{usage}"
-    );
-    let (code, _, error) = program(&["proxies"], &[]);
-    assert_eq!(code, Some(1));
-    assert!(
-        error.contains("unknown command: proxies") && error.ends_with(&usage),
-        "{error}"
-    );
-    // As the chart runs it: what follows is ignored.
-    let (code, _, error) = program(&["proxy", "ztunnel"], &[("LOG_FORMAT", "xml")]);
-    assert_eq!(code, Some(1));
-    assert!(error.contains("LOG_FORMAT"), "{error}");
 }

@@ -192,15 +192,7 @@ impl Agent {
 
     /// The tunnel's own answer.
     pub(crate) async fn try_add(&mut self, pod: &Pod) -> Result<(), CallError> {
-        let add = Request::Add {
-            uid: uid(pod),
-            info: WorkloadInfo {
-                name: pod.name.to_owned(),
-                namespace: "ns".to_owned(),
-                service_account: format!("sa-{}", pod.name),
-            },
-            netns: pod.netns.clone(),
-        };
+        let add = add_request(pod);
         soon(self.link().call(&add)).await
     }
 
@@ -223,13 +215,25 @@ impl Agent {
     }
 }
 
+pub(crate) fn add_request(pod: &Pod) -> Request {
+    Request::Add {
+        uid: uid(pod),
+        info: WorkloadInfo {
+            name: pod.name.to_owned(),
+            namespace: "ns".to_owned(),
+            service_account: format!("sa-{}", pod.name),
+        },
+        netns: pod.netns.clone(),
+    }
+}
+
 pub(crate) fn uid(pod: &Pod) -> String {
     format!("uid-{}", pod.name)
 }
 
 /// Of a loopback address that no other node of this process has, nor another process: a port that is merely free now may be
 /// somebody's before the tunnel listens on it.
-fn own_addresses() -> [SocketAddr; 3] {
+pub(crate) fn own_addresses() -> [SocketAddr; 3] {
     static NODES: AtomicU8 = AtomicU8::new(1);
     let [.., high, low] = std::process::id().to_be_bytes();
     let node = NODES.fetch_add(1, Ordering::Relaxed);
