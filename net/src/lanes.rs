@@ -249,7 +249,7 @@ mod tests {
     fn brief_connections_stay_where_they_are_accepted_and_long_ones_beside_them_are_spread() {
         let (lanes, _running) = Lanes::start(2, "lane").expect("threads");
         let now = Instant::now();
-        lanes.all[0].load.brief.lock().remember(4, now);
+        lanes.all[0].load.brief.lock().remember_one_at_a_time(now);
         let brief: Vec<_> = (0..4).map(|_| lanes.place_at(now)).collect();
         assert_eq!(open(&lanes), [4, 0], "no more than are expected");
         let long: Vec<_> = (0..16).map(|_| lanes.place_at(now)).collect();
