@@ -345,8 +345,8 @@ impl Outgoing<'_> {
         let network = network.map(str::to_owned);
         let values = [
             (headers::BAGGAGE, self.pod.baggage(self.source)),
-            (headers::FORWARDED, value(forwarded)),
-            (headers::TRACEPARENT, value(self.trace.header())),
+            (headers::FORWARDED, value_once(forwarded)),
+            (headers::TRACEPARENT, value_once(self.trace.header())),
             (headers::FORWARDED_NETWORK, network.and_then(value)),
         ];
         ConnectHead {
@@ -359,6 +359,14 @@ impl Outgoing<'_> {
 /// A text that cannot be a header's value (control characters in a record's fields) is left out: it is telemetry.
 pub(crate) fn value(text: String) -> Option<HeaderValue> {
     HeaderValue::try_from(text).ok()
+}
+
+/// One that no other connection will have. HPACK is not to remember it (RFC 7541 6.2.3): both ends would enter it in their
+/// tables, compare the next one with all of its name, and lose what does come again, the baggage, to make room.
+fn value_once(text: String) -> Option<HeaderValue> {
+    let mut value = value(text)?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 fn header_map<const N: usize>(values: [(&'static str, Option<HeaderValue>); N]) -> HeaderMap {
@@ -409,6 +417,14 @@ mod tests {
 
     fn address() -> SocketAddr {
         (std::net::Ipv4Addr::LOCALHOST, 15008).into()
+    }
+
+    #[test]
+    fn what_comes_once_is_not_to_be_remembered() {
+        let trace = Traceparent::new(1, 2).header();
+        assert!(value_once(trace.clone()).is_some_and(|it| it == trace && it.is_sensitive()));
+        assert!(!value(trace).is_some_and(|it| it.is_sensitive()));
+        assert_eq!(value_once("a\nb".to_owned()), None);
     }
 
     #[test]

@@ -233,14 +233,16 @@ where
     let mut drain = pin!(drain);
     let end = loop {
         tokio::select! {
+            biased;
             () = &mut drain, if serving.end == ServeEnd::Closed => serving.shut_down(ServeEnd::Drained),
+            // Before the connection, which is looked at once more after it.
+            Some(ended) = tasks.join_next() => report(ended),
             event = poll_fn(|cx| serving.poll_event(cx, &refused)) => match event {
                 Ok(Some(request)) if tasks.len() >= most_handlers => request.turn_away(),
                 Ok(Some(request)) => { tasks.spawn(handler(request)); }
                 Ok(None) => break Ok(serving.end),
                 Err(error) => break Err(error),
             },
-            Some(ended) = tasks.join_next() => report(ended),
         }
     };
     drop(serving);
