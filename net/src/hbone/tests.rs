@@ -772,6 +772,89 @@ async fn preface(io: &mut DuplexStream) {
     io.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
 }
 
+/// What the other end announces: its settings by number (RFC 9113 6.5.2), and by how much its connection's window grows.
+async fn announced(io: &mut DuplexStream) -> (Vec<(u16, u32)>, u32) {
+    const WINDOW_UPDATE: u8 = 8;
+    let (mut settings, mut grown) = (Vec::new(), None);
+    while settings.is_empty() || grown.is_none() {
+        let mut head = [0; 9];
+        io.read_exact(&mut head).await.unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; usize::try_from(length).unwrap()];
+        io.read_exact(&mut payload).await.unwrap();
+        let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
+        match head[3] {
+            SETTINGS => settings.extend(payload.chunks(6).map(|it| {
+                let id = u16::from_be_bytes([it[0], it[1]]);
+                (id, number(&it[2..]))
+            })),
+            WINDOW_UPDATE => grown = Some(number(&payload)),
+            _ => {}
+        }
+    }
+    settings.sort_unstable();
+    (settings, grown.unwrap())
+}
+
+const PUSH: u16 = 2;
+const STREAMS: u16 = 3;
+const WINDOW: u16 = 4;
+const FRAME: u16 = 5;
+const HEADER_LIST: u16 = 6;
+/// Beyond the 65,535 bytes that every connection begins with: 16 MiB.
+const GROWN: u32 = (16 << 20) - 65_535;
+
+#[tokio::test]
+async fn a_server_announces_what_the_specification_says() {
+    let (mut io, _serving) = on_pipe(Config::default(), never);
+    preface(&mut io).await;
+    let expected = vec![
+        (STREAMS, 200),
+        (WINDOW, 4 << 20),
+        (FRAME, 1 << 20),
+        (HEADER_LIST, 64 << 10),
+    ];
+    assert_eq!(soon(announced(&mut io)).await, (expected, GROWN));
+}
+
+/// A client on a pipe, and the server's end of it.
+async fn client_on_pipe() -> (Client, DuplexStream) {
+    let (near, far) = duplex(1 << 20);
+    let made = Client::handshake(near, client_of_a(), &Config::default()).await;
+    let (client, driver) = made.unwrap();
+    tokio::spawn(driver);
+    (client, far)
+}
+
+#[tokio::test]
+async fn a_client_announces_what_the_specification_says() {
+    let (_client, mut io) = client_on_pipe().await;
+    let mut greeting = [0; PREFACE.len()];
+    soon(io.read_exact(&mut greeting)).await.unwrap();
+    assert_eq!(greeting, PREFACE);
+    let expected = vec![
+        (PUSH, 0),
+        (WINDOW, 4 << 20),
+        (FRAME, 1 << 20),
+        (HEADER_LIST, 16 << 10),
+    ];
+    // Eight streams' windows at once: a stream that nobody reads is never a quarter of it.
+    let grown = 8 * (4 << 20) - 65_535;
+    assert_eq!(soon(announced(&mut io)).await, (expected, grown));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connect_that_is_not_answered_is_given_up_at_its_deadline() {
+    let (client, mut io) = client_on_pipe().await;
+    // The peer lives: it only says nothing to the request.
+    io.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+    let start = tokio::time::Instant::now();
+    let deadline = Duration::from_secs(5);
+    let error = client.connect(head(), deadline).await.map(drop);
+    assert!(matches!(error, Err(ConnectError::Late { .. })), "{error:?}");
+    assert_eq!(start.elapsed(), deadline);
+}
+
 #[tokio::test]
 async fn a_connect_without_authority_reaches_no_handler() {
     let (mut io, _serving) = on_pipe(Config::default(), never);
