@@ -1,15 +1,18 @@
 //! Who may connect, at first and later.
 
+use std::net::SocketAddr;
+
 use mesh::{
     policy::{Action, Match, PolicyScope, StringMatch},
     view::Resource,
 };
+use net::{socket::SourceAddress, testing::TestCa, tls::Policy};
 use tokio::net::TcpStream;
 
 use crate::{
     rig::{
         Rig, connect_is_reset, connect_outside_the_mesh, connect_outside_the_mesh_is_reset,
-        is_reset, passes, policy, policy_of, soon,
+        eventually, is_reset, outside_the_mesh, passes, policy, policy_of, rig_with, soon,
     },
     rig_or_skip,
 };
@@ -37,6 +40,30 @@ async fn an_open_connection_is_cut_when_a_policy_comes_to_forbid_it() {
     let other = "cluster.local/ns/ns/sa/other";
     rig.publish([Resource::Policy(policy("deny-other", Action::Deny, other))]);
     passes(&mut client, &mut server, b"not concerned").await;
+    rig.publish([Resource::Policy(policy("deny-a", Action::Deny, CLIENT))]);
+    is_reset(&mut client).await;
+    is_reset(&mut server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policy_is_heeded_while_a_tunnel_drains() {
+    let ca = TestCa::new("cluster.local", &Policy::default());
+    // Only policy ends it: the drain would not, within this test.
+    let patient = [("CONNECTION_TERMINATION_DEADLINE", "10m")];
+    let Some(mut rig) = rig_with(ca, &patient).await else {
+        return;
+    };
+    let (mut client, mut server) = rig.pair().await;
+    passes(&mut client, &mut server, b"x").await;
+    rig.node_b.begin_stop();
+    let tunnel_port = SocketAddr::new(rig.b.v4, 15008);
+    eventually("it drains", async || {
+        let sockets = outside_the_mesh(&rig.a);
+        let tried = sockets.connect(tunnel_port, SourceAddress::Own).await;
+        tried.is_err()
+    })
+    .await;
+    passes(&mut client, &mut server, b"still open").await;
     rig.publish([Resource::Policy(policy("deny-a", Action::Deny, CLIENT))]);
     is_reset(&mut client).await;
     is_reset(&mut server).await;
