@@ -261,8 +261,52 @@ fn tell(client: &Workload, name: &str, query: &str, endpoints: Option<usize>) {
 
 #[cfg(test)]
 mod tests {
+    use mesh::{
+        view::{Resource, Update},
+        workload::PodDns,
+    };
+    use net::socket::Factory;
+
     use super::*;
-    use crate::fixture::{lines, workload};
+    use crate::{
+        config::OriginalSource,
+        fixture::{binding, lines, node_with, workload},
+    };
+
+    /// Whom a pod asks whose `dnsPolicy` and `dnsConfig` are these, where the node asks `10.0.0.53`.
+    fn servers(settings: &[(&str, &str)], dns: Option<PodDns>) -> Vec<String> {
+        let node = node_with(settings);
+        let mut record = workload();
+        record.dns = dns.map(Into::into);
+        node.state.publish(Update {
+            upserts: vec![Resource::Workload(record)],
+            removals: Vec::new(),
+        });
+        let sockets = Factory::default();
+        let never = OriginalSource::Never;
+        let pod = Pod::new(node, "uid".into(), binding(), sockets, never);
+        let ours = Upstreams::parse("nameserver 10.0.0.53", true);
+        let asked = PodNames::new(pod).upstreams(Arc::new(ours));
+        asked.servers.iter().map(ToString::to_string).collect()
+    }
+
+    #[tokio::test]
+    async fn a_pod_asks_its_own_name_servers_after_the_nodes_or_instead() {
+        let own = ["192.0.2.1".to_owned(), "2001:db8::1".to_owned()];
+        let dns = |cluster_first, own: &[String]| {
+            let searches = ["corp.example".to_owned()];
+            PodDns::new(cluster_first, &searches, own, None)
+        };
+        let asked = |dns| servers(&[], dns);
+        let (node, v4, v6) = ("10.0.0.53:53", "192.0.2.1:53", "[2001:db8::1]:53");
+        assert_eq!(asked(None), [node]);
+        assert_eq!(asked(dns(true, &[])), [node]);
+        assert_eq!(asked(dns(true, &own)), [node, v4, v6]);
+        assert_eq!(asked(dns(false, &own)), [v4, v6]);
+        assert_eq!(asked(dns(false, &[])), [node], "there are no others");
+        let without_ipv6 = [("IPV6_ENABLED", "false")];
+        assert_eq!(servers(&without_ipv6, dns(false, &own)), [v4]);
+    }
 
     #[test]
     fn a_question_is_logged_with_who_asked_and_what_became_of_it() {

@@ -59,6 +59,38 @@ fn the_program_tells_its_version_its_usage_and_what_it_cannot_use() {
     assert!(error.contains("LOG_FORMAT"), "{error}");
 }
 
+/// The one line of a start that fails, under these settings.
+fn line_of_a_failed_start(settings: &[(&str, &str)]) -> String {
+    let fails = [
+        ("XDS_ADDRESS", ""),
+        ("CA_ADDRESS", "http://127.0.0.1:1"),
+        // Nobody's address here.
+        ("LEYLINE_STATS_ADDRESS", "192.0.2.1:1"),
+        ("LEYLINE_ADMIN_ADDRESS", "127.0.0.1:0"),
+        ("RUST_LOG", "error"),
+    ];
+    let (code, told, _) = program(&["proxy"], &[&fails, settings].concat());
+    assert_eq!(code, Some(1), "{told}");
+    told
+}
+
+#[test]
+fn lines_are_of_the_form_and_level_that_are_asked_for() {
+    let told = line_of_a_failed_start(&[]);
+    assert_eq!(told.lines().count(), 1, "{told}");
+    assert!(
+        told.contains("\terror\truntime\tztunnel ends\terror="),
+        "{told}"
+    );
+    let told = line_of_a_failed_start(&[("LOG_FORMAT", "json")]);
+    let line: serde_json::Value = serde_json::from_str(&told).expect("one object");
+    assert_eq!(
+        (&line["level"], &line["message"]),
+        (&"error".into(), &"ztunnel ends".into())
+    );
+    assert_eq!(line_of_a_failed_start(&[("RUST_LOG", "off")]), "");
+}
+
 /// A running program, killed when it is dropped.
 struct Program {
     child: Child,

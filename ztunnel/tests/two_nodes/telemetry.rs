@@ -66,12 +66,20 @@ async fn both_ends_count_the_same_connection_and_its_bytes() {
         assert_eq!(count("istio_tcp_received_bytes_total").await, 1000);
         assert_eq!(count("istio_tcp_sent_bytes_total").await, 300);
         assert_eq!(count("istio_tcp_connections_closed_total").await, 0);
+        assert_eq!(
+            metric(stats, "istio_tcp_sockets_open", &[reporter]).await,
+            1
+        );
     }
     drop((client, server));
     let closed = "istio_tcp_connections_closed_total";
     eventually("it is counted as closed", async || {
         metric(rig.node_b.stats, closed, &[]).await == 1
             && metric(rig.node_a.stats, closed, &[]).await == 1
+    })
+    .await;
+    eventually("the application's socket is closed", async || {
+        metric(rig.node_a.stats, "istio_tcp_sockets_open", &[]).await == 0
     })
     .await;
 }
