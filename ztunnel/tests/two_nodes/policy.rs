@@ -96,6 +96,19 @@ async fn a_policy_that_never_comes_denies() {
     connect_is_reset(&rig.a, rig.address()).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_connection_is_cut_when_a_policy_that_is_named_later_never_comes() {
+    let rig = rig_or_skip!();
+    let (mut client, mut server) = rig.pair().await;
+    passes(&mut client, &mut server, b"x").await;
+    let mut workload = rig.workload_b();
+    workload.authorization_policies = vec!["ns/missing".parse().unwrap()];
+    rig.publish([Resource::Workload(workload)]);
+    passes(&mut client, &mut server, b"it may still come").await;
+    is_reset(&mut client).await;
+    is_reset(&mut server).await;
+}
+
 fn strict() -> Resource {
     let unproven = Match {
         not_principals: vec![StringMatch::Presence],
