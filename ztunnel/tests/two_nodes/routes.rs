@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use mesh::{
     names::WorkloadUid,
     service::Service,
@@ -20,9 +20,11 @@ use tokio::{net::TcpListener, sync::mpsc};
 
 use crate::{
     rig::{
-        APP_PORT, DEADLINE, Rig, VIP, connect, listen, outside_the_mesh, passes, rig_with, soon,
+        APP_PORT, DEADLINE, Rig, VIP, connect, eventually, listen, outside_the_mesh, passes,
+        rig_with, soon,
     },
     rig_or_skip,
+    telemetry::metric,
 };
 
 fn service(yaml: serde_json::Value) -> Service {
@@ -133,13 +135,22 @@ fn spawn_gateway(rig: &Rig) -> mpsc::UnboundedReceiver<Asked> {
     })
 }
 
+/// What the pod behind [`spawn_echo`] tells of itself.
+const TOLD: &str = "k8s.cluster.name=c-2,k8s.namespace.name=ns,k8s.deployment.name=far-web,\
+    service.name=far-canonical,service.version=v9,cloud.region=r2,cloud.availability_zone=z2";
+
 /// In place of node `b`'s tunnel, which is gone: answers, and sends back what it is sent.
 async fn spawn_echo(rig: &mut Rig) -> mpsc::UnboundedReceiver<Asked> {
     rig.node_b.crash().await;
     let listener = listen(&rig.b, "0.0.0.0:15008".parse().unwrap());
     let certificate = rig.ca.certificate(&rig.ca.identity("ns", "sa-b"));
     spawn_peer(listener, certificate, |request| async move {
-        let (mut send, mut recv) = request.accept(HeaderMap::new()).unwrap().into_halves();
+        let baggage = [(
+            HeaderName::from_static("baggage"),
+            HeaderValue::from_static(TOLD),
+        )];
+        let stream = request.accept(baggage.into_iter().collect()).unwrap();
+        let (mut send, mut recv) = stream.into_halves();
         let _ = tokio::io::copy(&mut recv, &mut send).await;
     })
 }
@@ -261,4 +272,21 @@ async fn both_tunnels_ask_for_the_service_and_the_inner_one_tells_the_network() 
         assert_eq!((by, network), (Some(&*forwarded), expected));
     }
     assert_eq!(outer.1["traceparent"], inner.1["traceparent"]);
+    // Who is behind a gateway is known by what it proves and tells, for want of a record.
+    let labels = [
+        "destination_workload=\"far-web\"",
+        "destination_canonical_service=\"far-canonical\"",
+        "destination_canonical_revision=\"v9\"",
+        "destination_app=\"far-web\"",
+        "destination_cluster=\"c-2\"",
+        "destination_principal=\"spiffe://cluster.local/ns/ns/sa/sa-b\"",
+        "destination_service_name=\"far\"",
+        "destination_region=\"r2\"",
+        "destination_zone=\"z2\"",
+    ];
+    let opened = "istio_tcp_connections_opened_total";
+    eventually("it is counted", async || {
+        metric(rig.node_a.stats, opened, &labels).await == 1
+    })
+    .await;
 }

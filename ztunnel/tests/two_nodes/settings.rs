@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use hickory_proto::rr::RecordType;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use mesh::{
     view::Resource,
     workload::{ApplicationProtocol, ApplicationTunnel},
@@ -20,6 +20,7 @@ use crate::{
     hostile::peer,
     names,
     rig::{APP_PORT, DEADLINE, Rig, application, listen, outside_the_mesh, passes, rig_with, soon},
+    telemetry::metric,
 };
 
 async fn rig(settings: &[(&str, &str)]) -> Option<Rig> {
@@ -35,11 +36,15 @@ async fn listens(rig: &Rig, address: SocketAddr) -> bool {
 
 /// A CONNECT to the application of pod `b`, by a peer that is no tunnel of ours.
 async fn ask(rig: &Rig) -> Tunnel {
+    ask_with(rig, HeaderMap::new()).await
+}
+
+async fn ask_with(rig: &Rig, headers: HeaderMap) -> Tunnel {
     let certificate = rig.ca.certificate(&rig.ca.identity("ns", "sa-a"));
     let client = peer(rig, &certificate).await.expect("a good peer");
     let head = ConnectHead {
         authority: rig.address().to_string().parse().unwrap(),
-        headers: HeaderMap::new(),
+        headers,
     };
     client.connect(head, DEADLINE).await.expect("served")
 }
@@ -153,6 +158,39 @@ async fn a_response_tells_of_the_pod_unless_that_is_off() {
         assert_eq!(baggage.is_some(), told, "{setting}");
         let names_it = baggage.is_none_or(|it| it.to_str().unwrap().contains("service.name=b"));
         assert!(names_it, "{baggage:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_of_another_network_is_known_by_its_baggage_unless_that_is_off() {
+    for (setting, known) in [("true", "elsewhere"), ("false", "unknown")] {
+        let Some(rig) = rig(&[("ENABLE_RESPONSE_BAGGAGE", setting)]).await else {
+            return;
+        };
+        let _listener = rig.listen();
+        let headers = [
+            ("x-forwarded-network", "far-away"),
+            ("baggage", "k8s.deployment.name=elsewhere"),
+        ];
+        let headers = headers.map(|(name, text)| {
+            (
+                HeaderName::from_static(name),
+                HeaderValue::from_static(text),
+            )
+        });
+        let _tunnel = ask_with(&rig, headers.into_iter().collect()).await;
+        let workload = format!("source_workload=\"{known}\"");
+        // Whatever it tells: who it is, it has proven.
+        let labels = [
+            &*workload,
+            "source_principal=\"spiffe://cluster.local/ns/ns/sa/sa-a\"",
+        ];
+        let opened = metric(
+            rig.node_b.stats,
+            "istio_tcp_connections_opened_total",
+            &labels,
+        );
+        assert_eq!(opened.await, 1, "{setting}");
     }
 }
 

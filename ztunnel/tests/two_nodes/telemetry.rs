@@ -257,6 +257,11 @@ async fn open_connections_are_shown_with_both_identities() {
     assert_eq!(principal("source"), "spiffe://cluster.local/ns/ns/sa/sa-a");
     let destination = principal("destination");
     assert_eq!(destination, "spiffe://cluster.local/ns/ns/sa/sa-b");
+    // By one trace, both ends of it are found.
+    let text = get(rig.node_b.admin, "/connections").await;
+    let there: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(one["traceId"].is_string(), "{one}");
+    assert_eq!(there[0]["traceId"], one["traceId"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
