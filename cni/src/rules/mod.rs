@@ -393,7 +393,11 @@ fn marks(rules: &mut Vec<Rule>) {
     ));
     rules.push(mangle(
         Chain::Output,
-        vec![Match::ConnectionMark(CONNECTION_MARK)],
+        // The tunnel's own packets go the right way as they are, and a changed mark costs each a choice of route.
+        vec![
+            Match::ConnectionMark(CONNECTION_MARK),
+            Match::NotMark(TUNNEL_MARK),
+        ],
         Action::RestoreMark,
     ));
 }
