@@ -1,6 +1,6 @@
 //! Figures, as ratios in one run: plain TCP, our tunnel and (with `PEER_ZTUNNEL`) upstream's, in turn, round by round.
 //!
-//! `perf [--rounds N] [--only NAME,...]`. Prints Markdown; every figure with its median and spread. Our tunnel is the `ztunnel`
+//! `perf [--rounds N] [--only NAME,...] [--congestion-control NAME]`. Prints Markdown; every figure with its median and spread. Our tunnel is the `ztunnel`
 //! beside this program, or the one that `OWN_ZTUNNEL` names.
 
 mod changes;
@@ -12,11 +12,16 @@ use anyhow::{Context, Result, bail};
 
 use crate::{figures::Table, modes::Modes};
 
-const USAGE: &str = "usage: perf [--rounds N] [--only NAME,...]";
+const USAGE: &str = "usage: perf [--rounds N] [--only NAME,...] [--congestion-control NAME]";
+
+/// What Linux does where nobody has set another. Machines differ in this, and figures with it by a factor of two: under `bbr`
+/// a sender's own clock sets its pace, between two processes of one machine too.
+const KERNELS_OWN: &str = "cubic";
 
 struct Arguments {
     rounds: usize,
     only: Option<Vec<String>>,
+    congestion_control: String,
 }
 
 impl Arguments {
@@ -24,6 +29,7 @@ impl Arguments {
         let mut arguments = Self {
             rounds: 5,
             only: None,
+            congestion_control: KERNELS_OWN.to_owned(),
         };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
@@ -32,6 +38,7 @@ impl Arguments {
                 "--rounds" => {
                     arguments.rounds = value?.parse().context("--rounds takes a number")?
                 }
+                "--congestion-control" => arguments.congestion_control = value?,
                 "--only" => arguments.only = Some(value?.split(',').map(str::to_owned).collect()),
                 _ => bail!("{word}: {USAGE}"),
             }
@@ -48,7 +55,7 @@ impl Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse()?;
-    let modes = Modes::start()?;
+    let modes = Modes::start(&arguments.congestion_control)?;
     let mut table = Table::default();
     for round in 0..arguments.rounds {
         eprintln!("round {} of {}", round + 1, arguments.rounds);
@@ -75,6 +82,7 @@ fn main() -> Result<()> {
             knowledge::measure(mode.name, mode.lab, &mut table)?;
         }
     }
+    println!("Congestion control: {}\n", arguments.congestion_control);
     println!("{}", table.markdown());
     if arguments.wants("changes") {
         println!("{}", changes::measure(modes.ours())?);

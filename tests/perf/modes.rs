@@ -5,7 +5,7 @@ use std::{env, path::PathBuf, thread, time::Duration};
 use anyhow::{Context, Result, ensure};
 use rig::{
     Mesh, NODES, Options, Running,
-    process::{Process, of_role, tunnels},
+    process::{Process, in_network_of, of_role, tunnels},
     yaml::{idle_pod, pod, service},
 };
 
@@ -18,6 +18,9 @@ pub(crate) struct Mode<'a> {
     client: &'static str,
     server: &'static str,
 }
+
+/// The pods that are not in the mesh.
+const OUTSIDE: [&str; 3] = ["outside/client", "outside/near", "outside/plain"];
 
 /// A running mesh with the load programs in its pods.
 pub(crate) struct Lab {
@@ -32,13 +35,16 @@ pub(crate) struct Modes {
 }
 
 impl Modes {
-    pub(crate) fn start() -> Result<Self> {
+    /// Starts them; pods use the congestion control of this name.
+    pub(crate) fn start(congestion_control: &str) -> Result<Self> {
         // The program that a cluster's nodes run, and not `leyline`, which holds every part.
         let named = env::var_os("OWN_ZTUNNEL").map(PathBuf::from);
         let ours = named.map_or_else(|| beside("ztunnel").map(PathBuf::from), Ok)?;
-        let ours = Lab::start(&with_tunnels(ours)).context("our mesh")?;
+        let ours = Lab::start(&with_tunnels(ours), congestion_control).context("our mesh")?;
         let peer = env::var_os("PEER_ZTUNNEL").map(PathBuf::from);
-        let peer = peer.map(|path| Lab::start(&with_tunnels(path)).context("the peer's mesh"));
+        let peer = peer.map(|path| {
+            Lab::start(&with_tunnels(path), congestion_control).context("the peer's mesh")
+        });
         let peer = peer.transpose()?;
         Ok(Self { ours, peer })
     }
@@ -78,7 +84,7 @@ impl Modes {
 }
 
 impl Lab {
-    fn start(options: &Options) -> Result<Self> {
+    fn start(options: &Options, congestion_control: &str) -> Result<Self> {
         let mut mesh = Mesh::new()?;
         let load = mesh.install(&beside("load")?)?;
         let serve = format!("[{load}, serve, '[::]:9001']");
@@ -102,13 +108,24 @@ impl Lab {
         mesh.write("objects.yaml", &yaml.concat())?;
         mesh.up(options)?;
         let lab = Self { mesh, load };
-        for pod in ["shop/client", "shop/near", "shop/server"] {
+        let inside = ["shop/client", "shop/near", "shop/server"];
+        for pod in inside.iter().chain(&OUTSIDE) {
+            lab.use_congestion_control(pod, congestion_control)?;
+        }
+        for pod in inside {
             lab.mesh.eventually(&format!("{pod} is in the mesh"), || {
                 ensure!(lab.mesh.pod(pod)?["mesh"] == "yes", "not yet");
                 Ok(())
             });
         }
         Ok(lab)
+    }
+
+    /// Of sockets that are made in the pod from now on, by whichever process.
+    fn use_congestion_control(&self, pod: &str, name: &str) -> Result<()> {
+        let write = format!("echo {name} > /proc/sys/net/ipv4/tcp_congestion_control");
+        in_network_of(&self.mesh, pod, &["sh", "-c", &write])
+            .with_context(|| format!("{pod}: congestion control {name}"))
     }
 
     pub(crate) fn tunnels(&self) -> Result<Vec<(String, Process)>> {
@@ -186,13 +203,16 @@ pub(crate) fn round(mode: Mode<'_>, table: &mut Table, wants: impl Fn(&str) -> b
     Ok(())
 }
 
+/// As many requests as go, for a second at least.
+const FULL: [&str; 4] = ["--count", "120000", "--connections", "16"];
+
 fn latency(mode: &Mode<'_>, table: &mut Table) -> Result<()> {
     let one = mode.run("ping", &["--count", "3000"])?;
     let steady = mode.run(
         "ping",
         &["--count", "3000", "--connections", "16", "--rate", "1000"],
     )?;
-    let full = mode.run("ping", &["--count", "16000", "--connections", "16"])?;
+    let full = mode.run("ping", &FULL)?;
     for (field, name) in [("p50_us", "p50"), ("p99_us", "p99")] {
         let value = |from: &serde_json::Value| from[field].as_f64().context("a latency");
         table.add(
@@ -222,8 +242,7 @@ pub(crate) fn same_node(mode: &Mode<'_>, table: &mut Table) -> Result<()> {
         &["--flows", "1", "--seconds", "4"],
         "bytes_per_second",
     )?;
-    let full = ["--count", "16000", "--connections", "16"];
-    let most = mode.number("ping", &full, "per_second")?;
+    let most = mode.number("ping", &FULL, "per_second")?;
     let mut add = |name, unit, value| table.add(name, unit, mode.name, value);
     add("same node: throughput, 1 flow", "MB/s", one / 1e6);
     add("same node: most requests/s, 16 connections", "1/s", most);
@@ -272,7 +291,10 @@ fn throughput(mode: &Mode<'_>, table: &mut Table) -> Result<()> {
 
 fn connections(mode: &Mode<'_>, table: &mut Table) -> Result<()> {
     let before = mode.lab.cpu()?;
-    let run = mode.run("connect", &["--seconds", "4", "--parallel", "16"])?;
+    let run = mode.run(
+        "connect",
+        &["--seconds", "4", "--parallel", "16", "--server-ends"],
+    )?;
     ensure!(run["failed"] == 0, "{}: {run}", mode.name);
     table.add(
         "new connections/s",

@@ -1,7 +1,8 @@
 //! Load for the performance figures and the rigs: servers, and clients that each print a line of JSON.
 //!
-//! The first byte of a connection says what the server does with it: `E` echoes, `S` counts what it gets and answers the
-//! count (8 bytes, big-endian) once the client has closed its half. A PROXY header before it is told on standard output.
+//! The first byte of a connection says what the server does with it: `E` echoes, `O` echoes one byte and ends, `S` counts what
+//! it gets and answers the count (8 bytes, big-endian) once the client has closed its half. A PROXY header before it is told
+//! on standard output.
 
 use std::{
     env,
@@ -26,7 +27,8 @@ use tokio::{
 const USAGE: &str = "usage: load serve ADDR [--tell]      (--tell: a line with the end of each connection, `closed` or `reset`)
        load ping ADDR --size BYTES --count N --connections K [--rate PER_SECOND]
        load stream ADDR --flows N --seconds S
-       load connect ADDR --seconds S --parallel K [--rate PER_SECOND]   (--seconds 0: until standard input ends)
+       load connect ADDR --seconds S --parallel K [--rate PER_SECOND] [--server-ends]   (--seconds 0: until standard input ends;
+                                         --server-ends: the server closes first, so that the client's ports are free again)
        load hold ADDR --connections N    (prints a line, then holds them until standard input ends)
        load live ADDR --connections N [--beat MS] [--seconds S]    (holds N that exchange a byte every MS, 100 where not said, and
                                          prints a line; at the end of input, or of the time: how many live)
@@ -149,6 +151,7 @@ async fn answer(mut stream: TcpStream) -> Result<()> {
             Box::pin(answer(stream)).await
         }
         b'E' => echo(stream).await,
+        b'O' => echo_one(stream).await,
         b'S' => sink(stream).await,
         other => bail!("unknown mode {other}"),
     }
@@ -193,6 +196,15 @@ async fn echo(mut stream: TcpStream) -> Result<()> {
         }
         stream.write_all(&buffer[..n]).await?;
     }
+}
+
+async fn echo_one(mut stream: TcpStream) -> Result<()> {
+    let byte = stream.read_u8().await?;
+    stream.write_u8(byte).await?;
+    stream.shutdown().await?;
+    // Closed with bytes unread it would be a reset.
+    stream.read_to_end(&mut Vec::new()).await?;
+    Ok(())
 }
 
 async fn sink(mut stream: TcpStream) -> Result<()> {
@@ -395,11 +407,15 @@ async fn connect(arguments: &Arguments) -> Result<()> {
     let end = End::after(arguments.seconds()?);
     let parallel = arguments.number("--parallel", 16)?.max(1);
     let rate = arguments.number("--rate", 0)?;
+    let ends = match arguments.rest.iter().any(|it| it == "--server-ends") {
+        true => Ends::Server,
+        false => Ends::Client,
+    };
     let began = Instant::now();
     let mut tasks = JoinSet::new();
     for index in 0..parallel {
         let pace = (rate > 0).then(|| Pace::new(rate, parallel, index));
-        tasks.spawn(connect_one(arguments.address, end.clone(), pace));
+        tasks.spawn(connect_one(arguments.address, ends, end.clone(), pace));
     }
     let mut all = Tally::default();
     while let Some(result) = tasks.join_next().await {
@@ -413,14 +429,26 @@ async fn connect(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-async fn connect_one(address: SocketAddr, end: End, pace: Option<Pace>) -> Tally {
+/// Who closes a connection first, and keeps its ports for a minute (TIME-WAIT, RFC 9293 3.6.1). A client that has none free
+/// searches for one for longer than all else takes.
+#[derive(Clone, Copy)]
+enum Ends {
+    Client,
+    Server,
+}
+
+async fn connect_one(address: SocketAddr, ends: Ends, end: End, pace: Option<Pace>) -> Tally {
     let began = Instant::now();
     let mut tally = Tally::default();
     while !end.has_come() {
         if let Some(pace) = &pace {
             tokio::time::sleep_until(pace.due(tally.made + tally.failed).into()).await;
         }
-        match one_byte(address).await {
+        let answered = match ends {
+            Ends::Client => one_byte(address).await,
+            Ends::Server => one_byte_and_end(address).await,
+        };
+        match answered {
             Ok(()) => tally.made += 1,
             Err(error) => tally.fail(began, &error),
         }
@@ -558,6 +586,15 @@ async fn one_byte(address: SocketAddr) -> Result<()> {
     let mut stream = dial(address, b'E').await?;
     exchange(&mut stream, b"x", &mut [0]).await?;
     Ok(())
+}
+
+async fn one_byte_and_end(address: SocketAddr) -> Result<()> {
+    let mut stream = dial(address, b'O').await?;
+    exchange(&mut stream, b"x", &mut [0]).await?;
+    match timeout(ANSWER, stream.read(&mut [0])).await?? {
+        0 => Ok(()),
+        _ => bail!("more than was sent"),
+    }
 }
 
 async fn hold(arguments: &Arguments) -> Result<()> {
