@@ -9,6 +9,7 @@ use aws_lc_rs::aead::{
 use rustls::{
     AlertDescription, ConnectionTrafficSecrets, ContentType, Error, InvalidMessage, PeerMisbehaved,
 };
+use tokio::io::ReadBuf;
 
 /// Type, legacy version and length.
 pub(super) const HEADER: usize = 5;
@@ -33,12 +34,12 @@ pub(super) struct RecordKey {
     sequence: u64,
 }
 
-/// A record that has been opened in place.
+/// A record that has been opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Opened {
     /// Its true type.
     pub(super) content_type: ContentType,
-    /// Its content's length; the content begins [`HEADER`] bytes after the record.
+    /// Its content's length; opened in place, the content begins [`HEADER`] bytes after the record.
     pub(super) content: usize,
     /// Its length on the wire.
     pub(super) whole: usize,
@@ -91,10 +92,7 @@ impl RecordKey {
         content_type: ContentType,
     ) -> Result<(), SealError> {
         buffer.push(content_type.into());
-        let length = u16::try_from(buffer.len() - start - HEADER + TAG).map_err(|_| SealError)?;
-        let [high, low] = length.to_be_bytes();
-        let [major, minor] = LEGACY_VERSION;
-        let header = [ContentType::ApplicationData.into(), major, minor, high, low];
+        let header = header(buffer.len() - start - HEADER + TAG)?;
         buffer[start..start + HEADER].copy_from_slice(&header);
         let content = &mut buffer[start + HEADER..];
         let tag = self
@@ -102,8 +100,68 @@ impl RecordKey {
             .seal_in_place_separate_tag(self.nonce(), Aad::from(header), content)
             .map_err(|_| SealError)?;
         buffer.extend_from_slice(tag.as_ref());
+        self.count_sealed()
+    }
+
+    /// Adds a record of application data to `buffer`, whose content is elsewhere: it is read once and not copied.
+    ///
+    /// The content may not be longer than [`MAX_PLAIN`].
+    pub(super) fn seal_from(
+        &mut self,
+        content: &[u8],
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), SealError> {
+        let header = header(content.len() + OVERHEAD - HEADER)?;
+        buffer.extend_from_slice(&header);
+        let start = buffer.len();
+        buffer.resize(start + content.len() + OVERHEAD - HEADER, 0);
+        let (sealed, type_and_tag) = buffer[start..].split_at_mut(content.len());
+        let content_type = [ContentType::ApplicationData.into()];
+        self.key
+            .seal_out_of_place_scatter(
+                self.nonce(),
+                Aad::from(header),
+                content,
+                sealed,
+                &content_type,
+                type_and_tag,
+            )
+            .map_err(|_| SealError)?;
+        self.count_sealed()
+    }
+
+    fn count_sealed(&mut self) -> Result<(), SealError> {
         self.sequence = self.sequence.checked_add(1).ok_or(SealError)?;
         Ok(())
+    }
+
+    /// Opens the record at the front of `bytes` into `room`, at whose front its content is then; `None` while the record is not
+    /// whole, or `room` is less than what was sealed, type and padding included.
+    pub(super) fn open_into(
+        &mut self,
+        bytes: &[u8],
+        room: &mut ReadBuf<'_>,
+    ) -> Result<Option<Opened>, Error> {
+        let Some(sealed) = length(bytes)? else {
+            return Ok(None);
+        };
+        let (whole, plain) = (HEADER + sealed, sealed - TAG);
+        if bytes.len() < whole || room.remaining() < plain {
+            return Ok(None);
+        }
+        let (header, rest) = bytes[..whole].split_at(HEADER);
+        let (content, tag) = rest.split_at(plain);
+        let into = room.initialize_unfilled_to(plain);
+        self.key
+            .open_separate_gather(self.nonce(), Aad::from(header), content, tag, into)
+            .map_err(|_| Error::DecryptError)?;
+        self.sequence = self.sequence.checked_add(1).ok_or(Error::DecryptError)?;
+        let (content_type, content) = unpadded(into)?;
+        Ok(Some(Opened {
+            content_type,
+            content,
+            whole,
+        }))
     }
 
     /// Opens the record at the front of `bytes`; `None` while it is not whole.
@@ -128,6 +186,13 @@ impl RecordKey {
             whole,
         }))
     }
+}
+
+/// Of a record that has `length` bytes after it.
+fn header(length: usize) -> Result<[u8; HEADER], SealError> {
+    let [high, low] = u16::try_from(length).map_err(|_| SealError)?.to_be_bytes();
+    let [major, minor] = LEGACY_VERSION;
+    Ok([ContentType::ApplicationData.into(), major, minor, high, low])
 }
 
 /// What follows the header at the front of `bytes`; `None` while that is not whole.
@@ -206,6 +271,49 @@ mod tests {
             assert_eq!((opened.content, opened.whole), (size, record.len()));
             assert_eq!(&record[HEADER..HEADER + size], content);
         }
+    }
+
+    #[test]
+    fn a_record_is_the_same_whether_it_was_sealed_in_place_or_from_elsewhere() {
+        for size in [0, 1, 1000, MAX_PLAIN] {
+            let content = vec![5; size];
+            let mut record = b"before".to_vec();
+            key(3).seal_from(&content, &mut record).unwrap();
+            let in_place = sealed(&content, ContentType::ApplicationData);
+            assert!(record == [b"before".as_slice(), &in_place].concat());
+        }
+        let mut buffer = Vec::new();
+        let mut counted = key(3);
+        counted.seal_from(b"one", &mut buffer).unwrap();
+        assert_eq!(counted.used(), 4);
+        let too_long = vec![0; 1 << 16];
+        assert_eq!(key(3).seal_from(&too_long, &mut buffer), Err(SealError));
+    }
+
+    #[test]
+    fn a_record_opens_into_room_that_holds_what_was_sealed_and_into_no_less() {
+        let record = sealed(b"content", ContentType::Alert);
+        for (room, fits) in [(7, false), (8, true), (100, true)] {
+            let mut memory = vec![0; room];
+            let mut room = ReadBuf::new(&mut memory);
+            let mut key = key(3);
+            let opened = key.open_into(&record, &mut room).unwrap();
+            assert_eq!(opened.is_some(), fits);
+            assert_eq!(key.used(), 3 + u64::from(fits));
+            if let Some(opened) = opened {
+                assert_eq!(opened.content_type, ContentType::Alert);
+                assert_eq!((opened.content, opened.whole), (7, record.len()));
+                assert_eq!(room.filled().len(), 0);
+                assert_eq!(&memory[..7], b"content");
+            }
+        }
+        let mut memory = [0; 100];
+        let part = key(3).open_into(&record[..record.len() - 1], &mut ReadBuf::new(&mut memory));
+        assert_eq!(part, Ok(None));
+        let mut changed = record.clone();
+        *changed.last_mut().unwrap() ^= 1;
+        let changed = key(3).open_into(&changed, &mut ReadBuf::new(&mut memory));
+        assert_eq!(changed, Err(Error::DecryptError));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The bytes of a TLS connection once its handshake is done.
 //!
 //! rustls moves a record at a time: it reads 4 KiB at once, and copies what it opened twice more. A tunnel is nothing but
-//! these bytes, so here they are read and written in large pieces, and opened and sealed where they are: one copy each way.
+//! these bytes, so here they are read and written in large pieces, and opened and sealed on the way from one buffer to the next,
+//! or where they are.
 //! Buffers exist only while bytes are in them.
 
 use std::{
@@ -25,8 +26,8 @@ use super::record::{HEADER, MAX_PLAIN, MAX_RECORD, OVERHEAD, RecordKey, SealErro
 const FIRST_READ: usize = 4 * 1024;
 const READ_GROWTH: usize = 4;
 const MAX_READ: usize = 256 * 1024;
-/// Bytes for the socket from which on no more are taken.
-const WRITE_ROOM: usize = 128 * 1024;
+/// Bytes for the socket from which on no more are taken: what a copy reads at once goes out in one call.
+const WRITE_ROOM: usize = 256 * 1024;
 /// Records in a row that may come without content: a peer could keep us busy with nothing.
 const QUIET_RECORDS: u32 = 32;
 /// The longest message after the handshake that is skipped: a session ticket.
@@ -190,6 +191,12 @@ impl Outbound {
         self.make_room(taken);
         let mut left = &data[..taken];
         while !left.is_empty() {
+            if self.filling.is_none() && left.len() >= MAX_PLAIN {
+                let (now, later) = left.split_at(MAX_PLAIN);
+                self.key.seal_from(now, &mut self.buffer)?;
+                left = later;
+                continue;
+            }
             let start = self.fill_from();
             let content = self.buffer.len() - start - HEADER;
             let (now, later) = left.split_at(left.len().min(MAX_PLAIN - content));
@@ -308,11 +315,23 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> RecordStream<IO> {
         }
     }
 
-    /// Opens the next record that is there; whether one was.
-    fn open(&mut self) -> Result<bool, Error> {
+    /// Opens the next record that is there; whether one was. Content goes into `room` at once where it has room for the record.
+    fn open(&mut self, room: &mut ReadBuf<'_>) -> Result<bool, Error> {
         let inbound = &mut self.inbound;
         if inbound.ended {
             return Ok(false);
+        }
+        if let Some(opened) = inbound.key.open_into(&inbound.buffer, room)? {
+            inbound.buffer.advance(opened.whole);
+            if opened.content_type == ContentType::ApplicationData && opened.content > 0 {
+                inbound.quiet = 0;
+                room.advance(opened.content);
+                return Ok(true);
+            }
+            inbound.count_quiet()?;
+            let content = room.initialize_unfilled_to(opened.content).to_vec();
+            self.control(opened.content_type, &content)?;
+            return Ok(true);
         }
         let Some(opened) = inbound.key.open(&mut inbound.buffer)? else {
             return Ok(false);
@@ -436,7 +455,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for RecordStream<IO> {
             if buf.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
-            match this.open() {
+            match this.open(buf) {
                 Ok(true) => continue,
                 Ok(false) => {}
                 // What came before is not lost: the error waits for the next call.
