@@ -1,7 +1,7 @@
 //! Bytes both ways between two connections, faithfully: an end is passed on as an end, a reset as a reset.
 //!
 //! Buffers exist only while bytes move. A TCP side is read when it is readable and the other side has room, first into
-//! a small exact piece and, while reads come back full, into up to 256 KiB. What a tunnel delivers is written as it
+//! a small exact piece and, while reads come back full, into up to 240 KiB. What a tunnel delivers is written as it
 //! is. Nothing waits for more bytes to come: whatever has arrived is passed on at once.
 
 mod pump;

@@ -20,14 +20,11 @@ use futures_util::future::Either;
 use tokio::{io::Interest, net::TcpStream, task::coop};
 
 use super::{Fault, Sink, Source, Watch};
-use crate::hbone::{RecvHalf, ResetCode, SendHalf, StreamError};
+use crate::hbone::{LARGEST_DATA, RecvHalf, ResetCode, SendHalf, StreamError, data_of_records};
 
-/// The first read after silence: on the stack, then copied to its exact size.
-const FIRST_READ: usize = 1024;
-/// The first buffer that a longer burst gets, and the factor by which it grows while reads fill it.
-const BUFFER: usize = 16 * 1024;
-const BUFFER_GROWTH: usize = 4;
-const MAX_BUFFER: usize = 256 * 1024;
+/// How much is read at once: after silence onto the stack, then copied to its exact size; into a buffer while reads come back
+/// full.
+const READS: [usize; 4] = [1024, data_of_records(1), data_of_records(4), LARGEST_DATA];
 /// Pieces below this size are joined while the sink is blocked: each piece costs its sender's budget for small frames
 /// until it is taken, and an exhausted budget ends the whole connection.
 const SMALL_PIECE: usize = 1024;
@@ -74,16 +71,21 @@ enum Read {
 /// Reads with a buffer that is as large as the flow deserves, and none while it is silent.
 struct Reader {
     buffer: BytesMut,
-    /// Size of the next read; at [`FIRST_READ`] no buffer is held.
-    size: usize,
+    /// Which of [`READS`] is next; at the first no buffer is held.
+    level: usize,
 }
 
 impl Reader {
     fn new() -> Self {
         Self {
             buffer: BytesMut::new(),
-            size: FIRST_READ,
+            level: 0,
         }
+    }
+
+    /// Bytes that the next read takes at most.
+    fn size(&self) -> usize {
+        READS[self.level]
     }
 
     /// Reads what there is, at most `limit` bytes.
@@ -105,9 +107,9 @@ impl Reader {
 
     /// As [`Reader::poll_read`], without waiting: `WouldBlock` when there is nothing.
     fn try_read(&mut self, tcp: &TcpStream, limit: usize) -> io::Result<Read> {
-        let wanted = self.size.min(limit);
-        let data = if self.size == FIRST_READ {
-            let mut first = [MaybeUninit::uninit(); FIRST_READ];
+        let wanted = self.size().min(limit);
+        let data = if self.level == 0 {
+            let mut first = [MaybeUninit::uninit(); READS[0]];
             let read = receive(tcp, &mut first[..wanted])?;
             Bytes::copy_from_slice(initialised(&first[..read]))
         } else {
@@ -119,24 +121,21 @@ impl Reader {
             unsafe { self.buffer.set_len(read) };
             self.buffer.split().freeze()
         };
-        if data.len() == self.size {
-            self.size = (self.size * BUFFER_GROWTH).clamp(BUFFER, MAX_BUFFER);
-        } else if data.len() < self.size / 8 && wanted == self.size {
-            self.shrink();
-        }
+        self.fit(wanted, data.len());
         Ok(match data.is_empty() {
             true => Read::End,
             false => Read::Data(data),
         })
     }
 
-    fn shrink(&mut self) {
-        let smaller = self.size / BUFFER_GROWTH;
-        self.size = if smaller < BUFFER {
-            FIRST_READ
-        } else {
-            smaller
-        };
+    /// Sizes the next read by this one.
+    fn fit(&mut self, wanted: usize, read: usize) {
+        let size = self.size();
+        if read == size {
+            self.level = (self.level + 1).min(READS.len() - 1);
+        } else if read < size / 8 && wanted == size {
+            self.level = self.level.saturating_sub(1);
+        }
     }
 }
 
@@ -209,7 +208,7 @@ fn poll_room(
         return Poll::Ready(Err(sink_error(error)));
     }
     match from.poll_read_ready(cx) {
-        Poll::Ready(Ok(())) => Poll::Ready(match to.poll_capacity(cx, reader.size) {
+        Poll::Ready(Ok(())) => Poll::Ready(match to.poll_capacity(cx, reader.size()) {
             Poll::Ready(room) => room.map(Some).map_err(sink_error),
             Poll::Pending => Ok(None),
         }),
@@ -361,7 +360,7 @@ async fn tcp_to_tcp(from: &TcpStream, to: &TcpStream, counter: &AtomicU64) -> Re
     let mut reader = Reader::new();
     loop {
         coop::consume_budget().await;
-        let read = poll_fn(|cx| reader.poll_read(from, cx, MAX_BUFFER)).await;
+        let read = poll_fn(|cx| reader.poll_read(from, cx, LARGEST_DATA)).await;
         let mut data = match read.map_err(Fault::Source)? {
             Read::Data(data) => data,
             Read::End => return shut_down(to),
