@@ -154,6 +154,16 @@ fn receive(tcp: &TcpStream, into: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
     short.map_or(result, Ok)
 }
 
+/// Sends what there is room for. With `end_follows` the last of it waits for the shutdown, so that both are one segment.
+fn transmit(tcp: &TcpStream, bytes: &[u8], end_follows: bool) -> io::Result<usize> {
+    if !end_follows {
+        return tcp.try_write(bytes);
+    }
+    tcp.try_io(Interest::WRITABLE, || {
+        socket2::SockRef::from(tcp).send_with_flags(bytes, libc::MSG_MORE | libc::MSG_NOSIGNAL)
+    })
+}
+
 fn initialised(bytes: &[MaybeUninit<u8>]) -> &[u8] {
     // SAFETY: callers pass what `receive` has written, and `MaybeUninit<u8>` has the layout of `u8`.
     unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len()) }
@@ -284,7 +294,8 @@ impl Backlog {
             }
             // A flow that is always ready must not keep the others of its thread waiting.
             let budget = ready!(coop::poll_proceed(cx));
-            match to.try_write(&self.current) {
+            let end_follows = self.ends_with_current(from);
+            match transmit(to, &self.current, end_follows) {
                 Ok(written) => {
                     budget.made_progress();
                     self.current.advance(written);
@@ -298,6 +309,11 @@ impl Backlog {
                 Err(error) => return Poll::Ready(Err(Fault::Sink(error))),
             }
         }
+    }
+
+    /// Whether the end comes right after what is written now.
+    fn ends_with_current(&self, from: &RecvHalf) -> bool {
+        self.behind.is_none() && (self.ended || from.has_ended())
     }
 
     fn poll_next(

@@ -1,6 +1,7 @@
 use std::{
     future::{Future, pending},
     net::Ipv4Addr,
+    os::fd::AsRawFd,
     sync::Arc,
 };
 
@@ -380,4 +381,42 @@ async fn the_future_of_a_copy_is_small() {
     let counters = Counters::default();
     let size = size_of_val(&bidirectional(a, b, &counters, pending()));
     assert!(size <= 2048, "{size}");
+}
+
+/// Segments that a connection has received (tcp_info, tcpi_segs_in: RFC 4898 tcpEStatsPerfSegsIn).
+#[allow(unsafe_code, reason = "no library reads this option whole")]
+fn segments_received(tcp: &TcpStream) -> u32 {
+    const SEGS_IN: usize = 140;
+    let mut info = [0u8; 256];
+    let mut length = libc::socklen_t::try_from(info.len()).unwrap();
+    // SAFETY: the kernel writes at most `length` bytes into `info`.
+    let result = unsafe {
+        libc::getsockopt(
+            tcp.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &mut length,
+        )
+    };
+    assert_eq!(result, 0);
+    u32::from_ne_bytes(info[SEGS_IN..SEGS_IN + 4].try_into().unwrap())
+}
+
+#[tokio::test]
+async fn the_last_bytes_and_the_end_are_one_segment() {
+    let mut tunnels = Tunnels::new().await;
+    let (near, mut far) = tunnels.open().await;
+    let (delivered, mut server) = tcp_pair().await;
+    let (mut send, _recv) = near.into_halves();
+    send.write_all(b"all of it").await.unwrap();
+    send.finish().unwrap();
+    // Both have arrived before the copy looks.
+    assert_eq!(soon(far.peek(usize::MAX)).await.unwrap(), b"all of it");
+    let before = segments_received(&server);
+    let _copy = copy(far, delivered);
+    let mut got = Vec::new();
+    soon(server.read_to_end(&mut got)).await.unwrap();
+    assert_eq!(got, b"all of it");
+    assert_eq!(segments_received(&server) - before, 1);
 }

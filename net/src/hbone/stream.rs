@@ -277,6 +277,11 @@ impl RecvHalf {
         }
     }
 
+    /// Whether all that the peer sent has been taken, its END_STREAM included.
+    pub fn has_ended(&self) -> bool {
+        self.chunk.is_empty() && self.inner.is_end_stream()
+    }
+
     /// Returns credit for `bytes` that were consumed.
     pub fn credit(&mut self, bytes: usize) {
         // Fails only when more is returned than was received, or the stream is over and needs none.
