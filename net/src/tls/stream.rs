@@ -7,7 +7,7 @@
 
 use std::{
     io::{self, IoSlice},
-    mem,
+    mem::{self, MaybeUninit},
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -127,18 +127,34 @@ impl Inbound {
         io: &mut IO,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        self.buffer.reserve(self.next_read);
-        match poll_read_buf(Pin::new(io), cx, &mut self.buffer) {
-            Poll::Ready(Ok(read)) => {
-                self.fit(read);
-                Poll::Ready(Ok(read))
+        let read = if self.buffer.is_empty() && self.next_read == FIRST_READ {
+            ready!(self.poll_first(io, cx))?
+        } else {
+            self.buffer.reserve(self.next_read);
+            match poll_read_buf(Pin::new(io), cx, &mut self.buffer) {
+                Poll::Ready(read) => read?,
+                Poll::Pending if self.buffer.is_empty() => {
+                    self.buffer = BytesMut::new();
+                    return Poll::Pending;
+                }
+                Poll::Pending => return Poll::Pending,
             }
-            Poll::Pending if self.buffer.is_empty() => {
-                self.buffer = BytesMut::new();
-                Poll::Pending
-            }
-            other => other,
-        }
+        };
+        self.fit(read);
+        Poll::Ready(Ok(read))
+    }
+
+    /// Reads onto the stack and keeps what came: most reads after silence find nothing yet, or little.
+    fn poll_first<IO: AsyncRead + Unpin>(
+        &mut self,
+        io: &mut IO,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let mut memory = [MaybeUninit::uninit(); FIRST_READ];
+        let mut first = ReadBuf::uninit(&mut memory);
+        ready!(Pin::new(io).poll_read(cx, &mut first))?;
+        self.buffer = BytesMut::from(first.filled());
+        Poll::Ready(Ok(first.filled().len()))
     }
 
     /// Sizes the next read by this one.
