@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use http::HeaderMap;
 use net::{
+    hbone::ConnectHead,
     testing::TestCa,
     tls::{Policy, WorkloadCertificate},
     zds::Request,
@@ -10,9 +12,9 @@ use net::{
 
 use crate::{
     hostile::{ask, peer},
-    rig::{eventually, node::uid, passes, rig_with, soon},
+    rig::{DEADLINE, eventually, node::uid, passes, rig_with, soon},
     rig_or_skip,
-    telemetry::dump,
+    telemetry::{dump, metric},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -69,11 +71,24 @@ async fn a_tunnel_whose_certificate_is_revoked_is_closed_and_not_opened_again() 
     let certificate =
         WorkloadCertificate::new(&Policy::default(), vec![leaf], key, rig.ca.trust()).unwrap();
     let client = peer(&rig, &certificate).await.expect("a good peer");
-    assert!(soon(ask(&client, "10.210.0.2:8080")).await.is_ok());
+    let head = ConnectHead {
+        authority: "10.210.0.2:8080".parse().unwrap(),
+        headers: HeaderMap::new(),
+    };
+    let _open = client.connect(head, DEADLINE).await.expect("served");
 
     std::fs::write(&path, list).unwrap();
     eventually("the tunnel is closed", async || {
         soon(ask(&client, "10.210.0.2:8080")).await.is_err()
+    })
+    .await;
+    let revoked = [
+        "response_flags=\"CERT_REVOKED\"",
+        "reporter=\"destination\"",
+    ];
+    eventually("the stream that was open is counted so", async || {
+        let failed = "istio_tcp_connections_failed_total";
+        metric(rig.node_b.stats, failed, &revoked).await > 0
     })
     .await;
     // TLS 1.3 tells a client of its refusal with the first read.
