@@ -122,7 +122,7 @@ impl ResolvConf {
 
     /// The file's, with other servers.
     #[cfg(any(test, feature = "testing"))]
-    pub fn with_servers(path: PathBuf, servers: Option<SocketAddr>) -> Self {
+    pub fn with_servers(path: PathBuf, servers: impl IntoIterator<Item = SocketAddr>) -> Self {
         let this = Self::new(path, true);
         let mut upstreams = Upstreams::clone(&this.read.lock().upstreams);
         upstreams.servers = servers.into_iter().collect();

@@ -164,11 +164,23 @@ mod tests {
     };
 
     use hickory_proto::rr::Record;
-    use tokio::net::UdpSocket;
+    use tokio::net::{TcpListener, UdpSocket};
 
     use super::*;
 
-    /// Answers A with 192.0.2.1 and AAAA with nothing, and counts the questions.
+    /// The answer to a question: 192.0.2.1 for A, nothing for AAAA.
+    fn answered(question: &[u8]) -> Message {
+        let mut message = Message::from_vec(question).unwrap();
+        message.metadata.message_type = MessageType::Response;
+        let query = message.queries[0].clone();
+        if query.query_type() == RecordType::A {
+            let data = RData::A("192.0.2.1".parse().unwrap());
+            message.add_answer(Record::from_rdata(query.name().clone(), 60, data));
+        }
+        message
+    }
+
+    /// Answers, and counts the questions.
     async fn name_server(asked: Arc<AtomicUsize>) -> SocketAddr {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
@@ -176,27 +188,59 @@ mod tests {
             let mut buffer = [0; 512];
             while let Ok((length, peer)) = socket.recv_from(&mut buffer).await {
                 asked.fetch_add(1, Ordering::SeqCst);
-                let mut message = Message::from_vec(&buffer[..length]).unwrap();
-                message.metadata.message_type = MessageType::Response;
-                let query = message.queries[0].clone();
-                if query.query_type() == RecordType::A {
-                    let data = RData::A("192.0.2.1".parse().unwrap());
-                    message.add_answer(Record::from_rdata(query.name().clone(), 60, data));
-                }
-                let reply = message.to_vec().unwrap();
+                let reply = answered(&buffer[..length]).to_vec().unwrap();
                 socket.send_to(&reply, peer).await.unwrap();
             }
         });
         address
     }
 
+    /// Its answers do not fit into a datagram.
+    async fn lengthy_name_server() -> SocketAddr {
+        let (tcp, udp) = loop {
+            let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            if let Ok(udp) = UdpSocket::bind(tcp.local_addr().unwrap()).await {
+                break (tcp, udp);
+            }
+        };
+        let address = tcp.local_addr().unwrap();
+        tokio::spawn(async move {
+            let mut buffer = [0; 512];
+            while let Ok((length, peer)) = udp.recv_from(&mut buffer).await {
+                let mut cut = answered(&buffer[..length]);
+                cut.answers.clear();
+                cut.metadata.truncation = true;
+                udp.send_to(&cut.to_vec().unwrap(), peer).await.unwrap();
+            }
+        });
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = tcp.accept().await {
+                let question = forward::read_message(&mut stream).await.unwrap();
+                let reply = answered(&question).to_vec().unwrap();
+                forward::write_message(&mut stream, &reply).await.unwrap();
+            }
+        });
+        address
+    }
+
+    fn resolver(server: SocketAddr) -> Resolver {
+        // A file that never is there never changes.
+        let upstreams = ResolvConf::with_servers("/no/such/resolv.conf".into(), [server]);
+        Resolver::new(Factory::default(), Arc::new(upstreams), true)
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_cut_is_fetched_over_tcp() {
+        let resolver = resolver(lengthy_name_server().await);
+        let expected: [IpAddr; 1] = ["192.0.2.1".parse().unwrap()];
+        let found = resolver.resolve(&"db.example.com".into()).await;
+        assert_eq!(*found, expected);
+    }
+
     #[tokio::test]
     async fn waiters_share_one_question_and_its_answer_is_kept() {
         let asked = Arc::new(AtomicUsize::new(0));
-        let server = name_server(asked.clone()).await;
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let upstreams = ResolvConf::with_servers(file.path().to_owned(), Some(server));
-        let resolver = Resolver::new(Factory::default(), Arc::new(upstreams), true);
+        let resolver = resolver(name_server(asked.clone()).await);
         let host: Str = "db.example.com".into();
         let (first, second) = tokio::join!(resolver.resolve(&host), resolver.resolve(&host));
         let expected: [IpAddr; 1] = ["192.0.2.1".parse().unwrap()];

@@ -89,7 +89,7 @@ struct Rig {
 }
 
 /// A server on loopback that forwards to `upstream`.
-async fn rig(upstream: Option<SocketAddr>) -> Rig {
+async fn rig(upstream: impl IntoIterator<Item = SocketAddr>) -> Rig {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     writeln!(file, "options timeout:1 attempts:1").unwrap();
     let upstreams = ResolvConf::with_servers(file.path().to_owned(), upstream);
@@ -197,6 +197,81 @@ async fn the_rest_is_forwarded_untouched() {
         expected[2] |= 0x80;
         assert_eq!(ask_udp(&rig, &request).await, expected);
     }
+}
+
+async fn ask_tcp(rig: &Rig, request: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(rig.tcp_address).await.unwrap();
+    forward::write_message(&mut stream, request).await.unwrap();
+    let read = timeout(DEADLINE, forward::read_message(&mut stream)).await;
+    read.expect("an answer within the deadline").unwrap()
+}
+
+/// A name server whose answers do not fit into a datagram: there it says so, and over TCP it sends the question's bytes back.
+async fn lengthy_upstream() -> SocketAddr {
+    let (tcp, udp) = loop {
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        if let Ok(udp) = UdpSocket::bind(tcp.local_addr().unwrap()).await {
+            break (tcp, udp);
+        }
+    };
+    let address = tcp.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 4096];
+        while let Ok((length, peer)) = udp.recv_from(&mut buffer).await {
+            // QR and TC (RFC 1035 4.1.1).
+            buffer[2] |= 0x82;
+            udp.send_to(&buffer[..length], peer).await.unwrap();
+        }
+    });
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = tcp.accept().await {
+            let mut message = forward::read_message(&mut stream).await.unwrap();
+            message[2] |= 0x80;
+            forward::write_message(&mut stream, &message).await.unwrap();
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn what_a_name_server_cuts_is_told_as_cut_and_fetched_over_tcp() {
+    let rig = rig([lengthy_upstream().await]).await;
+    let request = question("example.com.", RecordType::TXT).to_vec().unwrap();
+    let cut = ask_udp(&rig, &request).await;
+    assert_eq!(cut[2] & 0x82, 0x82, "a response, and cut");
+    let whole = ask_tcp(&rig, &request).await;
+    assert_eq!(whole[2] & 0x82, 0x80, "a response, and whole");
+    assert_eq!(whole[..2], request[..2]);
+    assert_eq!(whole[3..], request[3..]);
+}
+
+#[tokio::test]
+async fn every_operation_but_a_question_goes_both_ways_as_it_is() {
+    let upstream = lengthy_upstream().await;
+    let rig = rig([upstream]).await;
+    for operation in 1..16 {
+        let mut request = question("web.a.", RecordType::A).to_vec().unwrap();
+        request[2] |= operation << 3;
+        let mut expected = request.clone();
+        expected[2] |= 0x80;
+        assert_eq!(ask_tcp(&rig, &request).await, expected, "{operation}");
+        expected[2] |= 0x82;
+        assert_eq!(ask_udp(&rig, &request).await, expected, "{operation}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_server_that_is_gone_is_passed_over() {
+    let gone = {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        socket.local_addr().unwrap()
+    };
+    let rig = rig([gone, echoing_upstream().await]).await;
+    let request = question("example.com.", RecordType::A).to_vec().unwrap();
+    let reply = ask_udp(&rig, &request).await;
+    assert_eq!(reply[2] & 0x80, 0x80);
+    assert_eq!(reply[3..], request[3..]);
+    assert_eq!(rig.names.failures.load(Ordering::SeqCst), 0);
 }
 
 /// Says that no name is there; that one of them stands for another.
