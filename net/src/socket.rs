@@ -21,8 +21,10 @@ use crate::{
     report::Chain,
 };
 
+mod congestion;
 mod prepared;
 
+pub use congestion::accept_from_within;
 pub use prepared::Connector;
 
 /// The mark of all the tunnel's packets: the redirect rules let it pass.

@@ -58,7 +58,7 @@ impl Dial<'_> {
     pub(crate) async fn connect(&self) -> Result<Dialled, DialError> {
         let address = self.address();
         let source = self.pod.source_for(self.client, address);
-        let connecting = self.pod.connector.connect(address, source);
+        let connecting = self.pod.connector.connect_within(address, source);
         let stream = timeout(CONNECT_DEADLINE, connecting)
             .await
             .map_err(|_| DialError::Timeout { address })?

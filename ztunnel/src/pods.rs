@@ -15,7 +15,7 @@ use net::{
     netns::Netns,
     ready::Gate,
     report::Chain,
-    socket::{Factory, SocketError},
+    socket::{Factory, SocketError, accept_from_within},
     sysctl::Sysctl,
 };
 use parking_lot::Mutex;
@@ -134,6 +134,9 @@ impl Listeners {
             listen(INBOUND_PLAINTEXT_PORT)?,
             listen(HBONE_PORT)?,
         ];
+        if let Some(Err(error)) = outbound.as_ref().map(accept_from_within) {
+            tracing::debug!(%error, "connections from applications stay paced");
+        }
         // What is new is drawn to us only once all are open: an Add that fails must not have taken anything.
         let dns_tcp: Vec<Listener> = dns_tcp.into_iter().map(&join).collect();
         let ports = dns_tcp.iter().map(|it| it.port.clone());

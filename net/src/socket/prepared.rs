@@ -5,7 +5,7 @@
 //! once the pod is quiet, and none outlives the pod's end.
 
 use std::{
-    sync::{Arc, Weak},
+    sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Draft, Factory, SocketAddr, SocketError, SourceAddress, connect_with};
+use super::{Draft, Factory, SocketAddr, SocketError, SourceAddress, congestion, connect_with};
 
 /// Sockets made by one entry, with the one that is needed at once.
 const BATCH: usize = 8;
@@ -30,6 +30,8 @@ const IDLE: Duration = Duration::from_secs(1);
 pub struct Connector {
     sockets: Factory,
     shelf: Arc<Shelf>,
+    /// Whether the namespace's congestion control is not for use within the machine; what its first socket says.
+    unfit: Arc<OnceLock<bool>>,
 }
 
 /// Sockets that wait, all made by one factory.
@@ -107,6 +109,7 @@ impl Connector {
         Self {
             sockets,
             shelf: Arc::default(),
+            unfit: Arc::default(),
         }
     }
 
@@ -120,6 +123,33 @@ impl Connector {
         source: SourceAddress,
     ) -> Result<TcpStream, SocketError> {
         connect_with(|| self.draft(destination), destination, source).await
+    }
+
+    /// As [`Connector::connect`], to an application of the same machine.
+    ///
+    /// # Errors
+    /// As [`Factory::connect`].
+    pub async fn connect_within(
+        &self,
+        destination: SocketAddr,
+        source: SourceAddress,
+    ) -> Result<TcpStream, SocketError> {
+        let draft = || {
+            let draft = self.draft(destination)?;
+            self.fit(&draft.socket);
+            Ok(draft)
+        };
+        connect_with(draft, destination, source).await
+    }
+
+    /// Before it connects: a connection that was paced once stays so. One that cannot be changed is slower, and nothing else.
+    fn fit(&self, socket: &Socket) {
+        let unfit = || congestion::is_unfit(socket).unwrap_or(false);
+        if *self.unfit.get_or_init(unfit)
+            && let Err(error) = congestion::make_fit(socket)
+        {
+            tracing::debug!(%error, "a connection to an application stays paced");
+        }
     }
 
     /// The pod is gone: what is prepared is closed, and nothing more will be.
@@ -280,6 +310,26 @@ mod tests {
             let time = socket.tcp_keepalive_time().expect("open");
             assert_eq!(time, Duration::from_secs(180));
             assert_eq!(stream.local_addr().expect("bound").ip(), client);
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_to_applications_are_not_paced_where_the_namespace_paces_and_others_are() {
+        let available = fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control");
+        let available = available.expect("readable");
+        let pacing = available.split_whitespace().find(|it| *it == "bbr");
+        let (Some(scene), Some(pacing)) = (Scene::new(), pacing) else {
+            return;
+        };
+        let set = || fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "bbr");
+        scene.netns.run(set).expect("permitted").expect("available");
+        let control = |stream: &TcpStream| SockRef::from(stream).tcp_congestion().expect("open");
+        let (out, _server) = scene.connect(HERE, SourceAddress::Own).await;
+        assert!(control(&out).starts_with(pacing.as_bytes()));
+        for _ in 0..2 * BATCH {
+            let within = scene.connector.connect_within(HERE, SourceAddress::Own);
+            let within = within.await.expect("listening");
+            assert!(control(&within).starts_with(b"reno"));
         }
     }
 
