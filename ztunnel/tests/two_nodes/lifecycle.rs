@@ -5,7 +5,7 @@ use std::{io::ErrorKind, net::SocketAddr};
 use net::{socket::SourceAddress, zds::Request};
 
 use crate::{
-    rig::{application, eventually, is_reset, node::uid, outside_the_mesh, passes, soon},
+    rig::{eventually, is_reset, listen_once_free, node::uid, outside_the_mesh, passes, soon},
     rig_or_skip,
 };
 
@@ -92,18 +92,7 @@ async fn a_busy_port_is_told_and_retried() {
     let leave = Request::Delete { uid: uid(&rig.b) };
     rig.node_b.agent.call(leave).await;
     // Not shared: a socket without SO_REUSEPORT in the way.
-    let mut held = None;
-    eventually("the port is free", async || {
-        application(&rig.b)
-            .listen("0.0.0.0:15006".parse().unwrap())
-            .is_ok()
-    })
-    .await;
-    held.replace(
-        application(&rig.b)
-            .listen("0.0.0.0:15006".parse().unwrap())
-            .unwrap(),
-    );
+    let held = listen_once_free(&rig.b, "0.0.0.0:15006".parse().unwrap()).await;
     let add = rig.node_b.agent.try_add(&rig.b).await;
     let told = format!("{:?}", add.unwrap_err());
     assert!(told.contains("15006"), "{told}");

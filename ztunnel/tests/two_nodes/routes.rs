@@ -1,8 +1,8 @@
 //! Ways to a destination that are not straight: another endpoint, a waypoint, another network's gateway.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use mesh::{
     names::WorkloadUid,
     service::Service,
@@ -20,8 +20,8 @@ use tokio::{net::TcpListener, sync::mpsc};
 
 use crate::{
     rig::{
-        APP_PORT, DEADLINE, Rig, VIP, connect, eventually, listen, outside_the_mesh, passes,
-        rig_with, soon,
+        APP_PORT, DEADLINE, Rig, VIP, connect, connect_is_reset, eventually, listen,
+        listen_once_free, outside_the_mesh, passes, rig_with, soon,
     },
     rig_or_skip,
     telemetry::metric,
@@ -142,7 +142,7 @@ const TOLD: &str = "k8s.cluster.name=c-2,k8s.namespace.name=ns,k8s.deployment.na
 /// In place of node `b`'s tunnel, which is gone: answers, and sends back what it is sent.
 async fn spawn_echo(rig: &mut Rig) -> mpsc::UnboundedReceiver<Asked> {
     rig.node_b.crash().await;
-    let listener = listen(&rig.b, "0.0.0.0:15008".parse().unwrap());
+    let listener = listen_once_free(&rig.b, "0.0.0.0:15008".parse().unwrap()).await;
     let certificate = rig.ca.certificate(&rig.ca.identity("ns", "sa-b"));
     spawn_peer(listener, certificate, |request| async move {
         let baggage = [(
@@ -153,6 +153,36 @@ async fn spawn_echo(rig: &mut Rig) -> mpsc::UnboundedReceiver<Asked> {
         let (mut send, mut recv) = stream.into_halves();
         let _ = tokio::io::copy(&mut recv, &mut send).await;
     })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_endpoints_are_tried_and_no_more() {
+    let mut rig = rig_or_skip!();
+    rig.node_b.crash().await;
+    let listener = listen_once_free(&rig.b, "0.0.0.0:15008".parse().unwrap()).await;
+    let certificate = rig.ca.certificate(&rig.ca.identity("ns", "sa-b"));
+    let mut asked = spawn_peer(listener, certificate, |request| async move {
+        request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+    });
+    let many = service(serde_json::json!({
+        "name": "many", "namespace": "ns", "hostname": "many.ns.svc.cluster.local",
+        "vips": ["/10.96.0.11"], "ports": {"80": APP_PORT},
+    }));
+    // Each with a port of its own, by which it is told apart.
+    let endpoints = (1..=5).map(|n| {
+        let mut endpoint = plain_workload(&format!("many-{n}"), &[(&many, 9000 + n)]);
+        endpoint.addresses = vec![rig.b.v4].into();
+        endpoint.tunnel_protocol = TunnelProtocol::Hbone;
+        endpoint.service_account = "sa-b".into();
+        Resource::Workload(endpoint)
+    });
+    rig.publish(endpoints.chain([Resource::Service(many.clone())]));
+    connect_is_reset(&rig.a, "10.96.0.11:80".parse().unwrap()).await;
+    let mut tried = BTreeSet::new();
+    while let Ok((authority, _)) = asked.try_recv() {
+        assert!(tried.insert(authority), "one of them twice");
+    }
+    assert_eq!(tried.len(), 3, "{tried:?}");
 }
 
 /// The request's headers that are ours to set.

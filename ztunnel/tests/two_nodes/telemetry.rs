@@ -9,7 +9,8 @@ use tokio::{
 
 use crate::{
     rig::{
-        Rig, application, connect, connect_is_reset, eventually, node::uid, passes, policy, soon,
+        Rig, connect, connect_is_reset, eventually, listen_once_free, node::uid, passes, policy,
+        soon,
     },
     rig_or_skip,
 };
@@ -186,13 +187,8 @@ async fn the_dump_tells_where_a_connection_was_to_go_and_where_it_went() {
     // A pod that cannot be served yet: its port is somebody's who does not share it.
     let leave = net::zds::Request::Delete { uid: uid(&rig.a) };
     rig.node_a.agent.call(leave).await;
-    let in_the_way = async || {
-        let port = "0.0.0.0:15006".parse().unwrap();
-        application(&rig.a).listen(port).ok()
-    };
-    eventually("the port is free", async || in_the_way().await.is_some()).await;
-    let held = in_the_way().await;
-    assert!(held.is_some() && rig.node_a.agent.try_add(&rig.a).await.is_err());
+    let _in_the_way = listen_once_free(&rig.a, "0.0.0.0:15006".parse().unwrap()).await;
+    assert!(rig.node_a.agent.try_add(&rig.a).await.is_err());
     let expected = serde_json::json!({
         "state": "Pending", "info": {"name": "a", "namespace": "ns", "serviceAccount": "sa-a"},
     });
@@ -333,6 +329,10 @@ async fn connections_are_followed_as_they_open_close_and_are_denied() {
         "spiffe://cluster.local/ns/ns/sa/sa-a",
     ];
     live.tells(&opened).await;
+    let open = get(rig.node_b.admin, "/connections").await;
+    let open: serde_json::Value = serde_json::from_str(&open).unwrap();
+    let by = serde_json::json!({"policy": "ns/allow-a", "rule": 0});
+    assert_eq!(open[0]["allowedBy"], by);
     drop((client_end, server_end));
     live.tells(&["\"event\":\"closed\"", "\"received_bytes\":5"])
         .await;

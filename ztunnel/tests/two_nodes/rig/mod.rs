@@ -150,8 +150,8 @@ impl Rig {
 
     /// One connection from an application in `a` to one in `b`, and both of its ends.
     pub(crate) async fn pair(&self) -> (TcpStream, TcpStream) {
-        let listener = self.listen();
         let to = self.address();
+        let listener = listen_once_free(&self.b, to).await;
         let (client, server) = soon(async {
             tokio::join!(connect(&self.a, to), async {
                 listener.accept().await.expect("accept").0
@@ -165,6 +165,21 @@ impl Rig {
 /// As a program inside the pod would.
 pub(crate) fn listen(pod: &Pod, address: SocketAddr) -> TcpListener {
     application(pod).listen(address).expect("listen")
+}
+
+/// The same on a port that somebody has just given up: a program that another test starts holds on to it for as long as
+/// it takes to become that program.
+pub(crate) async fn listen_once_free(pod: &Pod, address: SocketAddr) -> TcpListener {
+    let sockets = application(pod);
+    let waiting = async {
+        loop {
+            match sockets.listen(address) {
+                Ok(listener) => return listener,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    };
+    soon(waiting).await
 }
 
 /// As a program inside the pod would.
