@@ -61,11 +61,13 @@ fn the_program_tells_its_version_its_usage_and_what_it_cannot_use() {
 
 /// The one line of a start that fails, under these settings.
 fn line_of_a_failed_start(settings: &[(&str, &str)]) -> String {
+    // Somebody has that port already. An address of nobody would not do: transparent sockets may be bound to one.
+    let held = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let held = (held.local_addr().expect("bound").to_string(), held);
     let fails = [
         ("XDS_ADDRESS", ""),
         ("CA_ADDRESS", "http://127.0.0.1:1"),
-        // Nobody's address here.
-        ("LEYLINE_STATS_ADDRESS", "192.0.2.1:1"),
+        ("LEYLINE_STATS_ADDRESS", &held.0),
         ("LEYLINE_ADMIN_ADDRESS", "127.0.0.1:0"),
         ("RUST_LOG", "error"),
     ];
