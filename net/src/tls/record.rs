@@ -50,6 +50,13 @@ pub(super) struct Opened {
 #[error("a TLS record cannot be sealed")]
 pub(super) struct SealError;
 
+impl Opened {
+    /// Whether it brings what the connection is for.
+    pub(super) fn is_data(&self) -> bool {
+        self.content_type == ContentType::ApplicationData && self.content > 0
+    }
+}
+
 impl RecordKey {
     /// The key of `secrets`, whose next record is number `sequence`.
     pub(super) fn new(sequence: u64, secrets: &ConnectionTrafficSecrets) -> Result<Self, Error> {
@@ -142,49 +149,44 @@ impl RecordKey {
         bytes: &[u8],
         room: &mut ReadBuf<'_>,
     ) -> Result<Option<Opened>, Error> {
-        let Some(sealed) = length(bytes)? else {
+        let Some(record) = length(bytes)?.and_then(|whole| bytes.get(..whole)) else {
             return Ok(None);
         };
-        let (whole, plain) = (HEADER + sealed, sealed - TAG);
-        if bytes.len() < whole || room.remaining() < plain {
+        let (header, rest) = record.split_at(HEADER);
+        let (content, tag) = rest.split_at(rest.len() - TAG);
+        if room.remaining() < content.len() {
             return Ok(None);
         }
-        let (header, rest) = bytes[..whole].split_at(HEADER);
-        let (content, tag) = rest.split_at(plain);
-        let into = room.initialize_unfilled_to(plain);
+        let into = room.initialize_unfilled_to(content.len());
         self.key
             .open_separate_gather(self.nonce(), Aad::from(header), content, tag, into)
             .map_err(|_| Error::DecryptError)?;
-        self.sequence = self.sequence.checked_add(1).ok_or(Error::DecryptError)?;
-        let (content_type, content) = unpadded(into)?;
-        Ok(Some(Opened {
-            content_type,
-            content,
-            whole,
-        }))
+        self.opened(record.len(), into).map(Some)
     }
 
     /// Opens the record at the front of `bytes`; `None` while it is not whole.
     pub(super) fn open(&mut self, bytes: &mut [u8]) -> Result<Option<Opened>, Error> {
-        let Some(sealed) = length(bytes)? else {
+        let Some(record) = length(bytes)?.and_then(|whole| bytes.get_mut(..whole)) else {
             return Ok(None);
         };
-        let whole = HEADER + sealed;
-        let Some(record) = bytes.get_mut(..whole) else {
-            return Ok(None);
-        };
+        let whole = record.len();
         let (header, content) = record.split_at_mut(HEADER);
         let plain = self
             .key
             .open_in_place(self.nonce(), Aad::from(&*header), content)
             .map_err(|_| Error::DecryptError)?;
+        self.opened(whole, plain).map(Some)
+    }
+
+    /// Counts a record that `plain` came out of.
+    fn opened(&mut self, whole: usize, plain: &[u8]) -> Result<Opened, Error> {
         self.sequence = self.sequence.checked_add(1).ok_or(Error::DecryptError)?;
         let (content_type, content) = unpadded(plain)?;
-        Ok(Some(Opened {
+        Ok(Opened {
             content_type,
             content,
             whole,
-        }))
+        })
     }
 }
 
@@ -195,7 +197,7 @@ fn header(length: usize) -> Result<[u8; HEADER], SealError> {
     Ok([ContentType::ApplicationData.into(), major, minor, high, low])
 }
 
-/// What follows the header at the front of `bytes`; `None` while that is not whole.
+/// Of the record whose header is at the front of `bytes`; `None` while that is not whole.
 fn length(bytes: &[u8]) -> Result<Option<usize>, Error> {
     let Some(&[kind, _, _, high, low]) = bytes.first_chunk::<HEADER>() else {
         return Ok(None);
@@ -214,7 +216,7 @@ fn length(bytes: &[u8]) -> Result<Option<usize>, Error> {
     }
     match usize::from(u16::from_be_bytes([high, low])) {
         0..=TAG => Err(Error::DecryptError),
-        sealed @ ..=MAX_SEALED => Ok(Some(sealed)),
+        sealed @ ..=MAX_SEALED => Ok(Some(HEADER + sealed)),
         _ => Err(Error::PeerSentOversizedRecord),
     }
 }

@@ -339,7 +339,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> RecordStream<IO> {
         }
         if let Some(opened) = inbound.key.open_into(&inbound.buffer, room)? {
             inbound.buffer.advance(opened.whole);
-            if opened.content_type == ContentType::ApplicationData && opened.content > 0 {
+            if opened.is_data() {
                 inbound.quiet = 0;
                 room.advance(opened.content);
                 return Ok(true);
@@ -352,7 +352,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> RecordStream<IO> {
         let Some(opened) = inbound.key.open(&mut inbound.buffer)? else {
             return Ok(false);
         };
-        if opened.content_type == ContentType::ApplicationData && opened.content > 0 {
+        if opened.is_data() {
             inbound.quiet = 0;
             inbound.buffer.advance(HEADER);
             inbound.plain = opened.content;
