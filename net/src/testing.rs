@@ -1,4 +1,5 @@
-//! A CA for tests: roots and leaves with any names, times and uses, good and bad.
+//! What tests share, other crates' too: a CA, with roots and leaves of any names, times and uses, good and bad, and what is looked
+//! at.
 
 use std::{
     fmt,
@@ -23,6 +24,10 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 
 use x509_parser::prelude::{FromDer, X509Certificate};
+
+mod observe;
+
+pub use observe::{Output, assert_line, encoded, lines, sockets_of, tcp_and_udp, tcp_pair};
 
 use crate::{
     ca::{Issuer, Issuing},

@@ -1,21 +1,17 @@
 //! What the tests of several modules share: a node that knows nothing yet, and what is logged.
 
-use std::{
-    io::{self, Write},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use mesh::{names::WorkloadUid, outcome::LocalWorkload, workload::Workload};
 use net::{
     ca::{Certificates, CertificatesConfig},
     clock::SystemClock,
     lanes::Lanes,
-    log,
+    log::Format,
     mesh_state::MeshState,
-    testing::TestCa,
+    testing::{self, TestCa},
     tls,
 };
-use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 
 use crate::{config::Config, metrics::Metrics, pod::Node, run::make_node};
@@ -71,31 +67,9 @@ pub(crate) fn workload() -> Workload {
     it
 }
 
-#[derive(Clone, Default)]
-struct Output(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// The plain lines that `log` writes at `filter`, without their time.
-pub(crate) fn lines(filter: &str, log: impl FnOnce()) -> Vec<String> {
-    let options = log::Options {
-        filter: filter.to_owned(),
-        ..log::Options::default()
-    };
-    let output = Output::default();
-    let (subscriber, handle) = log::subscriber(&options, output.clone()).expect("a good filter");
-    tracing::subscriber::with_default(subscriber, log);
-    handle.flush();
-    let text = String::from_utf8(output.0.lock().clone()).expect("text");
-    let untimed = text.lines().filter_map(|line| line.split_once('\t'));
+/// The plain lines that `logging` writes at `filter`, without their time.
+pub(crate) fn lines(filter: &str, logging: impl FnOnce()) -> Vec<String> {
+    let lines = testing::lines(Format::Plain, filter, logging);
+    let untimed = lines.iter().filter_map(|line| line.split_once('\t'));
     untimed.map(|(_, rest)| rest.to_owned()).collect()
 }

@@ -359,7 +359,7 @@ impl PodMetrics {
 
 #[cfg(test)]
 mod tests {
-    use prometheus_client::encoding::text;
+    use net::testing::{assert_line, encoded};
 
     use super::*;
 
@@ -369,14 +369,7 @@ mod tests {
     fn told(count: impl FnOnce(&Metrics)) -> String {
         let mut registry = Registry::default();
         count(&Metrics::register(&mut registry, "1.2.3", Arc::new(|| {})));
-        let mut told = String::new();
-        text::encode(&mut told, &registry).expect("encodes");
-        told
-    }
-
-    #[track_caller]
-    fn has(told: &str, line: &str) {
-        assert!(told.lines().any(|it| it == line), "{line} not in {told}");
+        encoded(&registry)
     }
 
     #[test]
@@ -395,17 +388,17 @@ mod tests {
         });
         let labels = "request_query_type=\"aaaa\",request_protocol=\"udp\",\
             source_canonical_service=\"web-canonical\",source_canonical_revision=\"v2\"";
-        has(&told, &format!("istio_dns_requests_total{{{labels}}} 1"));
-        has(
+        assert_line(&told, &format!("istio_dns_requests_total{{{labels}}} 1"));
+        assert_line(
             &told,
             &format!("istio_dns_upstream_requests_total{{{labels}}} 2"),
         );
-        has(
+        assert_line(
             &told,
             &format!("istio_dns_upstream_failures_total{{{labels}}} 1"),
         );
         let took = "istio_dns_upstream_request_duration_seconds";
-        has(&told, &format!("{took}_count{{{labels}}} 2"));
+        assert_line(&told, &format!("{took}_count{{{labels}}} 2"));
         for (bound, count) in [
             ("0.0005", 0),
             ("0.001", 0),
@@ -415,14 +408,14 @@ mod tests {
             ("5.0", 2),
             ("+Inf", 2),
         ] {
-            has(
+            assert_line(
                 &told,
                 &format!("{took}_bucket{{le=\"{bound}\",{labels}}} {count}"),
             );
         }
         let of_nobody = "request_query_type=\"other\",request_protocol=\"tcp\",\
             source_canonical_service=\"unknown\",source_canonical_revision=\"unknown\"";
-        has(&told, &format!("istio_dns_requests_total{{{of_nobody}}} 1"));
+        assert_line(&told, &format!("istio_dns_requests_total{{{of_nobody}}} 1"));
     }
 
     #[test]
@@ -440,7 +433,7 @@ mod tests {
             "workload_manager_proxies_started_total 3",
             "workload_manager_proxies_stopped_total 1",
         ] {
-            has(&told, line);
+            assert_line(&told, line);
         }
     }
 
@@ -453,7 +446,7 @@ mod tests {
             source_principal=\"spiffe://cluster.local/ns/shop/sa/web\",\
             source_app=\"web-canonical\",source_version=\"v2\",source_cluster=\"Kubernetes\",\
             hostname=\"db.example\"} 1";
-        has(&told, line);
+        assert_line(&told, line);
     }
 
     #[test]
@@ -463,27 +456,26 @@ mod tests {
                 .telling
                 .refused(Direction::Inbound, EndReason::TlsFailed);
         });
-        has(
+        assert_line(
             &told,
             "leyline_connections_refused_total{reporter=\"destination\",\
             reason=\"tls handshake failed\",response_flags=\"TLS_FAILURE\"} 1",
         );
-        has(&told, "istio_build{component=\"ztunnel\",tag=\"1.2.3\"} 1");
+        assert_line(&told, "istio_build{component=\"ztunnel\",tag=\"1.2.3\"} 1");
     }
 
     #[test]
     fn revocations_are_counted_under_istios_names() {
         let mut registry = Registry::default();
         Metrics::revocations(&mut registry, &Revocations::default());
-        let mut told = String::new();
-        text::encode(&mut told, &registry).unwrap();
+        let told = encoded(&registry);
         for name in [
             "istio_crl_policy_rejections_total",
             "istio_crl_untracked_connections_total",
         ] {
             for reporter in ["source", "destination"] {
                 let line = format!("{name}{{reporter=\"{reporter}\"}} 0");
-                assert!(told.lines().any(|it| it == line), "{line} not in {told}");
+                assert_line(&told, &line);
             }
         }
     }

@@ -430,19 +430,10 @@ pub(crate) async fn follow_agent(
 
 #[cfg(test)]
 mod tests {
-    use net::socket::SourceAddress;
+    use net::{socket::SourceAddress, testing::sockets_of};
 
     use super::*;
     use crate::fixture;
-
-    /// Sockets of the namespace.
-    fn sockets(netns: &Netns) -> usize {
-        let read = || std::fs::read_to_string("/proc/thread-self/net/sockstat");
-        let told = netns.run(read).expect("permitted").expect("readable");
-        let mut lines = told.lines();
-        let used = lines.find_map(|it| it.strip_prefix("sockets: used "));
-        used.and_then(|it| it.trim().parse().ok()).expect("a count")
-    }
 
     #[tokio::test]
     async fn the_end_of_a_pod_closes_the_sockets_that_were_prepared_for_it() {
@@ -457,25 +448,25 @@ mod tests {
         // As a connection that outlives the pod by a moment has it.
         let connector = pod.connector.clone();
         let running = Running::start(pod, Listeners::default());
-        let before = sockets(&netns);
+        let before = sockets_of(&netns);
         // Loopback is down: sockets are made, and lead nowhere.
         let nowhere = ([127, 0, 0, 1], 80).into();
         let connect = async || connector.connect(nowhere, SourceAddress::Own).await;
         for _ in 0..1000 {
             assert!(connect().await.is_err());
-            if sockets(&netns) > before {
+            if sockets_of(&netns) > before {
                 break;
             }
         }
         assert!(
-            sockets(&netns) > before,
+            sockets_of(&netns) > before,
             "connections in a row prepare some"
         );
         drop(running);
-        assert_eq!(sockets(&netns), before);
+        assert_eq!(sockets_of(&netns), before);
         for _ in 0..3 {
             assert!(connect().await.is_err());
-            assert_eq!(sockets(&netns), before, "and none are prepared any more");
+            assert_eq!(sockets_of(&netns), before, "and none are prepared any more");
         }
     }
 }

@@ -545,14 +545,12 @@ fn xds_config(
 
 #[cfg(test)]
 mod tests {
-    use net::{
-        ca::Token,
-        testing::{TestCa, reckless_classic_client, reckless_client},
-    };
-    use tokio::net::TcpStream;
-
     use super::*;
     use crate::fixture;
+    use net::{
+        ca::Token,
+        testing::{TestCa, reckless_classic_client, reckless_client, tcp_pair},
+    };
 
     fn config(settings: &[(&str, &str)]) -> Config {
         let always = [
@@ -665,13 +663,6 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(10);
 
-    async fn loopback() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let to = listener.local_addr().expect("bound");
-        let (near, far) = tokio::join!(TcpStream::connect(to), listener.accept());
-        (near.expect("listening"), far.expect("a connection").0)
-    }
-
     #[tokio::test]
     async fn a_classic_key_exchange_is_refused_where_the_settings_say_so() {
         for (settings, taken) in [(&[][..], true), (&[("COMPLIANCE_POLICY", "pqc")], false)] {
@@ -679,7 +670,7 @@ mod tests {
             let server = ca.certificate(&ca.identity("a", "server"));
             let client = ca.sign(&ca.leaf(&ca.identity("a", "client")));
             let client = reckless_classic_client(Some(client), &[b"h2"]);
-            let (near, far) = loopback().await;
+            let (near, far) = tcp_pair().await;
             let (_client, served) = tokio::join!(
                 tls::connect(near, client, SOON),
                 tls::accept(far, server.server_config(), SOON)
@@ -699,7 +690,7 @@ mod tests {
             let mut old = ca.identity("a", "client");
             old.trust_domain = "old.example".parse().expect("a domain");
             let client = reckless_client(Some(ca.sign(&ca.leaf(&old))), &[b"h2"]);
-            let (near, far) = loopback().await;
+            let (near, far) = tcp_pair().await;
             let (_client, served) = tokio::join!(
                 tls::connect(near, client, SOON),
                 tls::accept(far, server.server_config(), SOON)

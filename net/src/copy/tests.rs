@@ -1,6 +1,5 @@
 use std::{
     future::{Future, pending},
-    net::Ipv4Addr,
     os::fd::AsRawFd,
     sync::Arc,
 };
@@ -9,7 +8,6 @@ use bytes::Bytes;
 use http::HeaderMap;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, duplex},
-    net::TcpListener,
     sync::{mpsc, oneshot},
     task::JoinHandle,
     time::timeout,
@@ -18,7 +16,7 @@ use tokio::{
 use super::*;
 use crate::{
     hbone::{Client, Config, ConnectHead, ConnectRequest, serve},
-    testing::TestCa,
+    testing::{TestCa, tcp_pair},
     tls::{PeerIdentity, Policy},
 };
 
@@ -26,16 +24,6 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 async fn soon<F: Future>(what: F) -> F::Output {
     timeout(DEADLINE, what).await.expect("in time")
-}
-
-async fn tcp_pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let dialled = TcpStream::connect(listener.local_addr().unwrap());
-    let (dialled, accepted) = tokio::join!(dialled, listener.accept());
-    let (dialled, accepted) = (dialled.unwrap(), accepted.unwrap().0);
-    dialled.set_nodelay(true).unwrap();
-    accepted.set_nodelay(true).unwrap();
-    (dialled, accepted)
 }
 
 /// A connection over which tunnels can be opened, both ends at hand.

@@ -164,9 +164,10 @@ mod tests {
     };
 
     use hickory_proto::rr::Record;
-    use tokio::net::{TcpListener, UdpSocket};
+    use tokio::net::UdpSocket;
 
     use super::*;
+    use crate::testing::tcp_and_udp;
 
     /// The answer to a question: 192.0.2.1 for A, nothing for AAAA.
     fn answered(question: &[u8]) -> Message {
@@ -197,12 +198,7 @@ mod tests {
 
     /// Its answers do not fit into a datagram.
     async fn lengthy_name_server() -> SocketAddr {
-        let (tcp, udp) = loop {
-            let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            if let Ok(udp) = UdpSocket::bind(tcp.local_addr().unwrap()).await {
-                break (tcp, udp);
-            }
-        };
+        let (tcp, udp) = tcp_and_udp().await;
         let address = tcp.local_addr().unwrap();
         tokio::spawn(async move {
             let mut buffer = [0; 512];

@@ -6,6 +6,7 @@ use mesh::{
 use serde_json::Value;
 
 use super::*;
+use crate::testing::encoded;
 
 fn open() -> FlowRecord {
     FlowRecord::new(
@@ -113,8 +114,7 @@ async fn what_a_slow_reader_missed_is_told_and_counted() {
     );
     let mut registry = Registry::default();
     flows.register(&mut registry);
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let text = encoded(&registry);
     assert!(
         text.contains("leyline_flow_events_dropped_total{kind=\"traffic\"} 5"),
         "{text}"

@@ -6,42 +6,16 @@ use std::{
 };
 
 use mesh::flow::{Direction, EndReason, FlowRecord, Party, PartyLabels, Security, ServiceName};
-use parking_lot::Mutex;
 use tracing::{info, info_span, subscriber::with_default};
 
 use super::*;
-use crate::fixture::SOON;
-
-#[derive(Clone, Default)]
-struct Output(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// The lines that `log` writes, without their time.
-fn lines_of(format: Format, filter: &str, log: impl FnOnce()) -> Vec<String> {
-    let options = Options {
-        format,
-        filter: filter.to_owned(),
-    };
-    let output = Output::default();
-    let (subscriber, handle) = subscriber(&options, output.clone()).expect("a good filter");
-    with_default(subscriber, log);
-    handle.flush();
-    let text = String::from_utf8(output.0.lock().clone()).expect("text");
-    text.lines().map(str::to_owned).collect()
-}
+use crate::{
+    fixture::SOON,
+    testing::{Output, lines},
+};
 
 fn plain(log: impl FnOnce()) -> Vec<String> {
-    let lines = lines_of(Format::Plain, "trace", log);
+    let lines = lines(Format::Plain, "trace", log);
     let rest = |line: &String| {
         let (time, rest) = line.split_once('\t').expect("columns");
         assert_eq!(time.len(), "2026-01-02T03:04:05.000006Z".len(), "{time}");
@@ -52,7 +26,7 @@ fn plain(log: impl FnOnce()) -> Vec<String> {
 }
 
 fn json(log: impl FnOnce()) -> Vec<serde_json::Value> {
-    let lines = lines_of(Format::Json, "trace", log);
+    let lines = lines(Format::Json, "trace", log);
     let read = |line: &String| serde_json::from_str(line).expect("one object per line");
     lines.iter().map(read).collect()
 }
@@ -134,7 +108,7 @@ fn a_json_line_has_flat_fields_and_nested_spans() {
 #[test]
 fn a_json_line_begins_with_what_every_line_has_and_keeps_the_order_of_fields() {
     let log = || info!(zebra = 1, ant = 2, level = "forged", "hello");
-    let lines = lines_of(Format::Json, "trace", log);
+    let lines = lines(Format::Json, "trace", log);
     let line = &lines[0];
     assert!(
         line.starts_with("{\"level\":\"info\",\"time\":\""),
@@ -304,7 +278,7 @@ fn an_error_is_told_with_its_causes_once() {
 
 #[test]
 fn a_filter_names_targets_as_lines_show_them() {
-    let lines = lines_of(Format::Plain, "warn,xds=info", || {
+    let lines = lines(Format::Plain, "warn,xds=info", || {
         info!(target: "net::xds::client", "shown");
         info!(target: "net::socket", "hidden");
     });
@@ -385,7 +359,7 @@ fn a_stalled_output_holds_up_whoever_logs_and_loses_nothing() {
     go.send(()).expect("stalled");
     logging.join().expect("no panic");
     writer.flush();
-    let lines = output.0.lock().iter().filter(|b| **b == b'\n').count();
+    let lines = output.text().lines().count();
     assert_eq!(lines, QUEUE_LINES + MORE);
 }
 

@@ -4,6 +4,7 @@ use mesh::flow::Direction;
 use tower::ServiceExt;
 
 use super::*;
+use crate::testing::{assert_line, encoded};
 
 mod grammar;
 
@@ -21,17 +22,6 @@ impl Labels for Row {
         each("reporter", self.0);
         each("response_flags", flag.as_str());
     }
-}
-
-fn encoded(registry: &Registry) -> String {
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, registry).expect("encodes");
-    text
-}
-
-#[track_caller]
-fn assert_line(text: &str, line: &str) {
-    assert!(text.lines().any(|l| l == line), "no {line:?} in\n{text}");
 }
 
 #[test]

@@ -19,7 +19,7 @@ use tonic::{
 };
 
 use super::*;
-use crate::{drain, fixture::SOON, ready::Ready};
+use crate::{drain, fixture::SOON, ready::Ready, testing::encoded};
 
 const A: &str = proto::ADDRESS_TYPE_URL;
 const P: &str = proto::AUTHORIZATION_TYPE_URL;
@@ -178,9 +178,7 @@ impl Rig {
     }
 
     fn metrics(&self) -> String {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("encodes");
-        text
+        encoded(&self.registry)
     }
 }
 

@@ -9,7 +9,7 @@ use hickory_proto::{
 };
 use parking_lot::Mutex;
 
-use net::handover::Port;
+use net::{handover::Port, testing::tcp_and_udp};
 
 use super::*;
 use net::dns::Upstreams;
@@ -208,12 +208,7 @@ async fn ask_tcp(rig: &Rig, request: &[u8]) -> Vec<u8> {
 
 /// A name server whose answers do not fit into a datagram: there it says so, and over TCP it sends the question's bytes back.
 async fn lengthy_upstream() -> SocketAddr {
-    let (tcp, udp) = loop {
-        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        if let Ok(udp) = UdpSocket::bind(tcp.local_addr().unwrap()).await {
-            break (tcp, udp);
-        }
-    };
+    let (tcp, udp) = tcp_and_udp().await;
     let address = tcp.local_addr().unwrap();
     tokio::spawn(async move {
         let mut buffer = [0; 4096];
