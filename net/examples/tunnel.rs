@@ -131,7 +131,7 @@ fn serve_hbone(listener: TcpListener, server: Arc<WorkloadCertificate>, direct: 
         async move {
             if let Ok((io, peer)) = tls::accept(tcp, server.server_config(), DEADLINE).await {
                 let handler = move |request| inbound(request, direct);
-                let _ = serve(io, peer, &Config::default(), pending(), handler).await;
+                let _ = serve(io, peer, &Config::default(), pending(), handler, |_| {}).await;
             }
         }
     });

@@ -24,7 +24,7 @@ use mesh::{
 use net::{
     ca::FetchError,
     drain,
-    hbone::{self, ConnectRequest, ResetCode, ServeError},
+    hbone::{self, ConnectRequest, NotConnect, ResetCode, ServeError},
     report::Chain,
     socket,
     tls::{self, HandshakeError, PeerIdentity, Revocations},
@@ -147,7 +147,11 @@ impl Inbound {
         let handler = move |request| serve_stream(this.clone(), request);
         let http2 = &self.waypoint.http2;
         let chain = Arc::clone(&peer.chain);
-        let serving = hbone::serve(stream, peer, http2, goodbye, handler);
+        let refused = |error: &NotConnect| {
+            let metrics = &self.waypoint.metrics;
+            self.early().failed(metrics, EndReason::BadRequest, error);
+        };
+        let serving = hbone::serve(stream, peer, http2, goodbye, handler, refused);
         let served = tokio::select! {
             served = serving => served,
             // Its streams end with the connection, at once.

@@ -170,7 +170,7 @@ impl Rig {
                     if let Ok((io, peer)) = tls::accept(tcp, tls, DEADLINE).await {
                         let config = hbone::Config::default();
                         let forever = std::future::pending();
-                        let _ = hbone::serve(io, peer, &config, forever, handler).await;
+                        let _ = hbone::serve(io, peer, &config, forever, handler, |_| {}).await;
                     }
                 });
             }

@@ -2,6 +2,7 @@
 
 mod east_west;
 mod readiness;
+mod refusals;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::{HeaderMap, StatusCode};

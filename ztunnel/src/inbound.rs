@@ -236,7 +236,7 @@ impl Inbound {
             let metrics = &self.pod.node.metrics;
             self.early().failed(metrics, EndReason::BadRequest, error);
         };
-        let serving = hbone::serve_telling(stream, peer, http2, goodbye, handler, refused);
+        let serving = hbone::serve(stream, peer, http2, goodbye, handler, refused);
         let served = tokio::select! {
             served = serving => served,
             // Its streams end with the connection, at once.

@@ -188,7 +188,7 @@ async fn answer(io: DuplexStream, certificate: Arc<WorkloadCertificate>) {
         chain: Arc::from([]),
     };
     // How it ends, the client sees.
-    let _ = serve(io, peer, &hbone::Config::default(), pending(), echo).await;
+    let _ = serve(io, peer, &hbone::Config::default(), pending(), echo, |_| {}).await;
 }
 
 async fn echo(request: ConnectRequest) {

@@ -49,9 +49,17 @@ impl Tunnels {
             }
         };
         let of_server = peer.clone();
-        tokio::spawn(
-            async move { serve(far, of_server, &Config::default(), pending(), handler).await },
-        );
+        tokio::spawn(async move {
+            serve(
+                far,
+                of_server,
+                &Config::default(),
+                pending(),
+                handler,
+                |_| {},
+            )
+            .await
+        });
         let (client, driver) = Client::handshake(near, peer, &Config::default())
             .await
             .unwrap();

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 pub use client::{Client, ConnectError, ConnectHead, DialError, Driver, Tunnel};
 pub use pool::{Dialer, Pool, PoolConfig, PoolStats, Target};
-pub use server::{ConnectRequest, NotConnect, ServeEnd, ServeError, serve, serve_telling};
+pub use server::{ConnectRequest, NotConnect, ServeEnd, ServeError, serve};
 pub use stream::{RecvHalf, ResetCode, SendHalf, Stream, StreamError};
 
 #[cfg(test)]

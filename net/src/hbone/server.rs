@@ -171,25 +171,9 @@ fn refuse(answer: &mut SendResponse<Bytes>, status: StatusCode) {
 /// Serves one connection until it ends: each CONNECT runs `handler` in a task of its own, owned by this future.
 ///
 /// When `drain` is ready the client gets GOAWAY, and streams that are open go on. Dropping this future ends the
-/// connection and every stream. Requests that are no CONNECT, or name no destination, are answered 400 here.
+/// connection and every stream. Requests that are no CONNECT, or name no destination, are answered 400 here and told to
+/// `refused`.
 pub async fn serve<IO, D, H, F>(
-    io: IO,
-    peer: PeerIdentity,
-    config: &Config,
-    drain: D,
-    handler: H,
-) -> Result<ServeEnd, ServeError>
-where
-    IO: AsyncRead + AsyncWrite + Unpin + Send,
-    D: Future<Output = ()> + Send,
-    H: Fn(ConnectRequest) -> F + Send,
-    F: Future<Output = ()> + Send + 'static,
-{
-    serve_telling(io, peer, config, drain, handler, |_| {}).await
-}
-
-/// As [`serve`]; what is answered 400 here is told to `refused`.
-pub async fn serve_telling<IO, D, H, F>(
     io: IO,
     peer: PeerIdentity,
     config: &Config,

@@ -102,7 +102,7 @@ where
                 let (open, drain) = (open.clone(), drain.clone());
                 serving.spawn(async move {
                     if let Ok((io, peer)) = tls::accept(tcp, tls, DEADLINE).await {
-                        let end = serve(io, peer, &config, drain.notified(), handler).await;
+                        let end = serve(io, peer, &config, drain.notified(), handler, |_| {}).await;
                         let _ = report.send(end);
                     }
                     open.fetch_sub(1, Ordering::SeqCst);
@@ -657,7 +657,8 @@ where
 {
     let (near, far) = duplex(1 << 20);
     let peer = client_of_a();
-    let task = tokio::spawn(async move { serve(far, peer, &config, pending(), handler).await });
+    let task =
+        tokio::spawn(async move { serve(far, peer, &config, pending(), handler, |_| {}).await });
     (near, task)
 }
 
@@ -718,7 +719,7 @@ async fn what_gets_400_is_told_and_not_in_full() {
     tokio::spawn(async move {
         let refused = |error: &NotConnect| tell.send(error.to_string()).unwrap();
         let config = Config::default();
-        serve_telling(far, client_of_a(), &config, pending(), never, refused).await
+        serve(far, client_of_a(), &config, pending(), never, refused).await
     });
     let mut requests = raw_client(near).await;
     let uri = format!("http://127.0.0.1:80/{}", "x".repeat(1000));

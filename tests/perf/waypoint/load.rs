@@ -53,7 +53,7 @@ pub(crate) async fn backend(authority: &Authority) -> Result<()> {
                 let config = hbone::Config::default();
                 let forever = std::future::pending();
                 // A proxy that ends is no failure of the endpoint.
-                let _ = hbone::serve(io, peer, &config, forever, answer).await;
+                let _ = hbone::serve(io, peer, &config, forever, answer, |_| {}).await;
             });
         }
     });

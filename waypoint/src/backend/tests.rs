@@ -355,7 +355,15 @@ async fn endpoint(
         }
     };
     let config = hbone::Config::default();
-    let _ = hbone::serve(stream, peer, &config, std::future::pending(), handler).await;
+    let _ = hbone::serve(
+        stream,
+        peer,
+        &config,
+        std::future::pending(),
+        handler,
+        |_| {},
+    )
+    .await;
 }
 
 /// A gateway of another network with an endpoint behind it; where it is.
@@ -382,7 +390,8 @@ async fn gateway(rig: &Rig, asked: &Asked) -> IpAddr {
             let (io, peer) = net::tls::accept(tcp, own, DEADLINE).await.unwrap();
             let config = hbone::Config::default();
             tokio::spawn(async move {
-                let _ = hbone::serve(io, peer, &config, std::future::pending(), handler).await;
+                let _ =
+                    hbone::serve(io, peer, &config, std::future::pending(), handler, |_| {}).await;
             });
         }
     });

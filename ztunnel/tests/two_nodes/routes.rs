@@ -111,7 +111,7 @@ fn spawn_peer<F: Future<Output = ()> + Send + 'static>(
                 let config = hbone::Config::default();
                 let never = std::future::pending();
                 let handler = move |request| handler(request);
-                let _ = hbone::serve(stream, peer, &config, never, handler).await;
+                let _ = hbone::serve(stream, peer, &config, never, handler, |_| {}).await;
             });
         }
     });
