@@ -16,7 +16,10 @@ use mesh::{
     outcome::LocalWorkload,
 };
 pub use net::settings::{BadSetting, ConfigError, Lookup, Remote, RootCert, Token};
-use net::settings::{Reader, parse_cpus};
+use net::{
+    hbone,
+    settings::{Reader, parse_cpus},
+};
 use serde::Serialize;
 
 /// Everything that can be set.
@@ -141,12 +144,9 @@ pub struct Http2 {
     pub pool_max_streams: u16,
     /// When an unused pooled connection is released (`POOL_UNUSED_RELEASE_TIMEOUT`).
     pub unused_release: Duration,
-    /// Bytes (`HTTP2_STREAM_WINDOW_SIZE`).
-    pub stream_window_size: u32,
-    /// Bytes (`HTTP2_CONNECTION_WINDOW_SIZE`).
-    pub connection_window_size: u32,
-    /// Bytes (`HTTP2_FRAME_SIZE`).
-    pub frame_size: u32,
+    /// Windows and frames.
+    #[serde(flatten)]
+    pub sizes: hbone::Sizes,
 }
 
 /// What one peer, and all together, may cost.
@@ -371,25 +371,8 @@ fn read_http2(read: &mut Reader<'_>) -> Http2 {
         max_streams: read.parse_or("LEYLINE_MAX_STREAMS_PER_CONNECTION", 200),
         pool_max_streams: read.parse_or("POOL_MAX_STREAMS_PER_CONNECTION", 100),
         unused_release: read.duration_or("POOL_UNUSED_RELEASE_TIMEOUT", DEFAULT_UNUSED_RELEASE),
-        stream_window_size: read.parse_or("HTTP2_STREAM_WINDOW_SIZE", 4 << 20),
-        connection_window_size: read.parse_or("HTTP2_CONNECTION_WINDOW_SIZE", 16 << 20),
-        frame_size: read.parse_or("HTTP2_FRAME_SIZE", 1 << 20),
+        sizes: hbone::Sizes::read(read),
     };
-    // RFC 9113 6.5.2 and 6.9.1 bound what a peer accepts.
-    if !(16_384..=16_777_215).contains(&config.frame_size) {
-        read.reject("HTTP2_FRAME_SIZE", "16384 to 16777215 bytes expected");
-    }
-    for (name, size) in [
-        ("HTTP2_STREAM_WINDOW_SIZE", config.stream_window_size),
-        (
-            "HTTP2_CONNECTION_WINDOW_SIZE",
-            config.connection_window_size,
-        ),
-    ] {
-        if !(65_535..=0x7fff_ffff).contains(&size) {
-            read.reject(name, "65535 to 2147483647 bytes expected");
-        }
-    }
     if config.pool_max_streams == 0 || config.max_streams == 0 {
         read.reject("POOL_MAX_STREAMS_PER_CONNECTION", "at least 1 expected");
     }

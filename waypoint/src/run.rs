@@ -376,11 +376,8 @@ pub(crate) fn assemble(
     let metrics = Metrics::register(registry, version, Arc::new(before_scrape));
     metrics::register_process(registry, Vec::new());
     let http2 = hbone::Config {
-        stream_window_bytes: config.http2.stream_window_size,
-        connection_window_bytes: config.http2.connection_window_size,
-        frame_bytes: config.http2.frame_size,
         max_streams: config.http2.max_streams,
-        ..hbone::Config::default()
+        ..hbone::Config::sized(&config.http2.sizes)
     };
     let outside = tls::Policy::new(
         tls::Versions::Tls12And13,

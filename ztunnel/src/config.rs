@@ -17,9 +17,9 @@ use serde::Serialize;
 
 use mesh::{identity::TrustDomain, names::Str, outcome::LocalWorkload};
 use mesh_file::MeshFile;
-use net::handover::Alone;
 pub use net::settings::{BadSetting, ConfigError, Lookup, Remote, RootCert, Token};
 use net::settings::{Reader, parse_cpus};
+use net::{handover::Alone, hbone};
 
 /// Port of captured egress.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -212,12 +212,9 @@ pub struct Http2 {
     pub max_streams_per_connection: u16,
     /// When an unused pooled connection is released.
     pub unused_release_timeout: Duration,
-    /// Bytes.
-    pub stream_window_size: u32,
-    /// Bytes.
-    pub connection_window_size: u32,
-    /// Bytes.
-    pub frame_size: u32,
+    /// Windows and frames.
+    #[serde(flatten)]
+    pub sizes: hbone::Sizes,
 }
 
 /// TCP keepalive.
@@ -544,25 +541,8 @@ fn read_http2(read: &mut Reader<'_>) -> Http2 {
         max_streams_per_connection: read.parse_or("POOL_MAX_STREAMS_PER_CONNECTION", 100),
         unused_release_timeout: read
             .duration_or("POOL_UNUSED_RELEASE_TIMEOUT", DEFAULT_UNUSED_RELEASE),
-        stream_window_size: read.parse_or("HTTP2_STREAM_WINDOW_SIZE", 4 << 20),
-        connection_window_size: read.parse_or("HTTP2_CONNECTION_WINDOW_SIZE", 16 << 20),
-        frame_size: read.parse_or("HTTP2_FRAME_SIZE", 1 << 20),
+        sizes: hbone::Sizes::read(read),
     };
-    // RFC 9113 6.5.2 and 6.9.1 bound what a peer accepts.
-    if !(16_384..=16_777_215).contains(&config.frame_size) {
-        read.reject("HTTP2_FRAME_SIZE", "16384 to 16777215 bytes expected");
-    }
-    for (name, size) in [
-        ("HTTP2_STREAM_WINDOW_SIZE", config.stream_window_size),
-        (
-            "HTTP2_CONNECTION_WINDOW_SIZE",
-            config.connection_window_size,
-        ),
-    ] {
-        if !(65_535..=0x7fff_ffff).contains(&size) {
-            read.reject(name, "65535 to 2147483647 bytes expected");
-        }
-    }
     if config.max_streams_per_connection == 0 {
         read.reject("POOL_MAX_STREAMS_PER_CONNECTION", "at least 1 expected");
     }

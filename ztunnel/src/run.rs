@@ -410,12 +410,7 @@ pub(crate) fn make_node(
     Arc::new(Node {
         resolver: Resolver::new(own_sockets(&config), upstreams.clone(), config.inpod.ipv6),
         identities: Identities::new(certificates.clone()),
-        http2: hbone::Config {
-            stream_window_bytes: config.http2.stream_window_size,
-            connection_window_bytes: config.http2.connection_window_size,
-            frame_bytes: config.http2.frame_size,
-            ..hbone::Config::default()
-        },
+        http2: hbone::Config::sized(&config.http2.sizes),
         max_pod_connections: max_pod_connections(&config),
         lanes,
         config,
@@ -649,9 +644,10 @@ mod tests {
         let sizes = [
             http2.stream_window_bytes,
             http2.connection_window_bytes,
+            http2.max_connection_window_bytes,
             http2.frame_bytes,
         ];
-        assert_eq!(sizes, [70_000, 80_000, 20_000]);
+        assert_eq!(sizes, [70_000, 80_000, 80_000, 20_000]);
         assert_eq!(node.max_pod_connections, 9);
         let here = net::netns::Netns::current().expect("there is one");
         let sockets = node.pod_sockets(here);

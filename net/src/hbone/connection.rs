@@ -34,11 +34,11 @@ pub(super) const ERROR_RESETS: usize = 1024;
 /// carries, and ends the connection beyond. An application that writes small messages to one that is busy must not cost
 /// the others on its connection theirs, so this is what the window may hold at most, and not what it holds at first.
 pub(super) fn small_frames_budget(config: &Config) -> usize {
-    let window = usize::try_from(config.max_connection_window_bytes / 2);
-    window.unwrap_or(usize::MAX).min(SMALL_FRAMES * 255)
+    let window = usize::try_from(config.max_connection_window_bytes);
+    window.unwrap_or(usize::MAX).min(SMALL_FRAMES) * 255
 }
 
-/// Frames of one byte that may wait, whatever the window: h2 keeps them in one list, of 250 bytes for each, that doubles when
+/// Frames of one byte that may wait, however many the window lets come: h2 keeps them in one list, of 250 bytes for each, that doubles when
 /// it is full. This is a little less than a full one of 2^17, which takes 33 MB, and 49 while it grows to that.
 const SMALL_FRAMES: usize = 130_000;
 

@@ -8,6 +8,7 @@ mod client;
 mod connection;
 mod pool;
 mod server;
+mod sizes;
 mod stream;
 
 use std::time::Duration;
@@ -15,6 +16,7 @@ use std::time::Duration;
 pub use client::{Client, ConnectError, ConnectHead, DialError, Driver, Tunnel};
 pub use pool::{Dialer, Pool, PoolConfig, PoolStats, Target};
 pub use server::{ConnectRequest, NotConnect, ServeEnd, ServeError, serve};
+pub use sizes::Sizes;
 pub use stream::{RecvHalf, ResetCode, SendHalf, Stream, StreamError};
 
 #[cfg(test)]
@@ -25,10 +27,10 @@ mod tests;
 pub struct Config {
     /// Bytes in flight toward us on one stream (`HTTP2_STREAM_WINDOW_SIZE`).
     pub stream_window_bytes: u32,
-    /// Bytes in flight toward us on one connection (`HTTP2_CONNECTION_WINDOW_SIZE`), with few streams open.
+    /// Bytes in flight toward us on one connection, with few streams open.
     pub connection_window_bytes: u32,
     /// To what the connection's window grows with the number of streams, so that a few streams nobody reads do not
-    /// stop the others.
+    /// stop the others. No more than that: it does not (`HTTP2_CONNECTION_WINDOW_SIZE` is set).
     pub max_connection_window_bytes: u32,
     /// The largest frame we accept (`HTTP2_FRAME_SIZE`).
     pub frame_bytes: u32,

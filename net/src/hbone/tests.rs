@@ -693,6 +693,41 @@ async fn status_of(requests: &mut Requests, request: Request<()>) -> Result<Stat
     Ok(soon(response).await?.status())
 }
 
+/// What ten streams of 100,000 bytes each may send to a server that reads nothing.
+async fn in_flight(connection_window_size: u32, connection_window_grows: bool) -> usize {
+    let config = Config::sized(&Sizes {
+        stream_window_size: 100_000,
+        connection_window_size,
+        connection_window_grows,
+        frame_size: 16_384,
+    });
+    let hold = |request: ConnectRequest| async {
+        let _unread = request.accept(HeaderMap::new()).unwrap();
+        pending().await
+    };
+    let (io, _serving) = on_pipe(config, hold);
+    let mut requests = raw_client(io).await;
+    let mut streams = Vec::new();
+    for _ in 0..10 {
+        requests = requests.ready().await.unwrap();
+        let connect = Request::connect("10.0.0.1:80").body(()).unwrap();
+        let (response, mut stream) = requests.send_request(connect, false).unwrap();
+        soon(response).await.unwrap();
+        stream.reserve_capacity(100_000);
+        streams.push(stream);
+    }
+    // Behind this answer is nothing of what the last stream changed.
+    let request = Request::get("http://10.0.0.1/").body(()).unwrap();
+    status_of(&mut requests, request).await.unwrap();
+    streams.iter().map(h2::SendStream::capacity).sum()
+}
+
+#[tokio::test]
+async fn a_peer_has_as_much_in_flight_as_was_asked_for_and_no_more() {
+    assert_eq!(in_flight(150_000, false).await, 150_000);
+    assert_eq!(in_flight(150_000, true).await, 1_000_000);
+}
+
 #[tokio::test]
 async fn what_is_no_connect_to_a_host_and_port_gets_400() {
     let (io, _serving) = on_pipe(Config::default(), never);

@@ -51,7 +51,7 @@ PREFERED_SERVICE_NAMESPACE       /dns/preferredServiceNamespace      null       
 POOL_MAX_STREAMS_PER_CONNECTION  /http2/maxStreamsPerConnection      100                   7               7
 POOL_UNUSED_RELEASE_TIMEOUT      /http2/unusedReleaseTimeout/secs    300                   7s              7
 HTTP2_STREAM_WINDOW_SIZE         /http2/streamWindowSize             4194304               65536           65536
-HTTP2_CONNECTION_WINDOW_SIZE     /http2/connectionWindowSize         16777216              65536           65536
+HTTP2_CONNECTION_WINDOW_SIZE     /http2/connectionWindowSize         16777216              4194304         4194304
 HTTP2_FRAME_SIZE                 /http2/frameSize                    1048576               16384           16384
 KEEPALIVE_ENABLED                /keepalive/enabled                  true                  false           false
 KEEPALIVE_TIME                   /keepalive/time/secs                180                   1m              60
@@ -96,6 +96,7 @@ POOL_MAX_STREAMS_PER_CONNECTION  65536
 POOL_UNUSED_RELEASE_TIMEOUT      soon
 HTTP2_STREAM_WINDOW_SIZE         65534
 HTTP2_CONNECTION_WINDOW_SIZE     2147483648
+HTTP2_CONNECTION_WINDOW_SIZE     4194303
 HTTP2_FRAME_SIZE                 16777216
 KEEPALIVE_ENABLED                x
 KEEPALIVE_TIME                   500ms
