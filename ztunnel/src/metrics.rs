@@ -133,6 +133,7 @@ pub(crate) struct DnsMetrics {
     upstream_requests: Family<DnsLabels, Counter>,
     upstream_failures: Family<DnsLabels, Counter>,
     upstream_duration: Family<DnsLabels, Histogram, fn() -> Histogram>,
+    dropped: Family<ClientLabels, Counter>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -164,6 +165,25 @@ pub(crate) struct DnsLabels {
     source_canonical_revision: String,
 }
 
+/// Whose question, where nobody has read it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClientLabels {
+    source_canonical_service: String,
+    source_canonical_revision: String,
+}
+
+impl ClientLabels {
+    fn new(client: Option<&Workload>) -> Self {
+        let text = |field: fn(&Workload) -> &Str| {
+            client.map_or_else(|| UNKNOWN.to_owned(), |client| or_unknown(field(client)))
+        };
+        Self {
+            source_canonical_service: text(|client| &client.canonical_name),
+            source_canonical_revision: text(|client| &client.canonical_revision),
+        }
+    }
+}
+
 fn or_unknown(text: &Str) -> String {
     match text.is_empty() {
         true => UNKNOWN.to_owned(),
@@ -179,14 +199,12 @@ const COUNTED_TYPES: [&str; 12] = [
 impl DnsLabels {
     pub(crate) fn new(kind: &str, protocol: &'static str, client: Option<&Workload>) -> Self {
         let counted = COUNTED_TYPES.contains(&kind);
-        let text = |field: fn(&Workload) -> &Str| {
-            client.map_or_else(|| UNKNOWN.to_owned(), |client| or_unknown(field(client)))
-        };
+        let client = ClientLabels::new(client);
         Self {
             request_query_type: if counted { kind } else { "other" }.to_owned(),
             request_protocol: protocol,
-            source_canonical_service: text(|client| &client.canonical_name),
-            source_canonical_revision: text(|client| &client.canonical_revision),
+            source_canonical_service: client.source_canonical_service,
+            source_canonical_revision: client.source_canonical_revision,
         }
     }
 }
@@ -279,6 +297,7 @@ impl DnsMetrics {
             upstream_requests: Family::default(),
             upstream_failures: Family::default(),
             upstream_duration: Family::new_with_constructor(histogram),
+            dropped: Family::default(),
         };
         registry.register(
             "istio_dns_requests",
@@ -300,11 +319,22 @@ impl DnsMetrics {
             "Time to the answer of a name server",
             new.upstream_duration.clone(),
         );
+        registry.register(
+            "leyline_dns_questions_dropped",
+            "Questions over UDP that were dropped unread, as too many of one pod were being answered",
+            new.dropped.clone(),
+        );
         new
     }
 
     pub(crate) fn asked(&self, labels: &DnsLabels) {
         self.requests.get_or_create(labels).inc();
+    }
+
+    /// Counts a question that was dropped unread.
+    pub(crate) fn dropped(&self, client: Option<&Workload>) {
+        let labels = ClientLabels::new(client);
+        self.dropped.get_or_create(&labels).inc();
     }
 
     pub(crate) fn forwarded(&self, labels: &DnsLabels, took: Duration, answered: bool) {
@@ -416,6 +446,23 @@ mod tests {
         let of_nobody = "request_query_type=\"other\",request_protocol=\"tcp\",\
             source_canonical_service=\"unknown\",source_canonical_revision=\"unknown\"";
         assert_line(&told, &format!("istio_dns_requests_total{{{of_nobody}}} 1"));
+    }
+
+    #[test]
+    fn questions_that_are_dropped_are_counted_with_whose_they_were() {
+        let client = fixture::workload();
+        let told = told(|metrics| {
+            metrics.dns.dropped(Some(&client));
+            metrics.dns.dropped(Some(&client));
+            metrics.dns.dropped(None);
+        });
+        let name = "leyline_dns_questions_dropped_total";
+        for (service, revision, count) in [("web-canonical", "v2", 2), ("unknown", "unknown", 1)] {
+            let labels = format!(
+                "source_canonical_service=\"{service}\",source_canonical_revision=\"{revision}\""
+            );
+            assert_line(&told, &format!("{name}{{{labels}}} {count}"));
+        }
     }
 
     #[test]

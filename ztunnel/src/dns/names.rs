@@ -199,6 +199,11 @@ impl Names for PodNames {
             .asked(&self.labels(kind, transport));
     }
 
+    fn dropped(&self) {
+        let client = self.client();
+        self.pod.node.metrics.dns.dropped(client.as_deref());
+    }
+
     fn forwarded(&self, kind: &str, transport: Transport, took: Duration, answered: bool) {
         let labels = self.labels(kind, transport);
         self.pod.node.metrics.dns.forwarded(&labels, took, answered);

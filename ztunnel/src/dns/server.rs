@@ -64,6 +64,9 @@ pub(crate) trait Names: Send + Sync + 'static {
     /// A question of this type arrived over this transport.
     fn asked(&self, kind: &str, transport: Transport);
 
+    /// A question was dropped unread, as too many are being answered.
+    fn dropped(&self);
+
     /// It was carried to a name server, which took so long; `answered`: it could say whether the name is there.
     fn forwarded(&self, kind: &str, transport: Transport, took: Duration, answered: bool);
 }
@@ -131,6 +134,7 @@ impl<N: Names> Server<N> {
         peer: SocketAddr,
     ) {
         let Ok(permit) = self.permits.clone().try_acquire_owned() else {
+            self.names.dropped();
             tracing::debug!(%peer, "dns question dropped: too many at a time");
             return;
         };

@@ -16,10 +16,20 @@ use net::dns::Upstreams;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-#[derive(Default)]
 struct Fake {
     asked: Mutex<Vec<String>>,
     failures: AtomicUsize,
+    dropped: Semaphore,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        Self {
+            asked: Mutex::default(),
+            failures: AtomicUsize::default(),
+            dropped: Semaphore::new(0),
+        }
+    }
 }
 
 impl Names for Arc<Fake> {
@@ -72,6 +82,10 @@ impl Names for Arc<Fake> {
         self.asked.lock().push(kind.to_owned());
     }
 
+    fn dropped(&self) {
+        self.dropped.add_permits(1);
+    }
+
     fn forwarded(&self, _: &str, _: Transport, _: Duration, answered: bool) {
         if !answered {
             self.failures.fetch_add(1, Ordering::SeqCst);
@@ -83,6 +97,7 @@ struct Rig {
     address: SocketAddr,
     tcp_address: SocketAddr,
     names: Arc<Fake>,
+    permits: Arc<Semaphore>,
     drain: drain::Trigger,
     _file: tempfile::NamedTempFile,
     serving: JoinSet<()>,
@@ -95,6 +110,7 @@ async fn rig(upstream: impl IntoIterator<Item = SocketAddr>) -> Rig {
     let upstreams = ResolvConf::with_servers(file.path().to_owned(), upstream);
     let names = Arc::new(Fake::default());
     let server = Server::new(names.clone(), Factory::default(), Arc::new(upstreams));
+    let permits = Arc::clone(&server.permits);
     let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = udp.local_addr().unwrap();
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -111,6 +127,7 @@ async fn rig(upstream: impl IntoIterator<Item = SocketAddr>) -> Rig {
         address,
         tcp_address,
         names,
+        permits,
         drain,
         _file: file,
         serving,
@@ -360,6 +377,24 @@ async fn tcp_clients_are_served_on_one_connection_after_the_other_question() {
             .unwrap();
         assert_eq!(Message::from_vec(&reply).unwrap().answers.len(), 1);
     }
+}
+
+#[tokio::test]
+async fn a_question_beyond_those_that_are_being_answered_is_dropped_and_counted() {
+    let rig = rig(None).await;
+    let busy = rig.permits.acquire_many(1024).await.unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let request = question("web.a.", RecordType::A).to_vec().unwrap();
+    for _ in 0..2 {
+        socket.send_to(&request, rig.address).await.unwrap();
+    }
+    let counted = timeout(DEADLINE, rig.names.dropped.acquire_many(2)).await;
+    let _both = counted.expect("counted within the deadline").unwrap();
+    drop(busy);
+    let reply = Message::from_vec(&ask_udp(&rig, &request).await).unwrap();
+    assert_eq!(reply.answers.len(), 1, "there is room again");
+    assert_eq!(*rig.names.asked.lock(), ["a"], "the others were dropped");
+    assert_eq!(rig.names.dropped.available_permits(), 0, "and nothing else");
 }
 
 #[tokio::test]
