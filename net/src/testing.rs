@@ -26,8 +26,10 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, Server
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 mod observe;
+mod rights;
 
 pub use observe::{Output, assert_line, encoded, lines, sockets_of, tcp_and_udp, tcp_pair};
+pub use rights::without_network_rights;
 
 use crate::{
     ca::{Issuer, Issuing},

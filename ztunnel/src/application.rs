@@ -6,10 +6,16 @@ use std::{
 };
 
 use mesh::{flow::EndReason, identity::Identity, inbound::InboundTarget};
-use net::{proxy_protocol, socket::SocketError};
+use net::{
+    proxy_protocol,
+    socket::{Factory, Operation, SocketError},
+};
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
-use crate::pod::{CONNECT_DEADLINE, Pod};
+use crate::{
+    config::OriginalSource,
+    pod::{CONNECT_DEADLINE, Pod},
+};
 
 /// What is to be dialled, and for whom.
 pub(crate) struct Dial<'a> {
@@ -50,6 +56,32 @@ impl DialError {
             Self::Connect { source, .. } => source.end_reason(),
             Self::Timeout { .. } => EndReason::ConnectTimedOut,
         }
+    }
+}
+
+/// Connections in their clients' names are asked for, and cannot be had: told before there is one, instead of by each.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "ENABLE_ORIG_SRC is true, but applications cannot be shown their clients' addresses, which takes CAP_NET_ADMIN"
+)]
+pub struct OriginalSourceError(#[source] SocketError);
+
+/// Whether `sockets` may do what the setting asks for. That there are no sockets at all, listeners will tell.
+pub(crate) fn check_original_source(
+    asked: OriginalSource,
+    sockets: &Factory,
+) -> Result<(), OriginalSourceError> {
+    if asked != OriginalSource::Required {
+        return Ok(());
+    }
+    match sockets.check_transparent() {
+        Err(
+            error @ SocketError::Io {
+                operation: Operation::Set(_),
+                ..
+            },
+        ) => Err(OriginalSourceError(error)),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 

@@ -25,8 +25,9 @@ use tokio::{
 };
 
 use crate::{
+    application::check_original_source,
     authorize,
-    config::{HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, OriginalSource},
+    config::{HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT},
     dns,
     identities::Held,
     inbound, inbound_plaintext, outbound,
@@ -111,9 +112,6 @@ impl Listeners {
         join: impl Fn(TcpListener) -> Listener,
     ) -> Result<Self, SocketError> {
         let config = &node.config;
-        if config.inpod.original_source == OriginalSource::Required {
-            sockets.check_transparent()?;
-        }
         let (dns_tcp, dns_udp) = match config.dns.enabled {
             true => (
                 sockets.listen_loopback(config.dns.port)?,
@@ -175,10 +173,12 @@ impl Launch for Launcher {
         // Its listeners and all that is spawned here.
         let _lane = self.node.lanes.in_turn().enter();
         let sockets = self.node.pod_sockets(netns.clone());
-        self.migrate_requests(netns);
-        let listeners = Listeners::open(&sockets, netns, &self.node)
-            .map_err(|error| Chain(&error).to_string())?;
+        let told = |error: &dyn std::error::Error| Chain(error).to_string();
         let source = self.node.config.inpod.original_source;
+        check_original_source(source, &sockets).map_err(|error| told(&error))?;
+        self.migrate_requests(netns);
+        let listeners =
+            Listeners::open(&sockets, netns, &self.node).map_err(|error| told(&error))?;
         let pod = Pod::new(
             self.node.clone(),
             uid.clone(),
@@ -433,7 +433,7 @@ mod tests {
     use net::{socket::SourceAddress, testing::sockets_of};
 
     use super::*;
-    use crate::fixture;
+    use crate::{config::OriginalSource, fixture};
 
     #[tokio::test]
     async fn the_end_of_a_pod_closes_the_sockets_that_were_prepared_for_it() {

@@ -31,6 +31,7 @@ use tokio::{
 };
 
 use crate::{
+    application::{OriginalSourceError, check_original_source},
     config::{Config, HBONE_PORT, LocalState, Mode, OriginalSource, Remote},
     dump,
     identities::Identities,
@@ -59,6 +60,9 @@ pub enum RunError {
         /// Why.
         source: SocketError,
     },
+    /// What is asked for takes a right that we do not have.
+    #[error(transparent)]
+    OriginalSource(#[from] OriginalSourceError),
     /// The control plane's address makes no sense.
     #[error("{setting}")]
     ControlPlane {
@@ -170,6 +174,7 @@ impl Tunnel {
     }
 
     fn start(self) -> Result<Started, RunError> {
+        check_original_source(self.config.inpod.original_source, &Factory::default())?;
         let ready = Ready::new();
         let (services, of_services) = drain::channel();
         let (pods_drain, of_pods) = drain::channel();
@@ -544,7 +549,10 @@ mod tests {
     use crate::fixture;
     use net::{
         ca::Token,
-        testing::{TestCa, reckless_classic_client, reckless_client, tcp_pair},
+        report::Chain,
+        testing::{
+            TestCa, reckless_classic_client, reckless_client, tcp_pair, without_network_rights,
+        },
     };
 
     fn config(settings: &[(&str, &str)]) -> Config {
@@ -655,6 +663,29 @@ mod tests {
         assert!(!sockets.reuse_port && !sockets.ipv6);
         let time = sockets.keepalive.expect("on").time;
         assert_eq!(time, Duration::from_secs(60));
+    }
+
+    #[tokio::test]
+    async fn who_may_not_show_clients_addresses_and_has_to_does_not_start() {
+        let tunnel = Tunnel::new(config(&[("ENABLE_ORIG_SRC", "true")]));
+        let here = Handle::current();
+        let started = without_network_rights(|| {
+            let _here = here.enter();
+            tunnel.start().map(|_| ())
+        });
+        let told = Chain(&started.expect_err("no right to")).to_string();
+        for part in ["ENABLE_ORIG_SRC is true", "CAP_NET_ADMIN", "IP_TRANSPARENT"] {
+            assert!(told.contains(part), "{part} is not in {told}");
+        }
+    }
+
+    #[test]
+    fn the_right_to_show_clients_addresses_is_asked_for_where_it_is_needed() {
+        use OriginalSource::{BestEffort, Never, Required};
+        let sockets = Factory::default();
+        let may = |asked| check_original_source(asked, &sockets).is_ok();
+        let without = without_network_rights(|| [Required, BestEffort, Never].map(may));
+        assert_eq!(without, [false, true, true]);
     }
 
     const SOON: Duration = Duration::from_secs(10);

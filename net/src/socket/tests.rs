@@ -1,7 +1,10 @@
 use tokio::time::timeout;
 
 use super::*;
-use crate::fixture::{SOON, fresh_netns, without_network_rights};
+use crate::{
+    fixture::{SOON, fresh_netns},
+    testing::without_network_rights,
+};
 
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
