@@ -9,6 +9,8 @@ use std::{
 };
 
 use parking_lot::Mutex;
+#[cfg(any(test, feature = "testing"))]
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, timeout_at},
@@ -87,6 +89,28 @@ impl Demand {
     /// Asks a control plane that never answers.
     pub(crate) fn of_nobody() -> Self {
         Self(Arc::default())
+    }
+}
+
+#[cfg(any(test, feature = "testing"))]
+impl Demand {
+    /// Asks a control plane that has nothing. It is there while the second part runs, and tells `asked` each question.
+    pub fn of_nothing(asked: UnboundedSender<String>) -> (Self, impl Future<Output = ()> + Send) {
+        let waiters: Arc<Waiters> = Arc::default();
+        let answering = {
+            let waiters = Arc::clone(&waiters);
+            async move {
+                loop {
+                    for name in waiters.fresh().await {
+                        waiters.answer(&name, Found::Absent);
+                        if asked.send(name).is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+        };
+        (Self(waiters), answering)
     }
 }
 

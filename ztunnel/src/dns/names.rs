@@ -270,13 +270,76 @@ mod tests {
         view::{Resource, Update},
         workload::PodDns,
     };
-    use net::socket::Factory;
+    use net::{socket::Factory, xds::Demand};
+    use tokio::sync::mpsc;
 
     use super::*;
     use crate::{
         config::OriginalSource,
         fixture::{binding, lines, node_with, workload},
     };
+
+    /// A pod's names in a mesh that is told on demand, and where there is nothing but the pod.
+    fn on_demand() -> (PodNames, Asked) {
+        let node = node_with(&[("XDS_ON_DEMAND", "true")]);
+        node.state.publish(Update {
+            upserts: vec![Resource::Workload(workload())],
+            removals: Vec::new(),
+        });
+        let (tell, asked) = mpsc::unbounded_channel();
+        let (demand, answering) = Demand::of_nothing(tell);
+        node.state.fetch_through(demand);
+        tokio::spawn(answering);
+        let (sockets, never) = (Factory::default(), OriginalSource::Never);
+        let pod = Pod::new(node, "uid".into(), binding(), sockets, never);
+        (PodNames::new(pod), Asked(asked))
+    }
+
+    /// What the control plane is asked for.
+    struct Asked(mpsc::UnboundedReceiver<String>);
+
+    impl Asked {
+        /// Since the last time.
+        fn lately(&mut self) -> Vec<String> {
+            let mut names: Vec<_> = std::iter::from_fn(|| self.0.try_recv().ok()).collect();
+            names.sort();
+            names
+        }
+    }
+
+    const NOBODY: &str = "nobody.shop.svc.cluster.local";
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_control_plane_does_not_have_is_asked_for_again_after_five_seconds() {
+        let (names, mut asked) = on_demand();
+        assert_eq!(names.lookup(NOBODY, false).await, Known::Nothing);
+        let first = asked.lately();
+        assert!(first.contains(&format!("shop/{NOBODY}")), "{first:?}");
+        for _ in 0..2 {
+            tokio::time::advance(ABSENT_FOR - Duration::from_millis(1)).await;
+            for ipv6 in [false, true] {
+                assert_eq!(names.lookup(NOBODY, ipv6).await, Known::Nothing);
+            }
+            assert_eq!(asked.lately(), [""; 0], "it is remembered");
+            tokio::time::advance(Duration::from_millis(1)).await;
+            assert_eq!(names.lookup(NOBODY, false).await, Known::Nothing);
+            assert_eq!(asked.lately(), first);
+        }
+        assert_eq!(ABSENT_FOR, Duration::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_memory_of_what_the_control_plane_does_not_have_is_bounded() {
+        let (names, mut asked) = on_demand();
+        let mut most = 0;
+        for number in 0..2 * MAX_ABSENT {
+            let name = format!("nobody-{number}.shop.svc.cluster.local");
+            names.lookup(&name, false).await;
+            most = most.max(names.absent.lock().len());
+        }
+        assert_eq!(most, MAX_ABSENT, "at more, all are forgotten");
+        assert!(asked.lately().len() >= 2 * MAX_ABSENT);
+    }
 
     /// Whom a pod asks whose `dnsPolicy` and `dnsConfig` are these, where the node asks `10.0.0.53`.
     fn servers(settings: &[(&str, &str)], dns: Option<PodDns>) -> Vec<String> {
