@@ -5,11 +5,10 @@ use std::time::Duration;
 use anyhow::Result;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::TcpStream,
     time::timeout,
 };
 
-use crate::{Leaf, Options, PATIENCE, connect_tls, until_end};
+use crate::{Leaf, Options, PATIENCE, connect_tls, dial, until_end};
 
 pub(crate) const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -95,7 +94,7 @@ impl Options {
 
 async fn open(options: &Options) -> Result<Wire> {
     let mut wire: Wire = match options.plain {
-        true => Box::new(TcpStream::connect(options.address).await?),
+        true => Box::new(dial(options).await?),
         false => Box::new(connect_tls(options, Some(Leaf::default())).await?),
     };
     wire.write_all(&preface()).await?;
@@ -276,8 +275,8 @@ pub(crate) async fn with(options: &Options, field: (&str, &str)) -> Result<Strin
 
 /// A request that is served, and one frame over and over, none of whose answers is read.
 pub(crate) async fn flood(options: &Options, bytes: &[u8]) -> Result<String> {
-    // Beyond what both kernels hold of the answers that are not read.
-    const FRAMES: usize = 4_000_000;
+    // Seventy megabytes: beyond what both kernels hold of the frames, and of the answers that are not read.
+    const FRAMES: usize = 8_000_000;
     let mut wire = open(options).await?;
     wire.write_all(&frame(HEADERS, END_HEADERS, 1, &options.block()))
         .await?;

@@ -27,7 +27,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use serde_json::json;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -167,9 +167,22 @@ async fn run(options: &Options) -> Result<String> {
 
 // ---- TCP and TLS ----
 
+/// What our kernel takes of answers that we do not read is little, and not what the machine's settings let it grow to: a
+/// flood would else be over before its answers fill that.
+const RECEIVE_BUFFER: u32 = 64 << 10;
+
+async fn dial(options: &Options) -> Result<TcpStream> {
+    let socket = match options.address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    Ok(socket.connect(options.address).await?)
+}
+
 /// Sends bytes that are no TLS, and waits for the end.
 async fn raw(options: &Options, bytes: &[u8]) -> Result<String> {
-    let mut tcp = TcpStream::connect(options.address).await?;
+    let mut tcp = dial(options).await?;
     // The other side may close before it has read everything: that is an answer, too.
     let _ = tcp.write_all(bytes).await;
     Ok(until_end(&mut tcp).await)
@@ -232,7 +245,7 @@ async fn connect_tls(options: &Options, leaf: Option<Leaf>) -> Result<TlsStream<
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.enable_sni = false;
-    let tcp = TcpStream::connect(options.address).await?;
+    let tcp = dial(options).await?;
     tcp.set_nodelay(true)?;
     let name = ServerName::IpAddress(options.address.ip().into());
     Ok(TlsConnector::from(Arc::new(config))
