@@ -73,6 +73,8 @@ pub struct Config {
     /// Bytes between two pods that we both serve go from socket to socket, as long as the network between them lets a
     /// tunnel through (`LEYLINE_SAME_NODE`).
     pub same_node: bool,
+    /// What an application has written already goes with the CONNECT (`LEYLINE_DATA_WITH_CONNECT`).
+    pub data_with_connect: bool,
     /// How long connections may take to end once we are told to stop.
     pub drain_deadline: Duration,
     /// Send baggage in responses and believe the peer's, for telemetry only.
@@ -305,6 +307,7 @@ impl Config {
             keepalive: read_keepalive(&mut read),
             max_pod_connections: read_max_pod_connections(&mut read),
             same_node: read.flag("LEYLINE_SAME_NODE", false),
+            data_with_connect: read.flag("LEYLINE_DATA_WITH_CONNECT", true),
             drain_deadline: read_drain_deadline(&mut read),
             response_baggage: read.flag("ENABLE_RESPONSE_BAGGAGE", true),
             localhost_app_tunnel: read.flag("LOCALHOST_APP_TUNNEL", true),

@@ -17,7 +17,7 @@ use net::{
     socket::{SocketError, SourceAddress},
     tls::{self, HandshakeError, PeerIdentity},
 };
-use tokio::time::timeout;
+use tokio::{net::TcpStream, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
@@ -153,7 +153,7 @@ impl ConnectError {
     }
 
     /// Whether another endpoint may be tried: this one is not there, or lost the connection before it took it, as one
-    /// that is ending does. No byte of the application is sent before a tunnel is answered. Not where time ran out, nor
+    /// that is ending does. Not where it may have passed on what the application wrote first, nor where time ran out, nor
     /// where anyone's identity is at stake.
     pub(crate) fn is_of_this_endpoint(&self) -> bool {
         match self {
@@ -165,8 +165,9 @@ impl ConnectError {
                 hbone::ConnectError::Refused { status, .. } => {
                     *status == StatusCode::SERVICE_UNAVAILABLE
                 }
-                hbone::ConnectError::Stream { .. } => true,
+                hbone::ConnectError::Stream { .. } => !source.may_have_delivered(),
                 hbone::ConnectError::Authority(_)
+                | hbone::ConnectError::Application(_)
                 | hbone::ConnectError::CertificateRefused { .. }
                 | hbone::ConnectError::Late { .. } => false,
             },
@@ -197,6 +198,8 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) pod: &'a Arc<Pod>,
     pub(crate) source: &'a Arc<Workload>,
     pub(crate) client: SocketAddr,
+    /// Its connection, where what it wrote already may go ahead.
+    pub(crate) application: Option<&'a TcpStream>,
     pub(crate) hop: &'a NextHop,
     pub(crate) address: SocketAddr,
     pub(crate) trace: Traceparent,
@@ -219,7 +222,7 @@ impl Outgoing<'_> {
         if let Some(neighbour) = self.neighbour(&target) {
             return self.within(neighbour).await;
         }
-        let tunnel = self.tunnel_to(&target).await?;
+        let tunnel = self.tunnel_to(&target, self.application).await?;
         Ok(Onward::Out(Box::new(Self::single(tunnel))))
     }
 
@@ -284,7 +287,7 @@ impl Outgoing<'_> {
     }
 
     async fn tunnel(&self) -> Result<Tunnel, ConnectError> {
-        self.tunnel_to(&self.target().await?).await
+        self.tunnel_to(&self.target().await?, None).await
     }
 
     async fn target(&self) -> Result<hbone::Target, ConnectError> {
@@ -298,8 +301,13 @@ impl Outgoing<'_> {
         })
     }
 
-    async fn tunnel_to(&self, target: &hbone::Target) -> Result<Tunnel, ConnectError> {
-        let connecting = self.pod.pool.connect(target, self.head(None));
+    async fn tunnel_to(
+        &self,
+        target: &hbone::Target,
+        application: Option<&TcpStream>,
+    ) -> Result<Tunnel, ConnectError> {
+        let pool = &self.pod.pool;
+        let connecting = pool.connect_for(target, self.head(None), application);
         connecting.await.map_err(|source| ConnectError::Tunnel {
             address: self.address,
             source,

@@ -95,7 +95,8 @@ async fn begin(
             return None;
         }
     };
-    match outbound.establish().await {
+    let ahead = outbound.pod.node.config.data_with_connect;
+    match outbound.establish(ahead.then_some(&stream)).await {
         Ok(established) => Some((room, stream, established)),
         Err(_) => {
             reset::reset(stream);
@@ -140,8 +141,12 @@ impl Outbound {
         }
     }
 
-    /// Decides and dials. A failure has been told when it is answered.
-    pub(crate) async fn establish(&self) -> Result<Established, EndReason> {
+    /// Decides and dials; what waits in `application`, the client's connection, may go ahead. A failure has been told when it
+    /// is answered.
+    pub(crate) async fn establish(
+        &self,
+        application: Option<&TcpStream>,
+    ) -> Result<Established, EndReason> {
         let routed = match self.route(draw()).await {
             Ok(routed) => routed,
             Err(refusal) => {
@@ -150,7 +155,7 @@ impl Outbound {
             }
         };
         let trace = Traceparent::new(rand::random(), rand::random());
-        let (routed, connected) = self.connect(routed, trace).await;
+        let (routed, connected) = self.connect(routed, application, trace).await;
         let flow = self.open(&routed, connected.as_ref().ok(), trace);
         match connected {
             Ok(connected) => Ok((flow, connected)),
@@ -266,12 +271,13 @@ impl Outbound {
     async fn connect(
         &self,
         first: Routed,
+        application: Option<&TcpStream>,
         trace: Traceparent,
     ) -> (Routed, Result<Onward, ConnectError>) {
         let mut routed = first;
         let mut tried = Vec::new();
         loop {
-            let connected = self.dial(&routed, trace).await;
+            let connected = self.dial(&routed, application, trace).await;
             let Err(error) = &connected else {
                 return (routed, connected);
             };
@@ -296,11 +302,17 @@ impl Outbound {
         }
     }
 
-    async fn dial(&self, routed: &Routed, trace: Traceparent) -> Result<Onward, ConnectError> {
+    async fn dial(
+        &self,
+        routed: &Routed,
+        application: Option<&TcpStream>,
+        trace: Traceparent,
+    ) -> Result<Onward, ConnectError> {
         let outgoing = Outgoing {
             pod: &self.pod,
             source: &routed.source,
             client: self.client,
+            application,
             hop: &routed.hop,
             address: routed.address,
             trace,

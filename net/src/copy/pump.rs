@@ -187,7 +187,10 @@ fn tcp_to_tunnel<'a>(
                 Ok(room) => match reader.try_read(from, room) {
                     Ok(Read::Data(data)) => {
                         count(counter, data.len());
-                        to.send(data).map_err(sink_error)?;
+                        let rest = to.not_sent_ahead(data);
+                        if !rest.is_empty() {
+                            to.send(rest).map_err(sink_error)?;
+                        }
                     }
                     Ok(Read::End) => return to.finish().map_err(sink_error),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

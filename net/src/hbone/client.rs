@@ -17,11 +17,12 @@ use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use mesh::{authority::Authority, flow::EndReason};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
     time::timeout,
 };
 
 use super::{
-    Config, Stream, StreamError,
+    Config, Stream, StreamError, ahead,
     connection::{
         ConnectionState, ERROR_RESETS, Keepalive, Metered, REMEMBERED_RESETS, RESET_MEMORY,
         StreamGuard, small_frames_budget, window_for,
@@ -109,6 +110,9 @@ pub enum ConnectError {
         /// Its words.
         alert: rustls::AlertDescription,
     },
+    /// The application reset its connection before anything was sent.
+    #[error("the application is gone")]
+    Application(io::ErrorKind),
     /// The peer answered, and not with 200: 401 and 403 are its policy, 503 its destination.
     #[error("{peer} refused CONNECT with {status}", peer = peer.identity)]
     Refused {
@@ -130,6 +134,8 @@ pub enum ConnectError {
     Stream {
         /// Who.
         peer: Arc<PeerIdentity>,
+        /// Bytes of the application that had been sent with the CONNECT.
+        ahead: usize,
         /// How.
         #[source]
         source: StreamError,
@@ -162,6 +168,17 @@ impl ConnectError {
             Self::CertificateRefused { .. } => EndReason::TlsFailed,
             Self::Refused { status, .. } => EndReason::PeerRefused(status.as_u16()),
             Self::Late { .. } | Self::Stream { .. } => EndReason::TunnelLost,
+            Self::Application(_) => EndReason::SourceReset,
+        }
+    }
+
+    /// Whether bytes of the application may have reached the other one, so that nobody else may be sent them. A peer that
+    /// refuses has not passed them on.
+    pub fn may_have_delivered(&self) -> bool {
+        match self {
+            Self::Stream { ahead, .. } => *ahead > 0 && !self.is_unprocessed(),
+            Self::Late { .. } => true,
+            _ => false,
         }
     }
 
@@ -241,17 +258,18 @@ impl Client {
         head: ConnectHead,
         deadline: Duration,
     ) -> Result<Tunnel, ConnectError> {
-        self.connect_counted(head, deadline, self.state.open())
+        self.connect_counted(head, None, deadline, self.state.open())
             .await
     }
 
     pub(super) async fn connect_counted(
         &self,
         head: ConnectHead,
+        application: Option<&TcpStream>,
         deadline: Duration,
         guard: StreamGuard,
     ) -> Result<Tunnel, ConnectError> {
-        let answered = timeout(deadline, self.request(head, guard)).await;
+        let answered = timeout(deadline, self.request(head, application, guard)).await;
         answered.unwrap_or_else(|_| {
             Err(ConnectError::Late {
                 peer: Arc::clone(&self.peer),
@@ -260,15 +278,25 @@ impl Client {
         })
     }
 
-    async fn request(&self, head: ConnectHead, guard: StreamGuard) -> Result<Tunnel, ConnectError> {
+    async fn request(
+        &self,
+        head: ConnectHead,
+        application: Option<&TcpStream>,
+        guard: StreamGuard,
+    ) -> Result<Tunnel, ConnectError> {
         let mut requests = self.requests.clone();
-        let failed = |error: h2::Error| self.failed(error);
         poll_fn(|cx| requests.poll_ready(cx))
             .await
-            .map_err(failed)?;
-        let (response, send) = requests
+            .map_err(|error| self.failed(error, 0))?;
+        let first = self.first_bytes(application)?;
+        let ahead = first.len();
+        let failed = |error: h2::Error| self.failed(error, ahead);
+        let (response, mut send) = requests
             .send_request(request(head)?, false)
             .map_err(failed)?;
+        if ahead > 0 {
+            send.send_data(first, false).map_err(failed)?;
+        }
         let response = response.await.map_err(failed)?;
         let peer = Arc::clone(&self.peer);
         if response.status() != StatusCode::OK {
@@ -277,18 +305,28 @@ impl Client {
         }
         let (head, recv) = response.into_parts();
         Ok(Tunnel {
-            stream: Stream::new(send, recv, guard),
+            stream: Stream::ahead(send, recv, guard, ahead),
             headers: head.headers,
             peer,
         })
     }
 
-    fn failed(&self, error: h2::Error) -> ConnectError {
+    /// What can go with the CONNECT. Nothing where the peer may be gone: what it might have passed on nobody else may be
+    /// sent, and without it the CONNECT may be tried elsewhere.
+    fn first_bytes(&self, application: Option<&TcpStream>) -> Result<Bytes, ConnectError> {
+        let application = application.filter(|_| !self.state.is_in_doubt());
+        let first = application.map(ahead::waiting).transpose();
+        let first = first.map_err(|error| ConnectError::Application(error.kind()))?;
+        Ok(first.unwrap_or_default())
+    }
+
+    fn failed(&self, error: h2::Error, ahead: usize) -> ConnectError {
         let peer = Arc::clone(&self.peer);
         match self.state.alert() {
             Some(alert) => ConnectError::CertificateRefused { peer, alert },
             None => ConnectError::Stream {
                 peer,
+                ahead,
                 source: error.into(),
             },
         }

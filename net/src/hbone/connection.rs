@@ -52,6 +52,8 @@ pub(super) struct ConnectionState {
     read: AtomicU64,
     written: AtomicU64,
     blocked: AtomicBool,
+    /// A ping is not answered yet.
+    in_doubt: AtomicBool,
     /// Requests that the client took back before they were answered.
     abandoned: AtomicU64,
 }
@@ -65,6 +67,7 @@ impl ConnectionState {
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
             blocked: AtomicBool::new(false),
+            in_doubt: AtomicBool::new(false),
             abandoned: AtomicU64::new(0),
         })
     }
@@ -83,6 +86,11 @@ impl ConnectionState {
 
     pub(super) fn alert(&self) -> Option<AlertDescription> {
         *self.alert.lock()
+    }
+
+    /// Whether the peer may be gone: it was silent, and owes an answer to a ping.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.in_doubt.load(Ordering::Relaxed)
     }
 
     pub(super) fn abandon(&self) {
@@ -124,7 +132,6 @@ pub(super) struct Keepalive {
     state: Arc<ConnectionState>,
     pinger: PingPong,
     timer: Pin<Box<Sleep>>,
-    waiting: bool,
     seen: (u64, u64),
     after: Duration,
     timeout: Duration,
@@ -136,7 +143,6 @@ impl Keepalive {
             state: Arc::clone(state),
             pinger,
             timer: Box::pin(sleep(config.ping_after)),
-            waiting: false,
             seen: (0, 0),
             after: config.ping_after,
             timeout: config.ping_timeout,
@@ -145,29 +151,33 @@ impl Keepalive {
 
     /// Ready when the peer has to be given up.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.waiting && self.pinger.poll_pong(cx).is_ready() {
-            self.waiting = false;
+        if self.is_waiting() && self.pinger.poll_pong(cx).is_ready() {
+            self.wait(false);
             self.rearm(self.after);
         }
         while self.timer.as_mut().poll(cx).is_ready() {
             let moved = self.moved();
+            let waited = self.is_waiting();
             if moved {
-                self.rearm(if self.waiting {
-                    self.timeout
-                } else {
-                    self.after
-                });
-            } else if self.waiting {
+                self.rearm(if waited { self.timeout } else { self.after });
+            } else if waited {
                 return Poll::Ready(());
             } else {
-                self.waiting = self.pinger.send_ping(Ping::opaque()).is_ok();
+                let sent = self.pinger.send_ping(Ping::opaque()).is_ok();
                 self.rearm(self.timeout);
-                if self.waiting && self.pinger.poll_pong(cx).is_ready() {
-                    self.waiting = false;
-                }
+                let waiting = sent && self.pinger.poll_pong(cx).is_pending();
+                self.wait(waiting);
             }
         }
         Poll::Pending
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.state.is_in_doubt()
+    }
+
+    fn wait(&self, for_pong: bool) {
+        self.state.in_doubt.store(for_pong, Ordering::Relaxed);
     }
 
     /// Whether the peer has shown life since the last look: it took bytes, or it sent some while we had none waiting.

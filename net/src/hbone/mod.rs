@@ -4,6 +4,7 @@
 //! and yields [`Stream`]s; [`Client`] is one connection without a pool, for a tunnel inside a tunnel. No type of the
 //! HTTP/2 library is public, so the framing can be replaced.
 
+mod ahead;
 mod client;
 mod connection;
 mod pool;

@@ -192,12 +192,23 @@ impl Pool {
         target: &Target,
         head: ConnectHead,
     ) -> Result<Tunnel, ConnectError> {
+        self.connect_for(target, head, None).await
+    }
+
+    /// As [`Pool::connect`], for the connection of an `application`, if it is known: what waits in its socket goes with the
+    /// CONNECT. It stays there as well, and [`crate::copy`] leaves it out when it reads it: nothing else may do so.
+    pub async fn connect_for(
+        &self,
+        target: &Target,
+        head: ConnectHead,
+        application: Option<&TcpStream>,
+    ) -> Result<Tunnel, ConnectError> {
         let deadline = self.shared.config.response_deadline;
         let mut tries = 1;
         loop {
             let (client, guard) = self.shared.checkout(target).await?;
-            let result = client.connect_counted(head.clone(), deadline, guard).await;
-            match result {
+            let connecting = client.connect_counted(head.clone(), application, deadline, guard);
+            match connecting.await {
                 Err(error) if error.is_unprocessed() && tries < TRIES => tries += 1,
                 result => return result,
             }

@@ -118,6 +118,8 @@ pub struct Stream {
 pub struct SendHalf {
     inner: h2::SendStream<Bytes>,
     finished: bool,
+    /// Bytes of the application that went with the CONNECT, and have not been read yet.
+    ahead: u16,
     _guard: Arc<StreamGuard>,
 }
 
@@ -135,11 +137,22 @@ impl Stream {
         recv: h2::RecvStream,
         guard: StreamGuard,
     ) -> Self {
+        Self::ahead(send, recv, guard, 0)
+    }
+
+    /// A stream on which the first `ahead` bytes of the application are under way.
+    pub(super) fn ahead(
+        send: h2::SendStream<Bytes>,
+        recv: h2::RecvStream,
+        guard: StreamGuard,
+        ahead: usize,
+    ) -> Self {
         let guard = Arc::new(guard);
         Self {
             send: SendHalf {
                 inner: send,
                 finished: false,
+                ahead: u16::try_from(ahead).expect("no more than ahead::MOST"),
                 _guard: Arc::clone(&guard),
             },
             recv: RecvHalf {
@@ -202,6 +215,14 @@ impl SendHalf {
     /// Queues `data`, which goes out at once. Send no more than [`SendHalf::poll_capacity`] allowed: more is queued.
     pub fn send(&mut self, data: Bytes) -> Result<(), StreamError> {
         Ok(self.inner.send_data(data, false)?)
+    }
+
+    /// What of `data`, which is the next that the application wrote, has not gone with the CONNECT.
+    pub(crate) fn not_sent_ahead(&mut self, mut data: Bytes) -> Bytes {
+        let sent = data.len().min(usize::from(self.ahead));
+        self.ahead -= u16::try_from(sent).expect("no more than `ahead`");
+        data.advance(sent);
+        data
     }
 
     /// Gives back credit that was reserved and not used, so that other streams can have it.

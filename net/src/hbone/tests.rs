@@ -30,6 +30,7 @@ use crate::{
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 mod abuse;
+mod ahead;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 

@@ -157,7 +157,7 @@ fn of_tunnel(error: &hbone::ConnectError) -> Failure {
         E::Refused { status, .. } if *status == StatusCode::SERVICE_UNAVAILABLE => Failure::Connect,
         E::Refused { status, .. } => Failure::Refused(*status),
         E::Late { .. } => Failure::Timeout,
-        E::Stream { .. } => Failure::Reset,
+        E::Stream { .. } | E::Application(_) => Failure::Reset,
         E::Authority(_) => Failure::NoWay,
     }
 }

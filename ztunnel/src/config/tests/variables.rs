@@ -71,6 +71,7 @@ LOG_FORMAT                       /log/json                           false      
 LOG_FORMAT                       /log/json                           false                 plain           false
 INPOD_ENABLED                    /mode                               "shared"              true            "shared"
 LEYLINE_SAME_NODE                /sameNode                           false                 true            true
+LEYLINE_DATA_WITH_CONNECT        /dataWithConnect                    true                  false           false
 LEYLINE_MAX_POD_CONNECTIONS      /maxPodConnections                  null                  7               7
 LEYLINE_AWAIT_SUCCESSOR          /inpod/awaitSuccessor               false                 true            true
 LEYLINE_RESOLV_CONF              /dns/resolvConf                     "/etc/resolv.conf"    /a              "/a"
@@ -121,6 +122,7 @@ ZTUNNEL_RESOURCE_CPU_LIMIT       -1
 ZTUNNEL_RESOURCE_CPU_REQUEST     1c
 UNSTABLE_ENABLE_SOCKS5           x
 LEYLINE_SAME_NODE                x
+LEYLINE_DATA_WITH_CONNECT        x
 LEYLINE_AWAIT_SUCCESSOR          x
 LEYLINE_STATS_ADDRESS            15020
 LEYLINE_READINESS_ADDRESS        15021
