@@ -13,6 +13,7 @@ mod networks;
 mod on_demand;
 mod policy;
 mod programs;
+mod revocation;
 mod rotation;
 mod same_node;
 mod scene;
