@@ -258,9 +258,37 @@ impl EndReason {
         }
     }
 
+    /// The label `reason`. Lines tell the status that a peer has answered, whatever it is; metrics tell the usual ones, and
+    /// of the others their class, so that no peer makes series as it likes.
+    pub fn label(self) -> Cow<'static, str> {
+        match self {
+            Self::PeerRefused(status) => Cow::Borrowed(usual_status(status)),
+            other => Cow::Owned(other.to_string()),
+        }
+    }
+
     /// Whether it is told as an error: in the log at ERROR, and in the counter of failed connections.
     pub fn is_failure(self) -> bool {
         self.flag() != ResponseFlag::None
+    }
+}
+
+/// Those that tunnels and waypoints answer a CONNECT with, and proxies in front of them.
+fn usual_status(status: u16) -> &'static str {
+    match status {
+        400 => "http status: 400",
+        401 => "http status: 401",
+        403 => "http status: 403",
+        404 => "http status: 404",
+        429 => "http status: 429",
+        502 => "http status: 502",
+        503 => "http status: 503",
+        504 => "http status: 504",
+        200..=299 => "http status: 2xx",
+        300..=399 => "http status: 3xx",
+        400..=499 => "http status: 4xx",
+        500..=599 => "http status: 5xx",
+        _ => "http status: other",
     }
 }
 

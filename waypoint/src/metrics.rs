@@ -1,6 +1,6 @@
 //! The metrics of connections and certificates, registered here; requests' are telemetry's.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use mesh::flow::{Direction, EndReason, TcpLabels};
 use net::metrics::{self, Parties, Tcp};
@@ -22,7 +22,7 @@ pub(crate) struct Metrics {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RefusedLabels {
     reporter: &'static str,
-    reason: String,
+    reason: Cow<'static, str>,
     response_flags: &'static str,
 }
 
@@ -63,7 +63,7 @@ impl Metrics {
     pub(crate) fn refused(&self, reason: EndReason) {
         let labels = RefusedLabels {
             reporter: Direction::Waypoint.reporter(),
-            reason: reason.to_string(),
+            reason: reason.label(),
             response_flags: reason.flag().as_str(),
         };
         self.refused.get_or_create(&labels).inc();

@@ -1,6 +1,6 @@
 //! Every metric of the node tunnel, registered here. Names and labels are Istio's; ours begin with `leyline_`.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use mesh::{
     flow::{Direction, EndReason, TcpLabels},
@@ -55,7 +55,7 @@ impl Telling {
     pub(crate) fn refused(&self, direction: Direction, reason: EndReason) {
         let labels = RefusedLabels {
             reporter: direction.reporter(),
-            reason: reason.to_string(),
+            reason: reason.label(),
             response_flags: reason.flag().as_str(),
         };
         self.refused.get_or_create(&labels).inc();
@@ -139,7 +139,7 @@ pub(crate) struct DnsMetrics {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RefusedLabels {
     reporter: &'static str,
-    reason: String,
+    reason: Cow<'static, str>,
     response_flags: &'static str,
 }
 
@@ -502,11 +502,20 @@ mod tests {
             metrics
                 .telling
                 .refused(Direction::Inbound, EndReason::TlsFailed);
+            for status in [451, 452] {
+                let answered = EndReason::PeerRefused(status);
+                metrics.telling.refused(Direction::Outbound, answered);
+            }
         });
         assert_line(
             &told,
             "leyline_connections_refused_total{reporter=\"destination\",\
             reason=\"tls handshake failed\",response_flags=\"TLS_FAILURE\"} 1",
+        );
+        assert_line(
+            &told,
+            "leyline_connections_refused_total{reporter=\"source\",\
+            reason=\"http status: 4xx\",response_flags=\"CONNECT\"} 2",
         );
         assert_line(&told, "istio_build{component=\"ztunnel\",tag=\"1.2.3\"} 1");
     }

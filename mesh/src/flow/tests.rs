@@ -308,6 +308,27 @@ fn baggage_fills_in_for_a_record_and_never_for_an_identity() {
     assert_eq!(*nothing.labels, PartyLabels::default());
 }
 
+#[test]
+fn whatever_a_peer_answers_is_one_of_a_few_labels_and_the_usual_statuses_are_told_apart() {
+    let label = |status| EndReason::PeerRefused(status).label();
+    for usual in [400, 401, 403, 404, 429, 502, 503, 504] {
+        assert_eq!(label(usual), format!("http status: {usual}"));
+    }
+    for (status, class) in [
+        (204, "2xx"),
+        (302, "3xx"),
+        (418, "4xx"),
+        (599, "5xx"),
+        (999, "other"),
+    ] {
+        assert_eq!(label(status), format!("http status: {class}"));
+        let line = EndReason::PeerRefused(status).to_string();
+        assert_eq!(line, format!("http status: {status}"), "lines tell which");
+    }
+    let all: std::collections::BTreeSet<_> = (0..=u16::MAX).map(label).collect();
+    assert_eq!(all.len(), 13);
+}
+
 /// The whole list: its label `reason`, its flag and whose doing it is. A text that is not here is none of the list.
 const ENDS: [(EndReason, &str, &str, Blame); 38] = {
     use Blame::{Configuration, Destination, Network, Nobody, Operation, Ours, Policy, Source};
@@ -475,6 +496,7 @@ fn every_end_has_its_flag_and_its_blame() {
     let mut texts = std::collections::BTreeSet::new();
     for (end, text, flag, blame) in ENDS {
         assert_eq!(end.to_string(), text, "{end:?}");
+        assert_eq!(end.label(), text, "{end:?}");
         assert_eq!((end.flag().as_str(), end.blame()), (flag, blame), "{end:?}");
         assert_eq!(end.is_failure(), flag != "-", "{end:?}");
         assert!(texts.insert(text), "{text} twice");
