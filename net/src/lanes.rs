@@ -3,7 +3,8 @@
 //! A connection, the tunnel that carries it and the tasks of both stay on one lane, so that they wake each other without
 //! waking another thread: on a proxy's path that hand-over costs as much as the work. What keeps the lanes even is where
 //! a connection begins ([`Lanes::place`]): with fewest connections, of those that stay. Brief ones are left where they are
-//! accepted, as their moving costs more than their weight: how many of a lane's are brief is told by those that ended.
+//! accepted, as their moving costs more than their weight, while that lane has time for them: how many of a lane's are brief
+//! is told by those that ended, and its time by what its thread has used of its processor meanwhile.
 
 use std::{
     cell::Cell,
@@ -13,9 +14,13 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+use nix::sys::{
+    resource::{UsageWho, getrusage},
+    time::TimeValLike,
+};
 use parking_lot::Mutex;
 use tokio::{
     net::TcpStream,
@@ -28,12 +33,24 @@ mod brief;
 use brief::Brief;
 
 thread_local! {
-    static CURRENT: Cell<usize> = const { Cell::new(0) };
+    static CURRENT: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
 /// Which lane runs the caller; 0 outside all lanes.
 pub fn current() -> usize {
-    CURRENT.get()
+    CURRENT.get().unwrap_or(0)
+}
+
+/// What a lane's thread has used of its processor; `None` where the caller is on another one.
+fn used_by(index: usize) -> Option<Duration> {
+    if CURRENT.get() != Some(index) {
+        return None;
+    }
+    let usage = getrusage(UsageWho::RUSAGE_THREAD).ok()?;
+    let used = usage.user_time() + usage.system_time();
+    u64::try_from(used.num_microseconds())
+        .ok()
+        .map(Duration::from_micros)
 }
 
 /// Handles of the lanes. They end with [`Running`].
@@ -75,7 +92,8 @@ impl Drop for Place {
         self.load.open.fetch_sub(1, Ordering::Relaxed);
         let now = Instant::now();
         let life = now.saturating_duration_since(self.since);
-        self.load.brief.lock().ended(life, now);
+        let used = || used_by(self.index);
+        self.load.brief.lock().ended(life, now, used);
     }
 }
 
@@ -182,7 +200,7 @@ impl Load {
         let open = self.open.load(Ordering::Relaxed);
         match open {
             0 => 0,
-            _ => open.saturating_sub(self.brief.lock().open(now)),
+            _ => open.saturating_sub(self.brief.lock().staying_here(now)),
         }
     }
 }
@@ -202,7 +220,7 @@ fn spawn(index: usize, name: &str, end: CancellationToken) -> io::Result<Lane> {
     thread::Builder::new()
         .name(name.to_owned())
         .spawn(move || {
-            CURRENT.set(index);
+            CURRENT.set(Some(index));
             runtime.block_on(end.cancelled());
             runtime.shutdown_background();
         })?;
@@ -211,6 +229,8 @@ fn spawn(index: usize, name: &str, end: CancellationToken) -> io::Result<Lane> {
 
 #[cfg(test)]
 mod tests {
+    use std::{cmp::Reverse, collections::BinaryHeap};
+
     use super::*;
 
     #[test]
@@ -255,6 +275,111 @@ mod tests {
         let long: Vec<_> = (0..16).map(|_| lanes.place_at(now)).collect();
         assert_eq!(open(&lanes), [12, 8]);
         drop((brief, long));
+    }
+
+    /// Lanes whose threads are in somebody's head: clients connect to the first one, each again as soon as it has been served,
+    /// which takes `COST` of the lane's thread and `elsewhere` beside that.
+    struct Model {
+        lanes: Vec<ModelLane>,
+        now: Instant,
+        /// When which connection of which lane ends, and when it began.
+        ends: BinaryHeap<Reverse<(Instant, usize, Instant)>>,
+    }
+
+    struct ModelLane {
+        brief: Brief,
+        open: usize,
+        idle_from: Instant,
+        used: Duration,
+    }
+
+    impl Model {
+        const COST: Duration = Duration::from_micros(100);
+
+        fn new(lanes: usize) -> Self {
+            let now = Instant::now();
+            let lane = || ModelLane {
+                brief: Brief::new(now),
+                open: 0,
+                idle_from: now,
+                used: Duration::ZERO,
+            };
+            Self {
+                lanes: std::iter::repeat_with(lane).take(lanes).collect(),
+                now,
+                ends: BinaryHeap::new(),
+            }
+        }
+
+        fn connect(&mut self, elsewhere: Duration) {
+            let now = self.now;
+            let staying = |it: &mut ModelLane| it.open.saturating_sub(it.brief.staying_here(now));
+            let index = choose(self.lanes.iter_mut().map(staying), 0);
+            let lane = &mut self.lanes[index];
+            lane.open += 1;
+            lane.used += Self::COST;
+            lane.idle_from = lane.idle_from.max(now) + Self::COST;
+            let end = lane.idle_from + elsewhere;
+            self.ends.push(Reverse((end, index, now)));
+        }
+
+        /// Connections of each lane in the second of two seconds.
+        fn run(mut self, clients: usize, elsewhere: Duration) -> Vec<u32> {
+            let second = Duration::from_secs(1);
+            let (from, until) = (self.now + second, self.now + 2 * second);
+            let mut served = vec![0; self.lanes.len()];
+            (0..clients).for_each(|_| self.connect(elsewhere));
+            while let Some(Reverse((end, index, began))) = self.ends.pop() {
+                if end > until {
+                    break;
+                }
+                self.now = end;
+                served[index] += u32::from(end > from);
+                let lane = &mut self.lanes[index];
+                lane.open -= 1;
+                let used = lane.used - lane.idle_from.saturating_duration_since(end);
+                lane.brief.ended(end - began, end, || Some(used));
+                self.connect(elsewhere);
+            }
+            served
+        }
+    }
+
+    #[test]
+    fn no_lane_is_overloaded_with_brief_connections_while_others_idle() {
+        // Each client takes a lane 9 % of its time: 32 of them are three lanes' work.
+        let elsewhere = Duration::from_millis(1);
+        for (lanes, least) in [(1, 9_900), (2, 18_000), (8, 25_000)] {
+            let served = Model::new(lanes).run(32, elsewhere);
+            let sum: u32 = served.iter().sum();
+            assert!(sum >= least, "{lanes} lanes: {served:?}");
+        }
+    }
+
+    #[test]
+    fn brief_connections_stay_on_a_lane_that_has_time_for_them() {
+        for (clients, millis) in [(16, 20), (16, 4), (5, 1)] {
+            let served = Model::new(8).run(clients, Duration::from_millis(millis));
+            let elsewhere: u32 = served[1..].iter().sum();
+            assert!(
+                elsewhere * 50 < served[0],
+                "{clients}, {millis} ms: {served:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_a_lane_has_used_is_known_to_itself_alone() {
+        let (lanes, _running) = Lanes::start(2, "lane").expect("threads");
+        assert_eq!(used_by(0), None, "this thread is no lane");
+        let (tell, told) = std::sync::mpsc::channel();
+        lanes.all[1].handle.spawn(async move {
+            let before = used_by(1).expect("its own");
+            while used_by(1).expect("its own") <= before {}
+            tell.send(used_by(0))
+        });
+        let of_another = told.recv_timeout(Duration::from_secs(30));
+        assert_eq!(of_another, Ok(None), "and its own grows");
     }
 
     #[test]
