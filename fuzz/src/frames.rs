@@ -48,7 +48,7 @@ pub fn hbone_server(bytes: &[u8]) {
     block_on(async {
         let (near, far) = duplex(64 << 10);
         let config = Config::default();
-        let serving = serve(far, peer(), &config, pending(), handle);
+        let serving = serve(far, peer(), &config, pending(), handle, |_| {});
         let ((), _ended) = tokio::join!(say(near, PREFACE, bytes), serving);
     });
 }
