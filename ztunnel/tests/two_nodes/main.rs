@@ -1,6 +1,7 @@
 //! Two node tunnels and a pod of each, in network namespaces of their own: what applications, agents, peers and operators
 //! see of them.
 
+mod ahead;
 mod burst;
 mod certificates;
 mod dedicated;

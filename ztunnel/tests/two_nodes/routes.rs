@@ -1,6 +1,13 @@
 //! Ways to a destination that are not straight: another endpoint, a waypoint, another network's gateway.
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use mesh::{
@@ -16,7 +23,11 @@ use net::{
     testing::TestCa,
     tls::{self, Policy, WorkloadCertificate},
 };
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    sync::mpsc,
+};
 
 use crate::{
     rig::{
@@ -149,10 +160,24 @@ async fn spawn_echo(rig: &mut Rig) -> mpsc::UnboundedReceiver<Asked> {
             HeaderName::from_static("baggage"),
             HeaderValue::from_static(TOLD),
         )];
-        let stream = request.accept(baggage.into_iter().collect()).unwrap();
-        let (mut send, mut recv) = stream.into_halves();
-        let _ = tokio::io::copy(&mut recv, &mut send).await;
+        echo(request.accept(baggage.into_iter().collect()).unwrap()).await;
     })
+}
+
+/// A service at `10.96.0.11:80` with five endpoints, which are one pod, each with a port of its own, by which it is told apart.
+fn publish_many(rig: &Rig) {
+    let many = service(serde_json::json!({
+        "name": "many", "namespace": "ns", "hostname": "many.ns.svc.cluster.local",
+        "vips": ["/10.96.0.11"], "ports": {"80": APP_PORT},
+    }));
+    let endpoints = (1..=5).map(|n| {
+        let mut endpoint = plain_workload(&format!("many-{n}"), &[(&many, 9000 + n)]);
+        endpoint.addresses = vec![rig.b.v4].into();
+        endpoint.tunnel_protocol = TunnelProtocol::Hbone;
+        endpoint.service_account = "sa-b".into();
+        Resource::Workload(endpoint)
+    });
+    rig.publish(endpoints.chain([Resource::Service(many.clone())]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -164,25 +189,48 @@ async fn three_endpoints_are_tried_and_no_more() {
     let mut asked = spawn_peer(listener, certificate, |request| async move {
         request.refuse(StatusCode::SERVICE_UNAVAILABLE);
     });
-    let many = service(serde_json::json!({
-        "name": "many", "namespace": "ns", "hostname": "many.ns.svc.cluster.local",
-        "vips": ["/10.96.0.11"], "ports": {"80": APP_PORT},
-    }));
-    // Each with a port of its own, by which it is told apart.
-    let endpoints = (1..=5).map(|n| {
-        let mut endpoint = plain_workload(&format!("many-{n}"), &[(&many, 9000 + n)]);
-        endpoint.addresses = vec![rig.b.v4].into();
-        endpoint.tunnel_protocol = TunnelProtocol::Hbone;
-        endpoint.service_account = "sa-b".into();
-        Resource::Workload(endpoint)
-    });
-    rig.publish(endpoints.chain([Resource::Service(many.clone())]));
+    publish_many(&rig);
     connect_is_reset(&rig.a, "10.96.0.11:80".parse().unwrap()).await;
     let mut tried = BTreeSet::new();
     while let Ok((authority, _)) = asked.try_recv() {
         assert!(tried.insert(authority), "one of them twice");
     }
     assert_eq!(tried.len(), 3, "{tried:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_first_reaches_the_endpoint_that_takes_it_and_once() {
+    let mut rig = rig_or_skip!();
+    rig.node_b.crash().await;
+    let listener = listen_once_free(&rig.b, "0.0.0.0:15008".parse().unwrap()).await;
+    let certificate = rig.ca.certificate(&rig.ca.identity("ns", "sa-b"));
+    let refusals = AtomicUsize::new(2);
+    let mut asked = spawn_peer(listener, certificate, move |request| {
+        let less = |left: usize| left.checked_sub(1);
+        let refuse = refusals.fetch_update(Relaxed, Relaxed, less).is_ok();
+        async move {
+            match refuse {
+                true => request.refuse(StatusCode::SERVICE_UNAVAILABLE),
+                false => echo(request.accept(HeaderMap::new()).unwrap()).await,
+            }
+        }
+    });
+    publish_many(&rig);
+    let mut client = connect(&rig.a, "10.96.0.11:80".parse().unwrap()).await;
+    client.write_all(b"first").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut echoed = Vec::new();
+    soon(client.read_to_end(&mut echoed)).await.unwrap();
+    assert_eq!(echoed, b"first");
+    for _ in 0..3 {
+        assert!(asked.try_recv().is_ok(), "three were asked");
+    }
+}
+
+async fn echo(stream: hbone::Stream) {
+    let (mut send, mut recv) = stream.into_halves();
+    let _ = tokio::io::copy(&mut recv, &mut send).await;
+    let _ = send.shutdown().await;
 }
 
 /// The request's headers that are ours to set.
