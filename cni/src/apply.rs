@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use net::netns::{Netns, NetnsError};
+use net::{
+    netns::{Netns, NetnsError},
+    sysctl::Sysctl,
+};
 use serde_json::{Value, json};
 use tokio::{
     io::AsyncWriteExt,
@@ -22,8 +25,8 @@ use crate::{
     kubelet,
     netlink::{self, Verb},
     rules::{
-        Family, INBOUND_HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, PodRules, Stage,
-        iptables,
+        ACCEPTED_MARK, Family, INBOUND_HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, PodRules,
+        Stage, iptables,
         nft::{self, Installed, TABLES},
     },
 };
@@ -186,7 +189,7 @@ impl Nft {
         let rules = state.effective(rules);
         route(netns, Verb::Add, rules.families()).await?;
         if state.is(&rules, stage) {
-            return Ok(());
+            return accepted_marks(netns, true).await;
         }
         let untouched = !state.touched();
         let transaction = nft::install(&rules, stage, state.foreign_iptables);
@@ -194,7 +197,8 @@ impl Nft {
         if written.is_err() && untouched {
             self.remove_routing(netns).await?;
         }
-        written
+        written?;
+        accepted_marks(netns, true).await
     }
 
     /// Removes everything of ours. Idempotent. Connections that are still redirected break. The tables go last: as long
@@ -204,6 +208,7 @@ impl Nft {
     /// [`ApplyError`]; running it again continues.
     pub async fn remove(&self, netns: &Netns) -> Result<(), ApplyError> {
         self.remove_routing(netns).await?;
+        accepted_marks(netns, false).await?;
         self.commit(netns, &nft::remove()).await
     }
 
@@ -328,6 +333,17 @@ async fn ipv6_off(netns: &Netns) -> Result<bool, ApplyError> {
 }
 
 /// Runs `action` in the namespace on a thread of the blocking pool.
+/// Lets what a pod accepts have the mark that it arrived with, or not. Without it packets are marked one by one.
+async fn accepted_marks(netns: &Netns, inherited: bool) -> Result<(), ApplyError> {
+    let pod = netns.clone();
+    let value = if inherited { "1" } else { "0" };
+    let set = move || Sysctl::open()?.set(&pod, ACCEPTED_MARK, value);
+    if let Err(error) = inside(netns, set).await? {
+        tracing::debug!(%error, setting = ACCEPTED_MARK, "a pod's setting cannot be written");
+    }
+    Ok(())
+}
+
 async fn inside<T: Send + 'static>(
     netns: &Netns,
     action: impl FnOnce() -> T + Send + 'static,

@@ -57,38 +57,39 @@ fn section(text: &mut String, table: Table, rules: &[&Rule]) {
     }
     for chain in [Chain::Prerouting, Chain::Output] {
         for rule in rules.iter().filter(|rule| rule.chain == chain) {
-            text.push_str(&line(rule));
+            text.extend(jumps(rule.action).iter().map(|jump| line(rule, jump)));
         }
     }
     text.push_str("COMMIT\n");
 }
 
-fn line(rule: &Rule) -> String {
+fn line(rule: &Rule, jump: &str) -> String {
     let mut words = vec![format!("-A {}", target(rule.chain))];
     if let Some(protocol) = protocol(&rule.matches) {
         words.push(format!("-p {protocol}"));
     }
     words.extend(rule.matches.iter().filter_map(condition));
-    words.push(format!("-j {}", jump(rule.action)));
+    words.push(format!("-j {jump}"));
     words.join(" ") + "\n"
 }
 
 fn protocol(matches: &[Match]) -> Option<&'static str> {
     matches.iter().find_map(|condition| match condition {
         Match::Tcp | Match::Syn | Match::TcpTo(_) | Match::TcpNotTo(_) => Some("tcp"),
-        Match::UdpTo(_) | Match::UdpFrom(_) => Some("udp"),
+        Match::Udp | Match::UdpTo(_) | Match::UdpFrom(_) => Some("udp"),
         _ => None,
     })
 }
 
 fn condition(condition: &Match) -> Option<String> {
     Some(match condition {
-        Match::Tcp => return None,
+        Match::Tcp | Match::Udp => return None,
         Match::InInterface(name) => format!("-i {}", name.as_str()),
         Match::OutLoopback(true) => "-o lo".to_owned(),
         Match::OutLoopback(false) => "! -o lo".to_owned(),
         Match::Syn => "--tcp-flags FIN,SYN,RST,ACK SYN".to_owned(),
         Match::StateNew => "-m conntrack --ctstate NEW".to_owned(),
+        Match::Reply => "-m conntrack --ctdir REPLY".to_owned(),
         Match::Source(address) => format!("-s {address}"),
         Match::Destination(address) => format!("-d {address}"),
         Match::NotToLoopback(Family::V4) => "! -d 127.0.0.1/32".to_owned(),
@@ -102,18 +103,18 @@ fn condition(condition: &Match) -> Option<String> {
     })
 }
 
-fn jump(action: Action) -> String {
+/// One for each line: the mark is changed last, as the others match the old one.
+fn jumps(action: Action) -> Vec<String> {
+    let tag = |target: &str| format!("{target} --set-xmark {CONNECTION_MARK:#x}/{MARK_MASK:#x}");
     match action {
-        Action::Accept => "ACCEPT".to_owned(),
-        Action::Return => "RETURN".to_owned(),
-        Action::Redirect(port) => format!("REDIRECT --to-ports {port}"),
-        Action::TagConnection => {
-            format!("CONNMARK --set-xmark {CONNECTION_MARK:#x}/{MARK_MASK:#x}")
-        }
+        Action::Accept => vec!["ACCEPT".to_owned()],
+        Action::Return => vec!["RETURN".to_owned()],
+        Action::Redirect(port) => vec![format!("REDIRECT --to-ports {port}")],
+        Action::Tag => vec![tag("CONNMARK"), tag("MARK")],
         Action::RestoreMark => {
-            "CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff".to_owned()
+            vec!["CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff".to_owned()]
         }
-        Action::Zone(zone) => format!("CT --zone {zone}"),
+        Action::Zone(zone) => vec![format!("CT --zone {zone}")],
     }
 }
 

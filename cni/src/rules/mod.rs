@@ -35,6 +35,8 @@ pub const CONNECTION_MARK: u32 = 0x111;
 pub const MARK_MASK: u32 = 0xfff;
 /// Connection tracking zone of the tunnel's own DNS queries.
 pub const DNS_ZONE: u16 = 1;
+/// The setting of a network namespace by which an accepted socket has the mark of the attempt (Linux `ip-sysctl`).
+pub const ACCEPTED_MARK: &str = "ipv4/tcp_fwmark_accept";
 /// Source of the kubelet's probes as a pod sees them.
 pub const PROBE_SOURCE_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 127);
 /// Source of the kubelet's probes as a pod sees them, IPv6.
@@ -185,6 +187,8 @@ pub enum Match {
     OutLoopback(bool),
     /// Is TCP.
     Tcp,
+    /// Is UDP.
+    Udp,
     /// A connection attempt: SYN without FIN, RST and ACK.
     Syn,
     /// First packet of a tracked connection.
@@ -209,6 +213,8 @@ pub enum Match {
     NotMark(u32),
     /// The connection's mark under [`MARK_MASK`] is this.
     ConnectionMark(u32),
+    /// Is of a tracked connection that the other side opened.
+    Reply,
 }
 
 /// What a rule does.
@@ -220,8 +226,8 @@ pub enum Action {
     Return,
     /// To this port of the same host.
     Redirect(u16),
-    /// Set the connection's mark to [`CONNECTION_MARK`], other bits kept.
-    TagConnection,
+    /// Set the connection's mark and the packet's to [`CONNECTION_MARK`], other bits kept, and ask no further rule.
+    Tag,
     /// Copy the connection's mark to the packet.
     RestoreMark,
     /// Track in this zone.
@@ -247,11 +253,11 @@ impl PodRules {
     /// The rules of `stage` in their order within each chain. Source: `spec/cni.md` 7, design 8.1.
     pub fn rules(&self, stage: Stage) -> Vec<Rule> {
         let mut rules = Vec::new();
+        marks(&mut rules);
         match stage {
             Stage::Redirect => self.redirects(&mut rules),
             Stage::Leaving => leaving(&mut rules),
         }
-        marks(&mut rules);
         if self.dns_capture {
             dns_zones(&mut rules);
         }
@@ -378,25 +384,35 @@ fn leaving(rules: &mut Vec<Rule>) {
 }
 
 /// Replies to connections that the tunnel opened with a client's address must return to the tunnel.
+///
+/// The attempt is tagged where only first packets pass (NAT), and arrives with the mark that its replies need: under
+/// [`ACCEPTED_MARK`] the application's socket takes it over, and they have their route with no rule asked. The rule in mangle
+/// is for what does not: sockets of before, listeners with a mark of their own, what the kernel itself answers.
 fn marks(rules: &mut Vec<Rule>) {
-    let mangle = |chain, matches, action| Rule {
-        table: Table::Mangle,
-        chain,
+    let output = |table, matches, action| Rule {
+        table,
+        chain: Chain::Output,
         family: None,
         matches,
         action,
     };
-    rules.push(mangle(
-        Chain::Prerouting,
-        vec![Match::Mark(TUNNEL_MARK)],
-        Action::TagConnection,
+    rules.push(output(
+        Table::Nat,
+        vec![
+            Match::Tcp,
+            Match::OutLoopback(true),
+            Match::Mark(TUNNEL_MARK),
+        ],
+        Action::Tag,
     ));
-    rules.push(mangle(
-        Chain::Output,
-        // The tunnel's own packets go the right way as they are, and a changed mark costs each a choice of route.
+    rules.push(output(
+        Table::Mangle,
+        // A changed mark costs each packet a choice of route: not where the mark is right, nor for the tunnel's own.
+        // Theirs tells nothing here: a socket that took a repeated attempt has it, too.
         vec![
             Match::ConnectionMark(CONNECTION_MARK),
-            Match::NotMark(TUNNEL_MARK),
+            Match::Reply,
+            Match::NotMark(CONNECTION_MARK),
         ],
         Action::RestoreMark,
     ));

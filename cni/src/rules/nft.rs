@@ -20,7 +20,7 @@ const ACK: u8 = 16;
 
 const COMMENT_PREFIX: &str = "leyline";
 /// Raised when the meaning of the rules changes, so that older ones are replaced.
-const RULES_VERSION: u32 = 1;
+const RULES_VERSION: u32 = 2;
 
 impl Table {
     /// Its name.
@@ -148,12 +148,12 @@ fn body(rules: &PodRules, stage: Stage) -> Vec<Value> {
     let mut commands = Vec::new();
     for &table in &tables {
         commands.extend([table_command("add", table), table_command("flush", table)]);
-        commands.extend([Chain::Prerouting, Chain::Output].map(|chain| base_chain(table, chain)));
-        commands
-            .extend([Chain::Prerouting, Chain::Output].map(|chain| regular_chain(table, chain)));
+        commands.extend(chains(table).map(|chain| base_chain(table, chain)));
+        commands.extend(chains(table).map(|chain| regular_chain(table, chain)));
+        commands.extend(chain_of_before(table));
     }
     for &table in &tables {
-        for chain in [Chain::Prerouting, Chain::Output] {
+        for chain in chains(table) {
             if (table, chain) != (Table::Nat, Chain::Prerouting) {
                 commands.push(jump_rule(table, chain, None));
             }
@@ -161,6 +161,29 @@ fn body(rules: &PodRules, stage: Stage) -> Vec<Value> {
     }
     commands.extend(rules.rules(stage).iter().map(rule));
     commands
+}
+
+/// Those with rules in them: an empty one costs each packet a look.
+fn chains(table: Table) -> impl Iterator<Item = Chain> {
+    let in_use = move |chain: &Chain| (table, *chain) != (Table::Mangle, Chain::Prerouting);
+    [Chain::Prerouting, Chain::Output]
+        .into_iter()
+        .filter(in_use)
+}
+
+/// Rules of version 1 had one more. Adding before deleting makes it succeed where there is none.
+fn chain_of_before(table: Table) -> Vec<Value> {
+    if table != Table::Mangle {
+        return Vec::new();
+    }
+    let chain = Chain::Prerouting;
+    let delete = |name: &str| json!({ "delete": { "chain": { "family": "inet", "table": table.nft_name(), "name": name } } });
+    vec![
+        base_chain(table, chain),
+        regular_chain(table, chain),
+        delete(chain.base()),
+        delete(chain.jump_target()),
+    ]
 }
 
 fn table_command(verb: &str, table: Table) -> Value {
@@ -186,9 +209,12 @@ fn regular_chain(table: Table, chain: Chain) -> Value {
 }
 
 fn jump_rule(table: Table, chain: Chain, comment: Option<String>) -> Value {
+    // Its rules are of datagrams: no other packet need look at them.
+    let of_interest = (table == Table::Raw).then(|| condition(&Match::Udp));
+    let jump = json!({ "jump": { "target": chain.jump_target() } });
+    let expr: Vec<Value> = of_interest.into_iter().chain([jump]).collect();
     let mut rule = json!({
-        "family": "inet", "table": table.nft_name(), "chain": chain.base(),
-        "expr": [{ "jump": { "target": chain.jump_target() } }],
+        "family": "inet", "table": table.nft_name(), "chain": chain.base(), "expr": expr,
     });
     if let Some(comment) = comment {
         rule["comment"] = comment.into();
@@ -199,7 +225,7 @@ fn jump_rule(table: Table, chain: Chain, comment: Option<String>) -> Value {
 fn rule(rule: &Rule) -> Value {
     let mut expr: Vec<Value> = rule.matches.iter().map(condition).collect();
     expr.push(json!({ "counter": null }));
-    expr.push(statement(rule.action));
+    expr.extend(statements(rule.action));
     json!({ "add": { "rule": {
         "family": "inet", "table": rule.table.nft_name(), "chain": rule.chain.jump_target(), "expr": expr,
     } } })
@@ -213,12 +239,18 @@ fn condition(condition: &Match) -> Value {
         Match::InInterface(name) => ("==", meta("iifname"), json!(name.as_str())),
         Match::OutLoopback(yes) => (if *yes { "==" } else { "!=" }, meta("oifname"), json!("lo")),
         Match::Tcp => ("==", meta("l4proto"), json!("tcp")),
+        Match::Udp => ("==", meta("l4proto"), json!("udp")),
         // In numbers: how `nft` reads an "or" of more than two names has changed between its versions.
         Match::Syn => {
             let flags = json!({ "&": [field("tcp", "flags"), FIN | SYN | RST | ACK] });
             ("==", flags, json!(SYN))
         }
         Match::StateNew => ("in", json!({ "ct": { "key": "state" } }), json!("new")),
+        Match::Reply => (
+            "==",
+            json!({ "ct": { "key": "direction" } }),
+            json!("reply"),
+        ),
         Match::Source(address) => (
             "==",
             field(ip(address), "saddr"),
@@ -252,22 +284,24 @@ fn condition(condition: &Match) -> Value {
     json!({ "match": { "op": op, "left": left, "right": right } })
 }
 
-fn statement(action: Action) -> Value {
+fn statements(action: Action) -> Vec<Value> {
     let set = |key: Value, value: Value| json!({ "mangle": { "key": key, "value": value } });
-    let connection_mark = || json!({ "ct": { "key": "mark" } });
+    let accept = || json!({ "accept": null });
+    let mark_of = |what: &str| json!({ what: { "key": "mark" } });
+    let tag = |what: &str| {
+        let others_kept = json!({ "&": [mark_of(what), !MARK_MASK] });
+        set(
+            mark_of(what),
+            json!({ "|": [others_kept, CONNECTION_MARK] }),
+        )
+    };
     match action {
-        Action::Accept => json!({ "accept": null }),
-        Action::Return => json!({ "return": null }),
-        Action::Redirect(port) => json!({ "redirect": { "port": port } }),
-        Action::TagConnection => {
-            let others_kept = json!({ "&": [connection_mark(), !MARK_MASK] });
-            set(
-                connection_mark(),
-                json!({ "|": [others_kept, CONNECTION_MARK] }),
-            )
-        }
-        Action::RestoreMark => set(json!({ "meta": { "key": "mark" } }), connection_mark()),
-        Action::Zone(zone) => set(json!({ "ct": { "key": "zone" } }), json!(zone)),
+        Action::Accept => vec![accept()],
+        Action::Return => vec![json!({ "return": null })],
+        Action::Redirect(port) => vec![json!({ "redirect": { "port": port } })],
+        Action::Tag => vec![tag("ct"), tag("meta"), accept()],
+        Action::RestoreMark => vec![set(mark_of("meta"), mark_of("ct"))],
+        Action::Zone(zone) => vec![set(json!({ "ct": { "key": "zone" } }), json!(zone))],
     }
 }
 

@@ -9,5 +9,6 @@ mod crash;
 mod flows;
 mod host;
 mod kubernetes;
+mod replies;
 mod rig;
 mod tunnel;

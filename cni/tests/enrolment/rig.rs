@@ -178,6 +178,7 @@ pub(crate) fn picture(netns: &Netns) -> String {
         "ip -6 rule",
         "ip route show table all",
         "ip -6 route show table all",
+        "sysctl net.ipv4.tcp_fwmark_accept",
     ];
     let answers = commands.map(|command| run(netns, command).unwrap_or_default());
     // The loopback device's own entries depend on timing.
