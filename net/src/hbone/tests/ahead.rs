@@ -70,6 +70,20 @@ async fn next(peer: &mut Peer, body: &mut RecvStream) -> Bytes {
     soon(data).await
 }
 
+/// All that is left of a request.
+async fn rest(peer: &mut Peer, body: &mut RecvStream) -> Vec<u8> {
+    let mut rest = Vec::new();
+    while let Some(data) = tokio::select! {
+        data = body.data() => data,
+        _ = peer.accept() => panic!("the connection ended"),
+    } {
+        let data = data.unwrap();
+        let _ = body.flow_control().release_capacity(data.len());
+        rest.extend_from_slice(&data);
+    }
+    rest
+}
+
 fn answer(answer: &mut SendResponse<Bytes>, status: StatusCode) -> h2::SendStream<Bytes> {
     let mut response = Response::new(());
     *response.status_mut() = status;
@@ -93,18 +107,7 @@ async fn it_arrives_before_the_answer_and_once() {
     assert_eq!(next(&mut peer, &mut body).await, "first");
 
     let _send = answer(&mut response, StatusCode::OK);
-    let serving = tokio::spawn(async move {
-        let mut rest = Vec::new();
-        while let Some(data) = tokio::select! {
-            data = body.data() => data,
-            _ = peer.accept() => panic!("the connection ended"),
-        } {
-            let data = data.unwrap();
-            let _ = body.flow_control().release_capacity(data.len());
-            rest.extend_from_slice(&data);
-        }
-        rest
-    });
+    let serving = tokio::spawn(async move { rest(&mut peer, &mut body).await });
     let (tunnel, captured) = soon(connecting).await.unwrap();
     application.write_all(b", second").await.unwrap();
     let counters = Arc::new(Counters::default());
@@ -137,14 +140,7 @@ async fn what_is_longer_than_may_go_ahead_follows_in_its_place() {
     };
     let writing = tokio::spawn(writing);
     let reading = async {
-        while let Some(data) = tokio::select! {
-            data = body.data() => data,
-            _ = peer.accept() => panic!("the connection ended"),
-        } {
-            let data = data.unwrap();
-            let _ = body.flow_control().release_capacity(data.len());
-            told.extend_from_slice(&data);
-        }
+        told.extend(rest(&mut peer, &mut body).await);
         told
     };
     let copying = async {
