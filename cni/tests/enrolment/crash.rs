@@ -176,7 +176,9 @@ impl<'a> Bed<'a> {
     ) -> bool {
         let began = Instant::now();
         let mut died = false;
-        while !done(self) {
+        loop {
+            // Looked at first: who has died before it was done is seen below, however soon it was.
+            let is_done = done(self);
             let log = || fs::read_to_string(self.folder.join("agent.log")).unwrap_or_default();
             let late = began.elapsed() > 3 * PATIENCE;
             assert!(!late, "{case}: still not {what}: {}", log());
@@ -191,13 +193,14 @@ impl<'a> Bed<'a> {
                 died = true;
                 self.speaks_not_in_clear(case).await;
                 self.next_tunnel().await;
+            } else if is_done {
+                return died;
             }
             if died && mind == Mind::Changes {
                 return true;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        died
     }
 
     fn is_enabled(&self) -> bool {
