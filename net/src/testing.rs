@@ -33,7 +33,7 @@ pub use rights::without_network_rights;
 
 use crate::{
     ca::{Issuer, Issuing},
-    tls::{Policy, TrustBundle, WorkloadCertificate},
+    tls::{PeerIdentity, Policy, TrustBundle, WorkloadCertificate},
 };
 
 /// A root of one trust domain, with its key.
@@ -58,6 +58,19 @@ pub struct Leaf {
     pub not_after: SystemTime,
     /// Extended key usage; none leaves the extension out.
     pub uses: Vec<ExtendedKeyUsagePurpose>,
+}
+
+/// Who TLS would have shown, where a test has none below.
+///
+/// # Panics
+/// One of the names is none.
+pub fn peer(namespace: &str, service_account: &str) -> PeerIdentity {
+    let identity = format!("spiffe://cluster.local/ns/{namespace}/sa/{service_account}");
+    PeerIdentity {
+        identity: identity.parse().expect("an identity"),
+        not_after: SystemTime::now(),
+        chain: Arc::from([]),
+    }
 }
 
 impl TestCa {

@@ -50,6 +50,14 @@ async fn open(rig: &Rig, to: SocketAddr, client: SocketAddr) -> Result<TcpStream
     timeout(PATIENCE, connecting).await.expect("in time")
 }
 
+/// Connections of both families are accepted with this mark, and answered.
+async fn answers_with(rig: &Rig, listener: &TcpListener, mark: u32) {
+    for (to, client) in families(8080) {
+        let tunnel = open(rig, to, client).await.expect("connect");
+        assert_eq!(accepted(listener, tunnel, client).await, mark);
+    }
+}
+
 /// The application's end, which echoes what `tunnel` says once it has told its mark.
 async fn accepted(listener: &TcpListener, mut tunnel: TcpStream, client: SocketAddr) -> u32 {
     let accepting = timeout(PATIENCE, listener.accept());
@@ -69,10 +77,7 @@ async fn accepted(listener: &TcpListener, mut tunnel: TcpStream, client: SocketA
 async fn an_accepted_socket_answers_with_the_mark_of_the_connection() {
     let Some(rig) = enrolled().await else { return };
     let listener = listen(&rig.pod, "[::]:8080");
-    for (to, client) in families(8080) {
-        let tunnel = open(&rig, to, client).await.expect("connect");
-        assert_eq!(accepted(&listener, tunnel, client).await, CONNECTION_MARK);
-    }
+    answers_with(&rig, &listener, CONNECTION_MARK).await;
     let restored = run(
         &rig.pod,
         "nft list chain inet istio-ambient-mangle istio-output",
@@ -89,10 +94,7 @@ async fn a_listener_with_a_mark_of_its_own_is_answered_for_by_the_rule() {
     let Some(rig) = enrolled().await else { return };
     let listener = listen(&rig.pod, "[::]:8080");
     SockRef::from(&listener).set_mark(0x77).expect("marked");
-    for (to, client) in families(8080) {
-        let tunnel = open(&rig, to, client).await.expect("connect");
-        assert_eq!(accepted(&listener, tunnel, client).await, 0x77);
-    }
+    answers_with(&rig, &listener, 0x77).await;
 }
 
 #[tokio::test]
@@ -101,10 +103,7 @@ async fn where_sockets_inherit_no_mark_the_rule_answers_for_them() {
     let sysctl = Sysctl::open().expect("/proc");
     sysctl.set(&rig.pod, ACCEPTED_MARK, "0").expect("set");
     let listener = listen(&rig.pod, "[::]:8080");
-    for (to, client) in families(8080) {
-        let tunnel = open(&rig, to, client).await.expect("connect");
-        assert_eq!(accepted(&listener, tunnel, client).await, 0);
-    }
+    answers_with(&rig, &listener, 0).await;
 }
 
 #[tokio::test]

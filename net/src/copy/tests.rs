@@ -16,8 +16,7 @@ use tokio::{
 use super::*;
 use crate::{
     hbone::{Client, Config, ConnectHead, ConnectRequest, serve},
-    testing::{TestCa, tcp_pair},
-    tls::{PeerIdentity, Policy},
+    testing::{self, tcp_pair},
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -35,12 +34,7 @@ struct Tunnels {
 impl Tunnels {
     async fn new() -> Self {
         let (near, far) = duplex(1 << 20);
-        let ca = TestCa::new("cluster.local", &Policy::default());
-        let peer = PeerIdentity {
-            identity: ca.identity("a", "b"),
-            not_after: std::time::SystemTime::now(),
-            chain: std::sync::Arc::from([]),
-        };
+        let peer = testing::peer("a", "b");
         let (report, accepted) = mpsc::unbounded_channel();
         let handler = move |request: ConnectRequest| {
             let report = report.clone();

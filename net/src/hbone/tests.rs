@@ -24,7 +24,7 @@ use super::{
     *,
 };
 use crate::{
-    testing::TestCa,
+    testing::{self, TestCa},
     tls::{self, Policy, WorkloadCertificate},
 };
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -657,19 +657,10 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     let (near, far) = duplex(1 << 20);
-    let peer = client_of_a();
+    let peer = testing::peer("a", "client");
     let task =
         tokio::spawn(async move { serve(far, peer, &config, pending(), handler, |_| {}).await });
     (near, task)
-}
-
-fn client_of_a() -> tls::PeerIdentity {
-    let ca = TestCa::new("cluster.local", &Policy::default());
-    tls::PeerIdentity {
-        identity: ca.identity("a", "client"),
-        not_after: std::time::SystemTime::now(),
-        chain: std::sync::Arc::from([]),
-    }
 }
 
 async fn never(_: ConnectRequest) {
@@ -755,7 +746,15 @@ async fn what_gets_400_is_told_and_not_in_full() {
     tokio::spawn(async move {
         let refused = |error: &NotConnect| tell.send(error.to_string()).unwrap();
         let config = Config::default();
-        serve(far, client_of_a(), &config, pending(), never, refused).await
+        serve(
+            far,
+            testing::peer("a", "client"),
+            &config,
+            pending(),
+            never,
+            refused,
+        )
+        .await
     });
     let mut requests = raw_client(near).await;
     let uri = format!("http://127.0.0.1:80/{}", "x".repeat(1000));
@@ -857,7 +856,7 @@ async fn a_server_announces_what_the_specification_says() {
 /// A client on a pipe, and the server's end of it.
 async fn client_on_pipe() -> (Client, DuplexStream) {
     let (near, far) = duplex(1 << 20);
-    let made = Client::handshake(near, client_of_a(), &Config::default()).await;
+    let made = Client::handshake(near, testing::peer("a", "client"), &Config::default()).await;
     let (client, driver) = made.unwrap();
     tokio::spawn(driver);
     (client, far)

@@ -6,19 +6,17 @@ use net::{testing::TestCa, tls, tls::Policy};
 use tokio::io::AsyncWriteExt;
 
 use crate::{
-    rig::{DEADLINE, Rig, connect, listen_once_free, rig_with, soon},
+    rig::{DEADLINE, Rig, connect, rig_with, soon},
     rig_or_skip,
 };
 
 /// In place of node `b`'s tunnel: what has come by the time that a peer has been told everything that came with the CONNECT,
 /// which it has not answered.
 async fn with_the_connect(mut rig: Rig) -> Option<Bytes> {
-    rig.node_b.crash().await;
-    let listener = listen_once_free(&rig.b, "0.0.0.0:15008".parse().unwrap()).await;
+    let (listener, certificate) = rig.in_place_of_node_b().await;
     let mut client = connect(&rig.a, rig.address()).await;
     client.write_all(b"first").await.unwrap();
     let (tcp, _) = soon(listener.accept()).await.unwrap();
-    let certificate = rig.ca.certificate(&rig.ca.identity("ns", "sa-b"));
     let accepted = tls::accept(tcp, certificate.server_config(), DEADLINE).await;
     let handshake = h2::server::handshake(accepted.unwrap().0);
     let mut connection = soon(handshake).await.unwrap();

@@ -32,7 +32,7 @@ use tokio::{
 use crate::{
     rig::{
         APP_PORT, DEADLINE, Rig, VIP, connect, connect_is_reset, eventually, listen,
-        listen_once_free, outside_the_mesh, passes, rig_with, soon,
+        outside_the_mesh, passes, rig_with, soon,
     },
     rig_or_skip,
     telemetry::metric,
@@ -152,9 +152,7 @@ const TOLD: &str = "k8s.cluster.name=c-2,k8s.namespace.name=ns,k8s.deployment.na
 
 /// In place of node `b`'s tunnel, which is gone: answers, and sends back what it is sent.
 async fn spawn_echo(rig: &mut Rig) -> mpsc::UnboundedReceiver<Asked> {
-    rig.node_b.crash().await;
-    let listener = listen_once_free(&rig.b, "0.0.0.0:15008".parse().unwrap()).await;
-    let certificate = rig.ca.certificate(&rig.ca.identity("ns", "sa-b"));
+    let (listener, certificate) = rig.in_place_of_node_b().await;
     spawn_peer(listener, certificate, |request| async move {
         let baggage = [(
             HeaderName::from_static("baggage"),
@@ -183,9 +181,7 @@ fn publish_many(rig: &Rig) {
 #[tokio::test(flavor = "multi_thread")]
 async fn three_endpoints_are_tried_and_no_more() {
     let mut rig = rig_or_skip!();
-    rig.node_b.crash().await;
-    let listener = listen_once_free(&rig.b, "0.0.0.0:15008".parse().unwrap()).await;
-    let certificate = rig.ca.certificate(&rig.ca.identity("ns", "sa-b"));
+    let (listener, certificate) = rig.in_place_of_node_b().await;
     let mut asked = spawn_peer(listener, certificate, |request| async move {
         request.refuse(StatusCode::SERVICE_UNAVAILABLE);
     });
@@ -201,9 +197,7 @@ async fn three_endpoints_are_tried_and_no_more() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_written_first_reaches_the_endpoint_that_takes_it_and_once() {
     let mut rig = rig_or_skip!();
-    rig.node_b.crash().await;
-    let listener = listen_once_free(&rig.b, "0.0.0.0:15008".parse().unwrap()).await;
-    let certificate = rig.ca.certificate(&rig.ca.identity("ns", "sa-b"));
+    let (listener, certificate) = rig.in_place_of_node_b().await;
     let refusals = AtomicUsize::new(2);
     let mut asked = spawn_peer(listener, certificate, move |request| {
         let less = |left: usize| left.checked_sub(1);

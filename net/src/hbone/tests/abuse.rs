@@ -288,12 +288,7 @@ async fn a_hostile_server_is_cut_off_by_its_client() {
     ];
     for (about, opening, next) in cases {
         let (near, far) = duplex(1 << 16);
-        let ca = TestCa::new("cluster.local", &Policy::default());
-        let peer = tls::PeerIdentity {
-            identity: ca.identity("b", "server"),
-            not_after: std::time::SystemTime::now(),
-            chain: Arc::from([]),
-        };
+        let peer = testing::peer("b", "server");
         let handshake = Client::handshake(near, peer, &Config::default()).await;
         let (client, driver) = handshake.unwrap();
         let calling = tokio::spawn(async move { client.connect(head(), DEADLINE).await });

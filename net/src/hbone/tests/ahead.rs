@@ -22,12 +22,7 @@ struct Ends {
 
 async fn ends(config: &Config) -> Ends {
     let (near, far) = duplex(1 << 20);
-    let ca = TestCa::new("cluster.local", &Policy::default());
-    let peer = tls::PeerIdentity {
-        identity: ca.identity("b", "server"),
-        not_after: std::time::SystemTime::now(),
-        chain: Arc::from([]),
-    };
+    let peer = testing::peer("b", "server");
     let (client, driver) = Client::handshake(near, peer, config).await.unwrap();
     tokio::spawn(driver);
     let peer = soon(h2::server::handshake(far)).await.unwrap();

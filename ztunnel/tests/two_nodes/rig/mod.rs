@@ -14,7 +14,7 @@ use mesh::{
 use net::{
     socket::{Factory, SourceAddress},
     testing::TestCa,
-    tls::Policy,
+    tls::{Policy, WorkloadCertificate},
 };
 use network::Pod;
 use node::Node;
@@ -137,6 +137,16 @@ impl Rig {
     pub(crate) async fn without_node_a(mut self) -> Self {
         self.node_a.crash().await;
         self
+    }
+
+    /// Pod `b`'s HBONE port and certificate, for a peer in place of node `b`'s tunnel, which is gone.
+    pub(crate) async fn in_place_of_node_b(&mut self) -> (TcpListener, Arc<WorkloadCertificate>) {
+        self.node_b.crash().await;
+        let listener = listen_once_free(&self.b, ([0, 0, 0, 0], 15008).into()).await;
+        (
+            listener,
+            self.ca.certificate(&self.ca.identity("ns", "sa-b")),
+        )
     }
 
     /// The application of pod `b`.
