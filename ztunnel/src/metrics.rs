@@ -161,11 +161,11 @@ struct OnDemandDnsLabels {
 pub(crate) struct DnsLabels {
     request_query_type: String,
     request_protocol: &'static str,
-    source_canonical_service: String,
-    source_canonical_revision: String,
+    #[prometheus(flatten)]
+    client: ClientLabels,
 }
 
-/// Whose question, where nobody has read it.
+/// Whose question, all that is known where nobody has read it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ClientLabels {
     source_canonical_service: String,
@@ -199,12 +199,10 @@ const COUNTED_TYPES: [&str; 12] = [
 impl DnsLabels {
     pub(crate) fn new(kind: &str, protocol: &'static str, client: Option<&Workload>) -> Self {
         let counted = COUNTED_TYPES.contains(&kind);
-        let client = ClientLabels::new(client);
         Self {
             request_query_type: if counted { kind } else { "other" }.to_owned(),
             request_protocol: protocol,
-            source_canonical_service: client.source_canonical_service,
-            source_canonical_revision: client.source_canonical_revision,
+            client: ClientLabels::new(client),
         }
     }
 }

@@ -37,11 +37,13 @@ const DRAWS: usize = 16;
 const RETRY_WITHIN: Duration = Duration::from_secs(5);
 
 /// One connection of the pod.
-pub(crate) struct Outbound {
+pub(crate) struct Outbound<'a> {
     pod: Arc<Pod>,
     client: SocketAddr,
     original: SocketAddr,
     accepted: Instant,
+    /// The client's connection, where what it wrote already may go ahead.
+    application: Option<&'a TcpStream>,
 }
 
 /// A decision, with every name in it resolved.
@@ -85,7 +87,11 @@ async fn begin(
             return None;
         }
     };
-    let outbound = Outbound::new(pod, client, original);
+    let ahead = pod.node.config.data_with_connect;
+    let outbound = Outbound {
+        application: ahead.then_some(&stream),
+        ..Outbound::new(pod, client, original)
+    };
     let room = match outbound.pod.enter() {
         Ok(room) => room,
         Err(error) => {
@@ -95,8 +101,7 @@ async fn begin(
             return None;
         }
     };
-    let ahead = outbound.pod.node.config.data_with_connect;
-    match outbound.establish(ahead.then_some(&stream)).await {
+    match outbound.establish().await {
         Ok(established) => Some((room, stream, established)),
         Err(_) => {
             reset::reset(stream);
@@ -130,7 +135,7 @@ async fn carry_within(flow: Flow, client: TcpStream, within: Within) {
     flow.carry_within(admitted.flow, sockets, revoked).await;
 }
 
-impl Outbound {
+impl Outbound<'_> {
     /// Accepted now, from `client` of the pod, to `original`.
     pub(crate) fn new(pod: Arc<Pod>, client: SocketAddr, original: SocketAddr) -> Self {
         Self {
@@ -138,15 +143,12 @@ impl Outbound {
             client,
             original,
             accepted: Instant::now(),
+            application: None,
         }
     }
 
-    /// Decides and dials; what waits in `application`, the client's connection, may go ahead. A failure has been told when it
-    /// is answered.
-    pub(crate) async fn establish(
-        &self,
-        application: Option<&TcpStream>,
-    ) -> Result<Established, EndReason> {
+    /// Decides and dials. A failure has been told when it is answered.
+    pub(crate) async fn establish(&self) -> Result<Established, EndReason> {
         let routed = match self.route(draw()).await {
             Ok(routed) => routed,
             Err(refusal) => {
@@ -155,7 +157,7 @@ impl Outbound {
             }
         };
         let trace = Traceparent::new(rand::random(), rand::random());
-        let (routed, connected) = self.connect(routed, application, trace).await;
+        let (routed, connected) = self.connect(routed, trace).await;
         let flow = self.open(&routed, connected.as_ref().ok(), trace);
         match connected {
             Ok(connected) => Ok((flow, connected)),
@@ -271,13 +273,12 @@ impl Outbound {
     async fn connect(
         &self,
         first: Routed,
-        application: Option<&TcpStream>,
         trace: Traceparent,
     ) -> (Routed, Result<Onward, ConnectError>) {
         let mut routed = first;
         let mut tried = Vec::new();
         loop {
-            let connected = self.dial(&routed, application, trace).await;
+            let connected = self.dial(&routed, trace).await;
             let Err(error) = &connected else {
                 return (routed, connected);
             };
@@ -302,17 +303,12 @@ impl Outbound {
         }
     }
 
-    async fn dial(
-        &self,
-        routed: &Routed,
-        application: Option<&TcpStream>,
-        trace: Traceparent,
-    ) -> Result<Onward, ConnectError> {
+    async fn dial(&self, routed: &Routed, trace: Traceparent) -> Result<Onward, ConnectError> {
         let outgoing = Outgoing {
             pod: &self.pod,
             source: &routed.source,
             client: self.client,
-            application,
+            application: self.application,
             hop: &routed.hop,
             address: routed.address,
             trace,

@@ -545,8 +545,6 @@ fn xds_config(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::fixture;
     use net::{
         ca::Token,
         report::Chain,
@@ -554,6 +552,9 @@ mod tests {
             TestCa, reckless_classic_client, reckless_client, tcp_pair, without_network_rights,
         },
     };
+
+    use super::*;
+    use crate::fixture;
 
     fn config(settings: &[(&str, &str)]) -> Config {
         let always = [

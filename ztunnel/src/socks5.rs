@@ -136,7 +136,7 @@ impl Asked {
                 return Err(self.recursion(address));
             }
             let outbound = Outbound::new(self.pod.clone(), self.client, address);
-            match outbound.establish(None).await {
+            match outbound.establish().await {
                 Ok(established) => return Ok(established),
                 Err(reason) => last = reason,
             }

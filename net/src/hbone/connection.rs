@@ -38,8 +38,9 @@ pub(super) fn small_frames_budget(config: &Config) -> usize {
     window.unwrap_or(usize::MAX).min(SMALL_FRAMES) * 255
 }
 
-/// Frames of one byte that may wait, however many the window lets come: h2 keeps them in one list, of 250 bytes for each, that doubles when
-/// it is full. This is a little less than a full one of 2^17, which takes 33 MB, and 49 while it grows to that.
+/// Frames of one byte that may wait, however many the window lets come: h2 keeps them in one list, of 250 bytes for each,
+/// that doubles when it is full. This is a little less than a full one of 2^17, which takes 33 MB, and 49 while it grows
+/// to that.
 const SMALL_FRAMES: usize = 130_000;
 
 /// The state of one connection that its streams and its owner look at.
