@@ -270,21 +270,20 @@ async fn upgrades_at_either_end_fail_nothing_new_and_give_what_is_open_its_grace
     for round in 0..4 {
         load.more(100).await;
         let held = held(&rig).await;
-        let (old, stopped) = match round % 2 {
+        let mut old = match round % 2 {
             0 => {
                 let next = successor(&rig, "node-a", &rig.a).await;
-                let mut old = std::mem::replace(&mut rig.node_a, next);
-                old.begin_stop();
-                (old, Instant::now())
+                std::mem::replace(&mut rig.node_a, next)
             }
             _ => {
                 let next = successor(&rig, "node-b", &rig.b).await;
-                let mut old = std::mem::replace(&mut rig.node_b, next);
-                old.begin_stop();
-                (old, Instant::now())
+                std::mem::replace(&mut rig.node_b, next)
             }
         };
-        live_until_reset(held, stopped).await;
+        // Before it is told: its grace runs from when it hears of it.
+        let told = Instant::now();
+        old.begin_stop();
+        live_until_reset(held, told).await;
         soon(old.stop()).await;
     }
     load.more(100).await;
