@@ -32,6 +32,11 @@ pub(crate) fn node() -> Arc<Node> {
 
 /// The same with more settings.
 pub(crate) fn node_with(settings: &[(&str, &str)]) -> Arc<Node> {
+    counted_node(settings, &mut Registry::default())
+}
+
+/// The same, whose metrics `registry` shows.
+pub(crate) fn counted_node(settings: &[(&str, &str)], registry: &mut Registry) -> Arc<Node> {
     let always = [("FAKE_CA", "true"), ("XDS_ADDRESS", "")];
     let config = config(&[&always, settings].concat());
     let policy = tls::Policy::default();
@@ -41,7 +46,7 @@ pub(crate) fn node_with(settings: &[(&str, &str)]) -> Arc<Node> {
         Arc::new(config),
         MeshState::new(),
         Certificates::new(issuer, clock, CertificatesConfig::default()),
-        Metrics::register(&mut Registry::default(), "", Arc::new(|| {})),
+        Metrics::register(registry, "", Arc::new(|| {})),
         policy.revocations().clone(),
         Lanes::here(),
     )

@@ -270,13 +270,18 @@ mod tests {
         view::{Resource, Update},
         workload::PodDns,
     };
-    use net::{socket::Factory, xds::Demand};
+    use net::{
+        socket::Factory,
+        testing::{assert_line, encoded},
+        xds::Demand,
+    };
+    use prometheus_client::registry::Registry;
     use tokio::sync::mpsc;
 
     use super::*;
     use crate::{
         config::OriginalSource,
-        fixture::{binding, lines, node_with, workload},
+        fixture::{binding, counted_node, lines, node_with, workload},
     };
 
     /// A pod's names in a mesh that is told on demand, and where there is nothing but the pod.
@@ -374,6 +379,46 @@ mod tests {
         assert_eq!(asked(dns(false, &[])), [node], "there are no others");
         let without_ipv6 = [("IPV6_ENABLED", "false")];
         assert_eq!(servers(&without_ipv6, dns(false, &own)), [v4]);
+    }
+
+    #[tokio::test]
+    async fn what_becomes_of_questions_is_counted_as_that_of_the_pod() {
+        let mut registry = Registry::default();
+        let node = counted_node(&[], &mut registry);
+        let pod = Pod::new(
+            node.clone(),
+            "uid".into(),
+            binding(),
+            Factory::default(),
+            OriginalSource::Never,
+        );
+        let names = PodNames::new(pod);
+        let of_nobody =
+            "source_canonical_service=\"unknown\",source_canonical_revision=\"unknown\"";
+        names.dropped();
+        node.state.publish(Update {
+            upserts: vec![Resource::Workload(workload())],
+            removals: Vec::new(),
+        });
+        let of_pod = "source_canonical_service=\"web-canonical\",source_canonical_revision=\"v2\"";
+        for _ in 0..2 {
+            names.dropped();
+        }
+        names.asked("a", Transport::Udp);
+        names.forwarded("txt", Transport::Tcp, Duration::from_millis(1), false);
+        let told = encoded(&registry);
+        let tcp = "request_query_type=\"txt\",request_protocol=\"tcp\"";
+        for line in [
+            format!("leyline_dns_questions_dropped_total{{{of_nobody}}} 1"),
+            format!("leyline_dns_questions_dropped_total{{{of_pod}}} 2"),
+            format!(
+                "istio_dns_requests_total{{request_query_type=\"a\",request_protocol=\"udp\",{of_pod}}} 1"
+            ),
+            format!("istio_dns_upstream_requests_total{{{tcp},{of_pod}}} 1"),
+            format!("istio_dns_upstream_failures_total{{{tcp},{of_pod}}} 1"),
+        ] {
+            assert_line(&told, &line);
+        }
     }
 
     #[test]
