@@ -430,10 +430,35 @@ pub(crate) async fn follow_agent(
 
 #[cfg(test)]
 mod tests {
-    use net::{socket::SourceAddress, testing::sockets_of};
+    use futures_util::FutureExt;
+    use net::{
+        socket::SourceAddress,
+        testing::{sockets_of, without_network_rights},
+    };
+    use tokio::runtime::Handle;
 
     use super::*;
     use crate::{config::OriginalSource, fixture};
+
+    /// The rights are there when the tunnel starts, which asks for its own namespace only, and not in the pod's.
+    #[tokio::test]
+    async fn a_pod_that_cannot_be_shown_clients_addresses_is_not_enrolled_where_it_has_to_be() {
+        let here = Handle::current();
+        let node = fixture::node_with(&[("ENABLE_ORIG_SRC", "true")]);
+        let launcher = Launcher { node, sysctl: None };
+        // Nobody enters where they are, so that it is the right to the socket that is missing, and not to the place.
+        let launched = without_network_rights(|| {
+            let _here = here.enter();
+            let netns = Netns::current().expect("a namespace");
+            let (uid, workload) = ("uid".into(), fixture::binding());
+            let launched = launcher.launch(&uid, &workload, &netns).now_or_never();
+            launched.expect("nothing is waited for").map(|_| ())
+        });
+        let told = launched.expect_err("no right to");
+        for part in ["ENABLE_ORIG_SRC is true", "CAP_NET_ADMIN", "IP_TRANSPARENT"] {
+            assert!(told.contains(part), "{part} is not in {told}");
+        }
+    }
 
     #[tokio::test]
     async fn the_end_of_a_pod_closes_the_sockets_that_were_prepared_for_it() {
