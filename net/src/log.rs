@@ -82,6 +82,14 @@ struct Filters {
     current: String,
 }
 
+/// Whether these directives could be logged by.
+///
+/// # Errors
+/// [`LogError::Directive`].
+pub fn check(filter: &str) -> Result<(), LogError> {
+    parse(filter).map(drop)
+}
+
 /// Logs to standard output from now on, for the whole process.
 ///
 /// # Errors

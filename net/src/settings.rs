@@ -6,6 +6,8 @@ use std::{fmt, path::Path, str::FromStr, time::Duration};
 
 pub use remote::{Remote, RemoteError, RootCert, Token};
 
+use crate::log;
+
 /// Where a setting's text comes from; the process environment in production, a map in tests.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
@@ -30,6 +32,13 @@ impl fmt::Display for ConfigError {
         }
         Ok(())
     }
+}
+
+/// A variable of the process's environment. Bytes that are no text are replaced, so that what would parse is refused by
+/// name instead of passed over.
+pub fn variable(name: &str) -> Option<String> {
+    let text = std::env::var_os(name)?;
+    Some(text.to_string_lossy().into_owned())
 }
 
 /// Reads settings one by one, and keeps what is wrong with them for the end.
@@ -67,12 +76,24 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Remembers that a setting cannot be used.
+    /// Remembers that a setting cannot be used; once, where it is read more often.
     pub fn reject(&mut self, name: &str, problem: impl Into<String>) {
-        self.bad.push(BadSetting {
+        let bad = BadSetting {
             name: name.to_owned(),
             problem: problem.into(),
+        };
+        if !self.bad.contains(&bad) {
+            self.bad.push(bad);
+        }
+    }
+
+    /// Directives of a log filter, or `info`.
+    pub fn log_filter(&mut self, name: &str) -> String {
+        let filter = self.parse_with(name, |text| match log::check(text) {
+            Ok(()) => Ok(text.to_owned()),
+            Err(error) => Err(error.to_string()),
         });
+        filter.unwrap_or_else(|| log::Options::default().filter)
     }
 
     /// The text, also where it is empty.

@@ -18,7 +18,7 @@ use mesh::{
 pub use net::settings::{BadSetting, ConfigError, Lookup, Remote, RootCert, Token};
 use net::{
     hbone,
-    settings::{Reader, parse_cpus},
+    settings::{Reader, parse_cpus, variable},
 };
 use serde::Serialize;
 
@@ -202,7 +202,7 @@ impl Config {
         let names: Vec<String> = std::env::vars_os()
             .filter_map(|(name, _)| name.into_string().ok())
             .collect();
-        Self::from_reader(Reader::new(&|name| std::env::var(name).ok(), &names))
+        Self::from_reader(Reader::new(&variable, &names))
     }
 
     /// Reads settings through `lookup`. Settings that are families of names (`XDS_HEADER_*`, `ISTIO_METAJSON_*`) are
@@ -398,9 +398,7 @@ fn read_drain(read: &mut Reader<'_>) -> Drain {
 
 fn read_log(read: &mut Reader<'_>) -> Log {
     Log {
-        filter: read
-            .some_text("RUST_LOG")
-            .unwrap_or_else(|| "info".to_owned()),
+        filter: read.log_filter("RUST_LOG"),
         json: read
             .parse_with("LOG_FORMAT", |text| match text {
                 "json" => Ok(true),

@@ -18,7 +18,7 @@ use serde::Serialize;
 use mesh::{identity::TrustDomain, names::Str, outcome::LocalWorkload};
 use mesh_file::MeshFile;
 pub use net::settings::{BadSetting, ConfigError, Lookup, Remote, RootCert, Token};
-use net::settings::{Reader, parse_cpus};
+use net::settings::{Reader, parse_cpus, variable};
 use net::{handover::Alone, hbone};
 
 /// Port of captured egress.
@@ -47,7 +47,7 @@ pub struct Config {
     pub xds: Option<Remote>,
     /// Subscribe to addresses one by one, when needed.
     pub xds_on_demand: bool,
-    /// Mesh state from a file or inline YAML, loaded once.
+    /// Mesh state from a file, which is followed, or from inline YAML.
     pub local_state: Option<LocalState>,
     /// Who signs certificates; `None` (`FAKE_CA`): an issuer that the caller brings, for tests.
     pub ca: Option<Remote>,
@@ -112,7 +112,7 @@ pub struct Node {
     /// DNS suffix.
     pub cluster_domain: Str,
     /// Our own trust domain.
-    pub trust_domain: Str,
+    pub trust_domain: TrustDomain,
     /// Our address, for the node id.
     pub instance_ip: Str,
     /// Our pod's name, or empty.
@@ -271,7 +271,7 @@ impl Config {
         let names: Vec<String> = std::env::vars_os()
             .filter_map(|(name, _)| name.into_string().ok())
             .collect();
-        Self::from_reader(Reader::new(&|name| std::env::var(name).ok(), &names))
+        Self::from_reader(Reader::new(&variable, &names))
     }
 
     /// Reads settings through `lookup`, and the mesh config file that `LEYLINE_MESH_CONFIG_FILE` names
@@ -290,8 +290,8 @@ impl Config {
         let control_plane = Self::default_control_plane(&file, in_kubernetes);
         let mode = read_mode(&mut read);
         let inpod = read_inpod(&mut read, &mode, in_kubernetes);
+        let node = read_node(&mut read, &file);
         let config = Self {
-            node: read_node(&mut read, &file),
             xds: Remote::read(&mut read, "XDS", &control_plane, in_kubernetes),
             xds_on_demand: read.flag("XDS_ON_DEMAND", false),
             local_state: read_local_state(&mut read),
@@ -311,7 +311,8 @@ impl Config {
             drain_deadline: read_drain_deadline(&mut read),
             response_baggage: read.flag("ENABLE_RESPONSE_BAGGAGE", true),
             localhost_app_tunnel: read.flag("LOCALHOST_APP_TUNNEL", true),
-            tls: read_tls(&mut read),
+            tls: read_tls(&mut read, &node.trust_domain),
+            node,
             log: read_log(&mut read),
             worker_threads: read_worker_threads(&mut read, &file),
         };
@@ -365,7 +366,7 @@ fn read_node(read: &mut Reader<'_>, file: &MeshFile) -> Node {
         network: text("NETWORK", ""),
         cluster_id: cluster_id.into(),
         cluster_domain: text("CLUSTER_DOMAIN", "cluster.local"),
-        trust_domain: text("TRUST_DOMAIN", "cluster.local"),
+        trust_domain: TrustDomain::default(),
         instance_ip: text("INSTANCE_IP", "1.1.1.1"),
         pod_name: text("POD_NAME", ""),
         pod_namespace: text("POD_NAMESPACE", ""),
@@ -373,6 +374,7 @@ fn read_node(read: &mut Reader<'_>, file: &MeshFile) -> Node {
         metadata: BTreeMap::new(),
         istio_version: read.text_or("ISTIO_META_ISTIO_VERSION", "unknown"),
     };
+    node.trust_domain = read.parse_or("TRUST_DOMAIN", TrustDomain::default());
     node.metadata = metadata_of(&node, file);
     for (key, text) in read.family("ISTIO_METAJSON_") {
         match serde_json::from_str(&text) {
@@ -525,6 +527,8 @@ fn read_listen(read: &mut Reader<'_>, file: &MeshFile, ipv6: bool) -> Listen {
 fn read_dns(read: &mut Reader<'_>, file: &MeshFile) -> Dns {
     let address = file.metadata.get("DNS_PROXY_ADDR");
     let port = address.and_then(|text| text.rsplit_once(':')?.1.parse().ok());
+    // Pods are redirected to one port: any that is free, as the kernel reads 0, is none that they would find.
+    let port = port.filter(|port| *port != 0);
     if address.is_some() && port.is_none() {
         read.reject("DNS_PROXY_ADDR", "host:port expected");
     }
@@ -595,19 +599,20 @@ fn read_max_pod_connections(read: &mut Reader<'_>) -> Option<usize> {
     limit
 }
 
-fn read_domain_names(read: &mut Reader<'_>) -> Vec<TrustDomain> {
+fn read_domain_names(read: &mut Reader<'_>, own: &TrustDomain) -> Vec<TrustDomain> {
     const NAME: &str = "LEYLINE_TRUST_DOMAIN_ALIASES";
-    let own = read.text_or("TRUST_DOMAIN", "cluster.local");
     let parse = |text: &str| {
         let names = text.split(',').map(str::trim).filter(|it| !it.is_empty());
-        let parsed = names.chain([&*own]).map(|it| it.parse::<TrustDomain>());
-        parsed.collect::<Result<Vec<_>, _>>()
+        let parsed = names.map(|it| it.parse::<TrustDomain>());
+        parsed
+            .chain([Ok(own.clone())])
+            .collect::<Result<Vec<_>, _>>()
     };
     let names = read.parse_with(NAME, |text| parse(text).map_err(|error| error.to_string()));
     names.unwrap_or_default()
 }
 
-fn read_tls(read: &mut Reader<'_>) -> Tls {
+fn read_tls(read: &mut Reader<'_>, trust_domain: &TrustDomain) -> Tls {
     Tls {
         post_quantum_only: read
             .parse_with("COMPLIANCE_POLICY", |text| match text {
@@ -617,15 +622,13 @@ fn read_tls(read: &mut Reader<'_>) -> Tls {
             .unwrap_or(false),
         tls12: read.flag("TLS12_ENABLED", false),
         revocations: read.some_text("CRL_PATH").map(PathBuf::from),
-        domain_names: read_domain_names(read),
+        domain_names: read_domain_names(read, trust_domain),
     }
 }
 
 fn read_log(read: &mut Reader<'_>) -> Log {
     Log {
-        filter: read
-            .some_text("RUST_LOG")
-            .unwrap_or_else(|| "info".to_owned()),
+        filter: read.log_filter("RUST_LOG"),
         json: read
             .parse_with("LOG_FORMAT", |text| match text {
                 "json" => Ok(true),

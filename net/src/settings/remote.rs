@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use rustls::pki_types::ServerName;
 use serde::Serialize;
+use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
 
 use super::Reader;
 use crate::{ca, tls, tls::control_plane, xds};
@@ -98,16 +100,37 @@ impl Remote {
         };
         if !address.starts_with("https://") && !address.starts_with("http://") {
             read.reject(&name("ADDRESS"), format!("{address:?}: https:// expected"));
+        } else if let Err(error) = address.parse::<http::Uri>() {
+            read.reject(&name("ADDRESS"), format!("{address:?}: {error}"));
         }
-        let header_prefix = name("HEADER_");
         Some(Remote {
             address,
             root: read_root(read, &name("ROOT_CA")),
-            alternative_hostname: read.some_text(&format!("ALT_{prefix}_HOSTNAME")),
+            alternative_hostname: read_hostname(read, &format!("ALT_{prefix}_HOSTNAME")),
             token: read_token(read, in_kubernetes),
-            headers: read.family(&header_prefix),
+            headers: read_headers(read, &name("HEADER_")),
         })
     }
+}
+
+fn read_hostname(read: &mut Reader<'_>, name: &str) -> Option<String> {
+    read.parse_with(name, |text| match ServerName::try_from(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(error.to_string()),
+    })
+}
+
+/// What gRPC does not send would fail every request, which is told best at the start.
+fn read_headers(read: &mut Reader<'_>, prefix: &str) -> Vec<(String, String)> {
+    let headers = read.family(prefix);
+    for (key, text) in &headers {
+        let key_is_fit = AsciiMetadataKey::from_bytes(key.to_ascii_lowercase().as_bytes()).is_ok();
+        if !key_is_fit || AsciiMetadataValue::try_from(text).is_err() {
+            let problem = "the name of a header and printable ASCII expected";
+            read.reject(&format!("{prefix}{key}"), problem);
+        }
+    }
+    headers
 }
 
 fn read_root(read: &Reader<'_>, name: &str) -> RootCert {
@@ -119,13 +142,19 @@ fn read_root(read: &Reader<'_>, name: &str) -> RootCert {
     }
 }
 
-fn read_token(read: &Reader<'_>, in_kubernetes: bool) -> Token {
+fn read_token(read: &mut Reader<'_>, in_kubernetes: bool) -> Token {
     match read.some_text("AUTH_TOKEN") {
         // In Kubernetes also where it is not there yet: to go on without would only be refused later.
         None if in_kubernetes || Path::new(TOKEN).exists() => Token::File(TOKEN.into()),
         None => Token::None,
         Some(text) if Path::new(&text).exists() => Token::File(text.into()),
-        Some(text) => Token::Inline(text),
+        Some(text) => {
+            if AsciiMetadataValue::try_from(&text).is_err() {
+                // Without the text, which is a secret.
+                read.reject("AUTH_TOKEN", "a path or printable ASCII expected");
+            }
+            Token::Inline(text)
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! The program itself: its arguments, and how it ends.
 
 use std::{
+    ffi::OsStr,
     io::{BufRead, BufReader},
     net::SocketAddr,
+    os::unix::ffi::OsStrExt,
     process::{Child, Command, Stdio},
     sync::mpsc,
 };
@@ -27,6 +29,10 @@ use crate::{
 fn program(arguments: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ztunnel"));
     command.args(arguments).envs(settings.iter().copied());
+    ended(command)
+}
+
+fn ended(mut command: Command) -> (Option<i32>, String, String) {
     let output = command.output().expect("it runs");
     let text = |bytes| String::from_utf8(bytes).expect("text");
     (
@@ -57,6 +63,18 @@ fn the_program_tells_its_version_its_usage_and_what_it_cannot_use() {
     let (code, _, error) = program(&["proxy", "ztunnel"], &[("LOG_FORMAT", "xml")]);
     assert_eq!(code, Some(1));
     assert!(error.contains("LOG_FORMAT"), "{error}");
+}
+
+#[test]
+fn a_setting_that_is_no_text_is_refused_by_name_and_not_passed_over() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ztunnel"));
+    command.arg("proxy").env("LOG_FORMAT", "xml");
+    command.env("TLS12_ENABLED", OsStr::from_bytes(b"fals\xff"));
+    let (code, _, error) = ended(command);
+    assert_eq!(code, Some(1));
+    for name in ["LOG_FORMAT", "TLS12_ENABLED"] {
+        assert!(error.contains(name), "{name} is not in {error}");
+    }
 }
 
 /// The one line of a start that fails, under these settings.

@@ -83,6 +83,13 @@ LEYLINE_READINESS_ADDRESS        /listen/readiness                   "[::]:15021
 /// Name, and a text that ends the start.
 const BAD: &str = r#"
 XDS_ADDRESS                      ftp://cp
+XDS_ADDRESS                      ::::
+CA_ADDRESS                       https://
+ALT_XDS_HOSTNAME                 cp..example
+ALT_CA_HOSTNAME                  cp..example
+TRUST_DOMAIN                     Cluster.Local
+RUST_LOG                         loud
+RUST_LOG                         xds=loud
 XDS_ON_DEMAND                    yes
 PROXY_MODE                       alone
 INPOD_PORT_REUSE                 1
@@ -263,6 +270,11 @@ fn a_file_or_metadata_that_cannot_be_read_ends_the_start_by_name() {
         ("LEYLINE_MESH_CONFIG_FILE", path, path),
         ("ISTIO_METAJSON_LABELS", "{", "ISTIO_METAJSON_LABELS"),
         ("ISTIO_META_DNS_PROXY_ADDR", "localhost", "DNS_PROXY_ADDR"),
+        ("ISTIO_META_DNS_PROXY_ADDR", "localhost:0", "DNS_PROXY_ADDR"),
+        ("XDS_HEADER_x-tenant", "line\nbreak", "XDS_HEADER_x-tenant"),
+        ("XDS_HEADER_a b", "one", "XDS_HEADER_a b"),
+        ("CA_HEADER_", "one", "CA_HEADER_"),
+        ("AUTH_TOKEN", "line\nbreak", "AUTH_TOKEN"),
     ] {
         let ConfigError(bad) = from_env(&[(name, text)]).expect_err("bad");
         assert_eq!(bad.len(), 1, "{bad:?}");
