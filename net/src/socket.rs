@@ -165,6 +165,11 @@ impl SocketError {
     /// The system's error, for telling "refused" from "timed out".
     pub fn io_kind(&self) -> io::ErrorKind {
         match self {
+            Self::Io {
+                operation: Operation::Connect,
+                source,
+                ..
+            } => connect_kind(source),
             Self::Io { source, .. } => source.kind(),
             Self::Netns { .. } => io::ErrorKind::Other,
         }
@@ -173,6 +178,25 @@ impl SocketError {
     /// What the metric and the log line say of a connection that did not come about.
     pub fn end_reason(&self) -> EndReason {
         connect_end(self.io_kind())
+    }
+}
+
+/// The kind of what connect(2) said. Whoever bars the way, a router, a filter or the peer, may say so in many words (ICMP, as
+/// `icmp_err_convert` and `tab_unreach` of the kernel put it), of which the standard library knows two.
+pub fn connect_kind(error: &io::Error) -> io::ErrorKind {
+    match error.raw_os_error() {
+        Some(
+            libc::EACCES
+            | libc::EPERM
+            | libc::EINVAL
+            | libc::EHOSTDOWN
+            | libc::ENETDOWN
+            | libc::ENONET
+            | libc::ENOPROTOOPT
+            | libc::EOPNOTSUPP
+            | libc::EPROTO,
+        ) => io::ErrorKind::HostUnreachable,
+        _ => error.kind(),
     }
 }
 

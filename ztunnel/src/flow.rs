@@ -26,6 +26,7 @@ use net::{
     log::access,
     metrics,
     report::Chain,
+    socket,
 };
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
@@ -324,7 +325,7 @@ fn told(end: copy::End) -> (EndReason, Option<String>) {
 /// What the loss of a connection under way is called. The system's errors are of plain connections: tunnels have their own.
 fn lost(error: &io::Error) -> EndReason {
     use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
-    match (error.raw_os_error(), error.kind()) {
+    match (error.raw_os_error(), socket::connect_kind(error)) {
         (Some(_), TimedOut) => EndReason::ConnectTimedOut,
         (Some(_), HostUnreachable | NetworkUnreachable) => EndReason::ConnectUnreachable,
         _ => EndReason::TunnelLost,
@@ -434,6 +435,7 @@ mod tests {
     fn a_plain_connection_that_is_lost_is_no_tunnel_that_is() {
         const ETIMEDOUT: i32 = 110;
         const EHOSTUNREACH: i32 = 113;
+        const EACCES: i32 = 13;
         let tunnels: io::Error = StreamError::Broken(io::ErrorKind::TimedOut).into();
         for (error, expected) in [
             (tunnels, EndReason::TunnelLost),
@@ -443,6 +445,11 @@ mod tests {
             ),
             (
                 io::Error::from_raw_os_error(EHOSTUNREACH),
+                EndReason::ConnectUnreachable,
+            ),
+            // ICMPv6: administratively prohibited.
+            (
+                io::Error::from_raw_os_error(EACCES),
                 EndReason::ConnectUnreachable,
             ),
         ] {

@@ -248,6 +248,30 @@ async fn a_redirected_connection_knows_where_it_was_going() {
 }
 
 #[tokio::test]
+async fn whoever_bars_the_way_makes_it_unreachable() {
+    let Some(netns) = fresh_netns() else { return };
+    let rules = "table inet barred {
+        chain input {
+            type filter hook input priority filter;
+            tcp dport 81 reject with icmpx type admin-prohibited
+            meta nfproto ipv4 tcp dport 82 reject with icmp type prot-unreachable
+        }
+    }
+    ";
+    if !nft(&netns, rules) {
+        return;
+    }
+    let factory = Factory::for_pod(netns);
+    for address in ["127.0.0.1:81", "[::1]:81", "127.0.0.1:82"] {
+        let address: SocketAddr = address.parse().expect("an address");
+        let error = factory.connect(address, SourceAddress::Own).await;
+        let error = error.expect_err("barred");
+        assert_eq!(error.io_kind(), io::ErrorKind::HostUnreachable, "{error:?}");
+        assert_eq!(error.end_reason(), EndReason::ConnectUnreachable);
+    }
+}
+
+#[tokio::test]
 async fn a_source_of_the_other_family_is_required_or_left() {
     let Some(netns) = fresh_netns() else { return };
     let factory = Factory::for_pod(netns);
