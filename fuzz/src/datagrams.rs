@@ -39,7 +39,7 @@ pub fn dns_message(bytes: &[u8]) {
     }
     for code in [RawCode::FormErr, RawCode::ServFail] {
         match raw_failure(bytes, code) {
-            Some(reply) => check_reply(bytes, &reply, DNS_HEADER),
+            Some(reply) => check_reply(bytes, &reply, DNS_HEADER + 255 + 4),
             None => assert!(bytes.len() < DNS_HEADER),
         }
     }

@@ -318,7 +318,8 @@ fn encode(response: &Message, limit: usize) -> Option<Vec<u8>> {
 
 /// The answer to a message that we cannot answer and could not forward: its header and question, and a code.
 ///
-/// Works on raw bytes, so that it also answers what does not parse.
+/// Works on raw bytes, so that it also answers what does not parse. Without the question, clients such as glibc's take it
+/// for an answer to something else, and wait on.
 pub fn raw_failure(request: &[u8], code: RawCode) -> Option<Vec<u8>> {
     let header: &[u8; HEADER_LEN] = request.first_chunk()?;
     let mut reply = header.to_vec();
@@ -326,7 +327,32 @@ pub fn raw_failure(request: &[u8], code: RawCode) -> Option<Vec<u8>> {
     reply[2] = 0x80 | (header[2] & 0x79);
     reply[3] = 0x80 | code as u8;
     reply[4..].fill(0);
+    if let Some(question) = only_question(request) {
+        reply[5] = 1;
+        reply.extend_from_slice(question);
+    }
     Some(reply)
+}
+
+/// The question of a message that has one, as it is written (RFC 1035 4.1.2).
+fn only_question(request: &[u8]) -> Option<&[u8]> {
+    const TYPE_AND_CLASS: usize = 4;
+    const LONGEST_LABEL: u8 = 63;
+    const LONGEST_NAME: usize = 255;
+    let (header, rest) = request.split_first_chunk::<HEADER_LEN>()?;
+    if header[4..6] != [0, 1] {
+        return None;
+    }
+    let mut end = 0;
+    while end < LONGEST_NAME {
+        match *rest.get(end)? {
+            0 => return rest.get(..end + 1 + TYPE_AND_CLASS),
+            label @ 1..=LONGEST_LABEL => end += 1 + usize::from(label),
+            // A pointer: in the first name of a message there is nothing to point at.
+            _ => return None,
+        }
+    }
+    None
 }
 
 /// Response codes of [`raw_failure`] (RFC 1035 4.1.1).
@@ -498,11 +524,31 @@ mod tests {
     }
 
     #[test]
-    fn a_raw_failure_keeps_the_id() {
-        let reply = raw_failure(&query("a.", RecordType::A, None), RawCode::ServFail).unwrap();
-        let reply = Message::from_vec(&reply).unwrap();
-        assert_eq!(reply.metadata.id, 7);
-        assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+    fn a_raw_failure_keeps_the_id_and_the_question() {
+        let longest = format!("{}{}.", "abc.".repeat(63), "a");
+        for name in ["a.", ".", "db.Shop.", &longest] {
+            let request = query(name, RecordType::A, Some(1232));
+            let reply = raw_failure(&request, RawCode::ServFail).unwrap();
+            let reply = Message::from_vec(&reply).unwrap();
+            assert_eq!(reply.metadata.id, 7);
+            assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+            assert_eq!(reply.queries, Message::from_vec(&request).unwrap().queries);
+        }
+    }
+
+    #[test]
+    fn a_raw_failure_repeats_no_question_that_makes_no_sense() {
+        let whole = query("a.", RecordType::A, None);
+        let mut two = whole.clone();
+        two[5] = 2;
+        let mut pointer = whole.clone();
+        pointer[HEADER_LEN] = 0xc0;
+        let too_long = [&whole[..HEADER_LEN], &b"\x01a".repeat(128), &[0; 5]].concat();
+        for request in [&whole[..whole.len() - 1], &two, &pointer, &too_long] {
+            let reply = raw_failure(request, RawCode::FormErr).unwrap();
+            assert_eq!(reply.len(), HEADER_LEN);
+            assert!(Message::from_vec(&reply).unwrap().queries.is_empty());
+        }
     }
 
     fn alias(from: &str, to: &str, ttl: u32) -> Record {
