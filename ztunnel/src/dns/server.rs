@@ -133,6 +133,11 @@ impl<N: Names> Server<N> {
         request: &[u8],
         peer: SocketAddr,
     ) {
+        if socket.local_addr().is_ok_and(|own| own == peer) {
+            // Forged, and what we answer to ourselves would be answered for ever.
+            tracing::debug!("dns question in our own name");
+            return;
+        }
         let Ok(permit) = self.permits.clone().try_acquire_owned() else {
             self.names.dropped();
             tracing::debug!(%peer, "dns question dropped: too many at a time");

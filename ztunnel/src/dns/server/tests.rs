@@ -94,6 +94,8 @@ impl Names for Arc<Fake> {
 }
 
 struct Rig {
+    /// The server's own socket.
+    own: std::net::UdpSocket,
     address: SocketAddr,
     tcp_address: SocketAddr,
     names: Arc<Fake>,
@@ -111,7 +113,10 @@ async fn rig(upstream: impl IntoIterator<Item = SocketAddr>) -> Rig {
     let names = Arc::new(Fake::default());
     let server = Server::new(names.clone(), Factory::default(), Arc::new(upstreams));
     let permits = Arc::clone(&server.permits);
-    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    udp.set_nonblocking(true).unwrap();
+    let own = udp.try_clone().unwrap();
+    let udp = UdpSocket::from_std(udp).unwrap();
     let address = udp.local_addr().unwrap();
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let tcp_address = tcp.local_addr().unwrap();
@@ -124,6 +129,7 @@ async fn rig(upstream: impl IntoIterator<Item = SocketAddr>) -> Rig {
     );
     serving.spawn(server.serve_tcp(tcp, Port::unshared(), watch));
     Rig {
+        own,
         address,
         tcp_address,
         names,
@@ -358,6 +364,8 @@ async fn without_a_name_server_the_answer_is_a_failure() {
     let request = question("example.com.", RecordType::A).to_vec().unwrap();
     let reply = Message::from_vec(&ask_udp(&rig, &request).await).unwrap();
     assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+    let asked = question("example.com.", RecordType::A).queries;
+    assert_eq!(reply.queries, asked, "or resolvers pass it over");
     assert_eq!(rig.names.failures.load(Ordering::SeqCst), 1);
     let request = question("early.a.", RecordType::A).to_vec().unwrap();
     let reply = Message::from_vec(&ask_udp(&rig, &request).await).unwrap();
@@ -395,6 +403,16 @@ async fn a_question_beyond_those_that_are_being_answered_is_dropped_and_counted(
     assert_eq!(reply.answers.len(), 1, "there is room again");
     assert_eq!(*rig.names.asked.lock(), ["a"], "the others were dropped");
     assert_eq!(rig.names.dropped.available_permits(), 0, "and nothing else");
+}
+
+#[tokio::test]
+async fn what_is_forged_to_come_from_the_server_itself_is_not_answered() {
+    let rig = rig(None).await;
+    let request = question("web.a.", RecordType::A).to_vec().unwrap();
+    rig.own.send_to(&request, rig.address).unwrap();
+    let reply = Message::from_vec(&ask_udp(&rig, &request).await).unwrap();
+    assert_eq!(reply.answers.len(), 1);
+    assert_eq!(*rig.names.asked.lock(), ["a"], "the later one alone");
 }
 
 #[tokio::test]
