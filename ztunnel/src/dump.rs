@@ -21,17 +21,18 @@ use tokio::sync::Notify;
 
 use crate::{
     flow::{Live, Registry},
+    local_state,
     pod::{Node, Pod},
     pods::Published,
 };
 
-/// All of it. `static_config`: the local file, as it was at the start.
+/// All of it.
 pub(crate) fn endpoint(
     node: &Arc<Node>,
     published: Arc<ArcSwap<Published>>,
     logs: Option<log::Handle>,
     quit: Arc<Notify>,
-    static_config: Option<Value>,
+    static_config: local_state::Current,
 ) -> Admin {
     let view_of = |make: fn(&MeshView) -> Value| {
         let state = node.state.clone();
@@ -39,8 +40,6 @@ pub(crate) fn endpoint(
     };
     let config = value(&*node.config);
     let version = value(Version::new(node.config.node.istio_version.clone()));
-    let static_config =
-        static_config.unwrap_or_else(|| json!({"workloads": [], "services": [], "policies": []}));
     let certificates = node.certificates.clone();
     let of_connections = published.clone();
     let of_flows = node.metrics.telling.flows.clone();
@@ -56,7 +55,7 @@ pub(crate) fn endpoint(
             "stagedServices",
             view_of(|view| value(ConfigDump::from(view).staged_services)),
         )
-        .section("staticConfig", move || static_config.clone())
+        .section("staticConfig", move || Value::clone(&static_config.load()))
         .section("version", move || version.clone())
         .section("config", move || config.clone())
         .section("certificates", move || certificate_dump(&certificates))

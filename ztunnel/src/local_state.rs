@@ -4,8 +4,11 @@ use std::{
     collections::BTreeSet,
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
+
+use arc_swap::ArcSwap;
 
 use mesh::{
     dump::LocalFile,
@@ -13,6 +16,7 @@ use mesh::{
     view::{Removal, Update},
 };
 use net::{mesh_state::MeshState, report::Chain};
+use serde_json::{Map, Value, json};
 
 use crate::{
     config::LocalState,
@@ -38,6 +42,9 @@ pub enum LocalStateError {
     /// Its text cannot be.
     #[error("read the local mesh state")]
     Parse(#[source] YamlError),
+    /// It says nothing at all, as a file does that is just being written: no state, and not the state without anything.
+    #[error("the local mesh state is empty")]
+    Empty,
     /// It holds fields that nobody knows: a slip of the pen must not widen what is allowed.
     #[error("the local mesh state has unknown fields: {}", .0.join(", "))]
     UnknownFields(Vec<String>),
@@ -48,7 +55,15 @@ pub enum LocalStateError {
 pub(crate) struct Loaded {
     pub(crate) file: LocalFile,
     /// The same as it was written, for dumps.
-    pub(crate) json: serde_json::Value,
+    pub(crate) json: Value,
+}
+
+/// What the local file says now, for dumps.
+pub(crate) type Current = Arc<ArcSwap<Value>>;
+
+/// What there is to dump without a file, and of a file that leaves a part out.
+pub(crate) fn nothing() -> Value {
+    json!({"workloads": [], "services": [], "policies": []})
 }
 
 /// Reads it whole, and says what it cannot mean.
@@ -83,21 +98,23 @@ fn read(local: &LocalState) -> Result<Loaded, LocalStateError> {
 }
 
 fn parse(text: &str) -> Result<Loaded, LocalStateError> {
+    let written: Option<Map<String, Value>> = yaml::parse(text).map_err(LocalStateError::Parse)?;
+    let written = written.ok_or(LocalStateError::Empty)?;
     let mut unknown = Vec::new();
-    let file: Option<LocalFile> =
-        yaml::parse_noting(text, &mut unknown).map_err(LocalStateError::Parse)?;
+    let file = yaml::parse_noting(text, &mut unknown).map_err(LocalStateError::Parse)?;
     if !unknown.is_empty() {
         return Err(LocalStateError::UnknownFields(unknown));
     }
-    Ok(Loaded {
-        file: file.unwrap_or_default(),
-        json: yaml::parse(text).map_err(LocalStateError::Parse)?,
-    })
+    let mut json = nothing();
+    for (key, value) in written {
+        json[key] = value;
+    }
+    Ok(Loaded { file, json })
 }
 
 /// Follows the file: a change that can be read is published, one that cannot leaves the last good state in force.
-pub(crate) async fn follow(path: PathBuf, state: MeshState, first: Loaded) {
-    let mut last = first.file;
+pub(crate) async fn follow(path: PathBuf, state: MeshState, first: LocalFile, current: Current) {
+    let mut last = first;
     let mut modified = modified_at(&path).await;
     loop {
         tokio::time::sleep(LOOK).await;
@@ -107,7 +124,8 @@ pub(crate) async fn follow(path: PathBuf, state: MeshState, first: Loaded) {
         }
         modified = now;
         match load(&LocalState::File(path.clone())) {
-            Ok(Loaded { file, .. }) => {
+            Ok(Loaded { file, json }) => {
+                current.store(Arc::new(json));
                 state.publish(change(&last, file.clone()));
                 last = file;
             }
@@ -203,9 +221,69 @@ policies:
     }
 
     #[test]
+    fn what_says_nothing_is_no_state() {
+        for text in ["", "\n", "# to be written\n", "null"] {
+            let read = load(&LocalState::Inline(text.into()));
+            assert!(matches!(read, Err(LocalStateError::Empty)), "{text:?}");
+        }
+        let nothing_known = load(&LocalState::Inline("{}".into())).unwrap();
+        assert_eq!(nothing_known.json, nothing());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_with_its_place() {
+        let text = STATE.replace("10.0.0.1", "10.0.0");
+        let error = load(&LocalState::Inline(text)).unwrap_err();
+        let told = Chain(&error).to_string();
+        assert!(told.contains("workloads[0].workloadIps[0]"), "{told}");
+    }
+
+    /// A file, and when each version of it was written: those of one test may come in one tick of the kernel's clock.
+    struct Written(tempfile::NamedTempFile, Duration);
+
+    impl Written {
+        fn new(text: &str) -> Self {
+            let file = tempfile::NamedTempFile::new().expect("a file");
+            let mut new = Self(file, Duration::ZERO);
+            new.write(text);
+            new
+        }
+
+        fn write(&mut self, text: &str) {
+            self.1 += LOOK;
+            std::fs::write(self.0.path(), text).expect("written");
+            let file = self.0.as_file();
+            file.set_modified(SystemTime::UNIX_EPOCH + self.1)
+                .expect("its time is set");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_version_in_force_is_dumped_and_one_that_says_nothing_leaves_it() {
+        let mut written = Written::new(STATE);
+        let path = written.0.path().to_owned();
+        let Loaded { file, json } = load(&LocalState::File(path.clone())).unwrap();
+        let state = MeshState::new();
+        state.publish(file.clone().into_update());
+        let current = Current::new(ArcSwap::from_pointee(json));
+        tokio::spawn(follow(path, state.clone(), file, current.clone()));
+        let known = async || {
+            tokio::time::sleep(2 * LOOK).await;
+            let told = current.load()["policies"].as_array().map_or(0, Vec::len);
+            (state.view().policies().count(), told)
+        };
+        assert_eq!(known().await, (1, 1));
+        written.write("");
+        assert_eq!(known().await, (1, 1));
+        let without_policies = STATE.split("policies:").next().expect("the rest");
+        written.write(without_policies);
+        assert_eq!(known().await, (0, 0));
+    }
+
+    #[test]
     fn unknown_fields_are_named() {
         let text = STATE.replace("serviceAccount", "serviceAcount");
         let error = load(&LocalState::Inline(text)).unwrap_err().to_string();
-        assert!(error.contains("serviceAcount"), "{error}");
+        assert!(error.contains(": workloads.0.serviceAcount"), "{error}");
     }
 }

@@ -35,7 +35,7 @@ use crate::{
     config::{Config, HBONE_PORT, LocalState, Mode, OriginalSource, Remote},
     dump,
     identities::Identities,
-    local_state::{self, LocalStateError},
+    local_state::{self, Loaded, LocalStateError},
     metrics::Metrics,
     neighbours::Neighbours,
     pod::{Node, Pod},
@@ -245,30 +245,31 @@ impl Tunnel {
         })
     }
 
-    /// Starts following the control plane and the local file; answers the latter's text, for dumps.
+    /// Starts following the control plane and the local file; answers what the latter says, for dumps.
     fn follow_state(
         &self,
         registry: &mut Registry,
         ready: &Ready,
         drain: &drain::Watch,
         tasks: &mut JoinSet<()>,
-    ) -> Result<Option<serde_json::Value>, RunError> {
+    ) -> Result<local_state::Current, RunError> {
         let gate = ready.gate("state manager");
-        let mut followed = None;
+        let current = local_state::Current::new(ArcSwap::from_pointee(local_state::nothing()));
         if self.config.xds.is_some() {
             self.state.withhold();
         }
         if let Some(local) = &self.config.local_state {
-            let file = local_state::load(local)?;
-            self.state.publish(file.file.clone().into_update());
-            followed = Some(file.json.clone());
+            let Loaded { file, json } = local_state::load(local)?;
+            current.store(Arc::new(json));
+            self.state.publish(file.clone().into_update());
             if let LocalState::File(path) = local {
-                tasks.spawn(local_state::follow(path.clone(), self.state.clone(), file));
+                let (path, state, current) = (path.clone(), self.state.clone(), current.clone());
+                tasks.spawn(local_state::follow(path, state, file, current));
             }
         }
         let Some(remote) = &self.config.xds else {
             gate.open();
-            return Ok(followed);
+            return Ok(current);
         };
         let metrics = xds::Metrics::register(registry);
         let config = xds_config(&self.config, remote, gate, metrics)?;
@@ -277,7 +278,7 @@ impl Tunnel {
             self.state.fetch_through(demand);
         }
         tasks.spawn(client.run(drain.clone()));
-        Ok(followed)
+        Ok(current)
     }
 }
 

@@ -17,13 +17,27 @@ pub enum YamlError {
     #[error("{0}")]
     Unsupported(&'static str),
     /// YAML, but not of the expected shape.
-    #[error("read the settings")]
-    Shape(#[source] serde_json::Error),
+    #[error("at {path}")]
+    Shape {
+        /// Where, as `workloads[0].name`; `.` is the whole.
+        path: String,
+        /// What is there instead.
+        source: serde_json::Error,
+    },
+}
+
+impl From<serde_path_to_error::Error<serde_json::Error>> for YamlError {
+    fn from(error: serde_path_to_error::Error<serde_json::Error>) -> Self {
+        Self::Shape {
+            path: error.path().to_string(),
+            source: error.into_inner(),
+        }
+    }
 }
 
 /// Reads one document. An empty text reads as null.
 pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
-    serde_json::from_value(to_json(text)?).map_err(YamlError::Shape)
+    Ok(serde_path_to_error::deserialize(to_json(text)?)?)
 }
 
 /// The same, and tells the paths of the fields that `T` does not know.
@@ -32,8 +46,9 @@ pub(crate) fn parse_noting<T: DeserializeOwned>(
     unknown: &mut Vec<String>,
 ) -> Result<T, YamlError> {
     let value = to_json(text)?;
-    serde_ignored::deserialize(value, |path| unknown.push(path.to_string()))
-        .map_err(YamlError::Shape)
+    let mut note = |path: serde_ignored::Path<'_>| unknown.push(path.to_string());
+    let noting = serde_ignored::Deserializer::new(value, &mut note);
+    Ok(serde_path_to_error::deserialize(noting)?)
 }
 
 fn to_json(text: &str) -> Result<Value, YamlError> {
