@@ -11,13 +11,20 @@ use std::{
     io,
     mem::MaybeUninit,
     net::Shutdown,
+    pin::Pin,
     sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::future::Either;
-use tokio::{io::Interest, net::TcpStream, task::coop};
+use tokio::{
+    io::Interest,
+    net::TcpStream,
+    task::coop,
+    time::{Sleep, sleep},
+};
 
 use super::{Fault, Sink, Source, Watch};
 use crate::hbone::{LARGEST_DATA, RecvHalf, ResetCode, SendHalf, StreamError, data_of_records};
@@ -73,14 +80,54 @@ struct Reader {
     buffer: BytesMut,
     /// Which of [`READS`] is next; at the first no buffer is held.
     level: usize,
+    doubt: Doubt,
+    /// When a socket in [`Doubt::Unsure`] is read again. Boxed: a connection that is silent has none.
+    again: Option<Pin<Box<Sleep>>>,
 }
+
+/// Whether a socket that was read short is empty.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Doubt {
+    /// It said so, or will tell what comes.
+    None,
+    /// A read stops at urgent data as it does where there is no more, and nothing tells of what is behind. The urgent
+    /// byte itself no ordinary read brings, here as for an application (tcp(7)).
+    Unsure,
+    /// To be read whatever the runtime knows of it.
+    ReadAnyway,
+}
+
+/// After this much silence a socket that was read short is read again. To ask each time would cost each message a call.
+const READ_AGAIN: Duration = Duration::from_millis(200);
 
 impl Reader {
     fn new() -> Self {
         Self {
             buffer: BytesMut::new(),
             level: 0,
+            doubt: Doubt::None,
+            again: None,
         }
+    }
+
+    /// Waits until there may be something to read.
+    fn poll_arrived(&mut self, tcp: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let arrived = tcp.poll_read_ready(cx);
+        match self.doubt {
+            Doubt::Unsure if arrived.is_pending() => self.poll_again(cx).map(Ok),
+            Doubt::ReadAnyway => Poll::Ready(Ok(())),
+            Doubt::None | Doubt::Unsure => arrived,
+        }
+    }
+
+    fn poll_again(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let again = self
+            .again
+            .get_or_insert_with(|| Box::pin(sleep(READ_AGAIN)));
+        ready!(again.as_mut().poll(cx));
+        self.again = None;
+        self.doubt = Doubt::ReadAnyway;
+        Poll::Ready(())
     }
 
     /// Bytes that the next read takes at most.
@@ -96,25 +143,25 @@ impl Reader {
         limit: usize,
     ) -> Poll<io::Result<Read>> {
         loop {
+            ready!(self.poll_arrived(tcp, cx))?;
             match self.try_read(tcp, limit) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    ready!(tcp.poll_read_ready(cx))?;
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return Poll::Ready(result),
             }
         }
     }
 
-    /// As [`Reader::poll_read`], without waiting: `WouldBlock` when there is nothing.
+    /// As [`Reader::poll_read`], once something may have arrived: `WouldBlock` when there is nothing.
     fn try_read(&mut self, tcp: &TcpStream, limit: usize) -> io::Result<Read> {
         let wanted = self.size().min(limit);
+        let doubt = std::mem::replace(&mut self.doubt, Doubt::None);
         let data = if self.level == 0 {
             let mut first = [MaybeUninit::uninit(); READS[0]];
-            let read = receive(tcp, &mut first[..wanted])?;
+            let read = receive(tcp, &mut first[..wanted], doubt)?;
             Bytes::copy_from_slice(initialised(&first[..read]))
         } else {
             self.buffer.reserve(wanted);
-            let read = receive(tcp, &mut self.buffer.spare_capacity_mut()[..wanted])
+            let read = receive(tcp, &mut self.buffer.spare_capacity_mut()[..wanted], doubt)
                 .inspect_err(|_| self.buffer = BytesMut::new())?;
             // SAFETY: `receive` has written the first `read` bytes of the spare capacity, and the buffer was empty:
             // everything that it held before was split off.
@@ -122,6 +169,9 @@ impl Reader {
             self.buffer.split().freeze()
         };
         self.fit(wanted, data.len());
+        if data.len() < wanted {
+            self.doubt = Doubt::Unsure;
+        }
         Ok(match data.is_empty() {
             true => Read::End,
             false => Read::Data(data),
@@ -141,7 +191,10 @@ impl Reader {
 
 /// Receives what there is. A short read empties the socket, so it ends the readiness as well and saves asking again:
 /// what comes later, a FIN included, makes a new one.
-fn receive(tcp: &TcpStream, into: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+fn receive(tcp: &TcpStream, into: &mut [MaybeUninit<u8>], doubt: Doubt) -> io::Result<usize> {
+    if doubt == Doubt::ReadAnyway {
+        return socket2::SockRef::from(tcp).recv(into);
+    }
     let mut short = None;
     let result = tcp.try_io(Interest::READABLE, || {
         let read = socket2::SockRef::from(tcp).recv(into)?;
@@ -177,9 +230,9 @@ fn tcp_to_tunnel<'a>(
     let mut reader = Reader::new();
     async move {
         loop {
-            let room = match poll_fn(|cx| poll_room(&reader, from, to, cx)).await {
+            let room = match poll_fn(|cx| poll_room(&mut reader, from, to, cx)).await {
                 // Boxed: an idle connection must not keep room for a wait that it is not in.
-                Ok(None) => Box::pin(room_or_broken(&reader, from, to)).await,
+                Ok(None) => Box::pin(room_or_broken(&mut reader, from, to)).await,
                 Ok(Some(room)) => Ok(room),
                 Err(fault) => Err(fault),
             };
@@ -212,7 +265,7 @@ fn is_no_error(error: &io::Error) -> bool {
 /// Waits for bytes from TCP; answers how many there is room for in the tunnel, or `None` where it has none, and wakes when
 /// it has. Room is reserved only while there are bytes, as what one stream holds other streams lack.
 fn poll_room(
-    reader: &Reader,
+    reader: &mut Reader,
     from: &TcpStream,
     to: &mut SendHalf,
     cx: &mut Context<'_>,
@@ -220,7 +273,7 @@ fn poll_room(
     if let Poll::Ready(error) = to.poll_reset(cx) {
         return Poll::Ready(Err(sink_error(error)));
     }
-    match from.poll_read_ready(cx) {
+    match reader.poll_arrived(from, cx) {
         Poll::Ready(Ok(())) => Poll::Ready(match to.poll_capacity(cx, reader.size()) {
             Poll::Ready(room) => room.map(Some).map_err(sink_error),
             Poll::Pending => Ok(None),
@@ -235,7 +288,7 @@ fn poll_room(
 
 /// The wait for room may be long; the application may have given up meanwhile.
 async fn room_or_broken(
-    reader: &Reader,
+    reader: &mut Reader,
     from: &TcpStream,
     to: &mut SendHalf,
 ) -> Result<usize, Fault> {
@@ -434,5 +487,37 @@ fn shut_down(to: &TcpStream) -> Result<(), Fault> {
         // The peer is gone already; a reset shows in the other direction.
         Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
         Err(error) => Err(Fault::Sink(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::AsyncWriteExt,
+        time::{pause, timeout},
+    };
+
+    use super::*;
+    use crate::testing::tcp_pair;
+
+    #[tokio::test]
+    async fn a_connection_that_falls_silent_gives_its_buffer_back() {
+        const ALL: usize = 100_000;
+        let (mut client, server) = tcp_pair().await;
+        client.write_all(&[7; ALL]).await.unwrap();
+        let mut reader = Reader::new();
+        let mut got = 0;
+        while got < ALL {
+            let read = poll_fn(|cx| reader.poll_read(&server, cx, LARGEST_DATA)).await;
+            let Ok(Read::Data(data)) = read else {
+                panic!("neither an end nor an error")
+            };
+            got += data.len();
+        }
+        assert!(reader.buffer.capacity() > 0);
+        pause();
+        let more = poll_fn(|cx| reader.poll_read(&server, cx, LARGEST_DATA));
+        assert!(timeout(2 * READ_AGAIN, more).await.is_err());
+        assert_eq!(reader.buffer.capacity(), 0);
     }
 }

@@ -171,6 +171,35 @@ async fn bytes_and_both_ends_pass_and_are_counted() {
     }
 }
 
+/// A read stops at urgent data, as it does at the last there is.
+async fn write_around_urgent(tcp: &mut TcpStream) {
+    tcp.write_all(b"before").await.unwrap();
+    let urgent = socket2::SockRef::from(&*tcp).send_out_of_band(b"!");
+    assert_eq!(urgent.unwrap(), 1);
+    tcp.write_all(b"behind").await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_written_behind_urgent_data_does_not_wait_for_more() {
+    let mut tunnels = Tunnels::new().await;
+    let (near, mut far) = tunnels.open().await;
+    let (mut client, captured) = tcp_pair().await;
+    let (mut other, plain) = tcp_pair().await;
+    let (delivered, mut server) = tcp_pair().await;
+    let _copies = [copy(captured, near), copy(plain, delivered)];
+    // Once the copies wait, all that is written without a pause is one event to them.
+    client.write_all(b"1").await.unwrap();
+    assert_eq!(soon(far.read_u8()).await.unwrap(), b'1');
+    other.write_all(b"2").await.unwrap();
+    assert_eq!(soon(server.read_u8()).await.unwrap(), b'2');
+    write_around_urgent(&mut client).await;
+    write_around_urgent(&mut other).await;
+    let mut got = [[0; 12]; 2];
+    soon(far.read_exact(&mut got[0])).await.unwrap();
+    soon(server.read_exact(&mut got[1])).await.unwrap();
+    assert_eq!(got, [*b"beforebehind"; 2]);
+}
+
 #[tokio::test]
 async fn a_reset_by_the_client_reaches_the_server_as_a_reset() {
     let mut path = path().await;
