@@ -6,4 +6,4 @@ mod resolver;
 
 pub use forward::{ForwardError, Transport};
 pub use resolv_conf::{ResolvConf, Upstreams};
-pub use resolver::Resolver;
+pub use resolver::{Resolver, addresses, question};

@@ -308,7 +308,7 @@ fn serve_socks5(
     drain: &drain::Watch,
     tasks: &mut JoinSet<()>,
 ) {
-    let names = Arc::new(dns::PodNames::new(pod.clone()));
+    let names = dns_of(pod);
     for Listener { socket, port } in open {
         let (pod, names) = (pod.clone(), names.clone());
         tasks.spawn(accept::serve_on(
@@ -321,6 +321,12 @@ fn serve_socks5(
     }
 }
 
+/// What answers the pod's questions for names.
+fn dns_of(pod: &Arc<Pod>) -> Arc<dns::Server<dns::PodNames>> {
+    let names = dns::PodNames::new(pod.clone());
+    dns::Server::new(names, pod.sockets.clone(), pod.node.upstreams.clone())
+}
+
 fn serve_dns(
     pod: &Arc<Pod>,
     tcp: Vec<Listener>,
@@ -328,8 +334,7 @@ fn serve_dns(
     drain: &drain::Watch,
     tasks: &mut JoinSet<()>,
 ) {
-    let names = dns::PodNames::new(pod.clone());
-    let server = dns::Server::new(names, pod.sockets.clone(), pod.node.upstreams.clone());
+    let server = dns_of(pod);
     for Listener { socket, port } in tcp {
         tasks.spawn(server.clone().serve_tcp(socket, port, drain.clone()));
     }

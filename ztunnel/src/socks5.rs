@@ -4,7 +4,7 @@
 //! An application is told that it is connected once it is, and why it is not as far as the protocol has words for that.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -20,7 +20,7 @@ use net::{
 use tokio::{net::TcpStream, time::timeout};
 
 use crate::{
-    dns::PodNames,
+    dns::{self, PodNames},
     flow::Early,
     outbound::{self, Established, Outbound},
     pod::Pod,
@@ -36,14 +36,14 @@ const TRIES: usize = 3;
 /// One connection of the pod.
 struct Asked {
     pod: Arc<Pod>,
-    names: Arc<PodNames>,
+    names: Arc<dns::Server<PodNames>>,
     client: SocketAddr,
 }
 
 /// Serves one accepted connection to its end.
 pub(crate) async fn serve(
     pod: Arc<Pod>,
-    names: Arc<PodNames>,
+    names: Arc<dns::Server<PodNames>>,
     mut stream: TcpStream,
     peer: SocketAddr,
 ) {
@@ -150,21 +150,14 @@ impl Asked {
         Err(last)
     }
 
-    /// What the application means: by the names of the mesh as the pod knows them, else by the node's name servers.
-    /// IPv4 first.
+    /// What the application means: what the name would be answered as, if it asked.
     async fn addresses(&self, destination: Destination) -> Result<Vec<SocketAddr>, EndReason> {
         let (name, port) = match destination {
             Destination::Address(address) => return Ok(vec![address]),
             Destination::Name(name, port) => (name, port),
         };
-        let mut found = match self.names.addresses(&name).await {
-            Some(of_mesh) => of_mesh,
-            None => {
-                let resolver = &self.pod.node.resolver;
-                resolver.resolve(&name.as_str().into()).await.to_vec()
-            }
-        };
-        found.sort_by_key(IpAddr::is_ipv6);
+        let mut found = self.names.resolve(&name).await;
+        found.retain(|it| it.is_ipv4() || self.pod.node.config.inpod.ipv6);
         if found.is_empty() {
             let reason = EndReason::ResolveFailed;
             let metrics = &self.pod.node.metrics;

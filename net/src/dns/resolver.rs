@@ -129,7 +129,8 @@ impl Resolver {
     }
 }
 
-fn question(hostname: &str, kind: RecordType) -> Option<Vec<u8>> {
+/// A question for a host name, from its root on; `None` where it can be none.
+pub fn question(hostname: &str, kind: RecordType) -> Option<Vec<u8>> {
     let mut name = Name::from_ascii(hostname).ok()?;
     name.set_fqdn(true);
     let mut message = Message::new(rand::random(), MessageType::Query, OpCode::Query);
@@ -138,7 +139,8 @@ fn question(hostname: &str, kind: RecordType) -> Option<Vec<u8>> {
     message.to_vec().ok()
 }
 
-fn addresses(reply: &Message) -> Vec<(IpAddr, Duration)> {
+/// The addresses that an answer holds, whatever they are called there, and for how long each may be used.
+pub fn addresses(reply: &Message) -> Vec<(IpAddr, Duration)> {
     if reply.metadata.response_code != ResponseCode::NoError {
         return Vec::new();
     }

@@ -1,6 +1,6 @@
 //! What the mesh says about names to one pod.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use mesh::{
@@ -55,18 +55,6 @@ impl PodNames {
             settings,
             absent: Mutex::default(),
         }
-    }
-
-    /// The addresses of a name of the mesh, of both families; `None` where it is none, or nobody knows the pod yet.
-    pub(crate) async fn addresses(&self, name: &str) -> Option<Vec<IpAddr>> {
-        let mut found = Vec::new();
-        for ipv6 in [false, true] {
-            match self.lookup(name, ipv6).await {
-                Known::Addresses(known) => found.extend(known.addresses),
-                Known::Nothing | Known::UnknownClient => return None,
-            }
-        }
-        Some(found)
     }
 
     /// The view with what `name` may mean, where the control plane tells only what it is asked for.

@@ -1,11 +1,17 @@
 //! The listeners on a pod's loopback.
 
-use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
+use hickory_proto::{op::Message, rr::RecordType};
 use mesh::dns::PortRecords;
 use net::{
     accept,
-    dns::{ResolvConf, Transport, Upstreams, forward},
+    dns::{ResolvConf, Transport, Upstreams, addresses, forward, question},
     drain,
     handover::Port,
     report::Chain,
@@ -188,6 +194,32 @@ impl<N: Names> Server<N> {
             let Some(reply) = reply else { return Ok(()) };
             timeout(TCP_IDLE, forward::write_message(&mut stream, &reply)).await??;
         }
+    }
+
+    /// The addresses that the pod would be told for a name, the name's own aliases followed; IPv4 first.
+    pub(crate) async fn resolve(&self, name: &str) -> Vec<IpAddr> {
+        let _permit = self.permits.acquire().await;
+        let (v4, v6) = tokio::join!(
+            self.resolve_family(name, RecordType::A),
+            self.resolve_family(name, RecordType::AAAA)
+        );
+        [v4, v6].concat()
+    }
+
+    async fn resolve_family(&self, name: &str, kind: RecordType) -> Vec<IpAddr> {
+        let Some(request) = question(name, kind) else {
+            return Vec::new();
+        };
+        for transport in [Transport::Udp, Transport::Tcp] {
+            let reply = self.answer(transport, &request).await;
+            let reply = reply.and_then(|bytes| Message::from_vec(&bytes).ok());
+            match reply {
+                Some(cut) if cut.metadata.truncation => {}
+                Some(whole) => return addresses(&whole).into_iter().map(|(it, _)| it).collect(),
+                None => break,
+            }
+        }
+        Vec::new()
     }
 
     async fn answer(&self, transport: Transport, request: &[u8]) -> Option<Vec<u8>> {

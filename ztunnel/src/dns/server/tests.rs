@@ -44,6 +44,13 @@ impl Names for Arc<Fake> {
                 },
                 ttl: 30,
             }),
+            "many.a" => Known::Addresses(Addresses {
+                alias_of: None,
+                addresses: (0..if ipv6 { 0 } else { 100 })
+                    .map(|last| [10, 0, 0, last].into())
+                    .collect(),
+                ttl: 30,
+            }),
             "early.a" => Known::UnknownClient,
             _ => Known::Nothing,
         }
@@ -94,6 +101,7 @@ impl Names for Arc<Fake> {
 }
 
 struct Rig {
+    server: Arc<Server<Arc<Fake>>>,
     /// The server's own socket.
     own: std::net::UdpSocket,
     address: SocketAddr,
@@ -127,8 +135,9 @@ async fn rig(upstream: impl IntoIterator<Item = SocketAddr>) -> Rig {
             .clone()
             .serve_udp(udp, Port::unshared(), watch.clone()),
     );
-    serving.spawn(server.serve_tcp(tcp, Port::unshared(), watch));
+    serving.spawn(server.clone().serve_tcp(tcp, Port::unshared(), watch));
     Rig {
+        server,
         own,
         address,
         tcp_address,
@@ -332,6 +341,29 @@ async fn an_alias_that_leads_into_the_mesh_gets_the_meshs_addresses() {
     let request = question("ext.a.", RecordType::AAAA).to_vec().unwrap();
     let reply = Message::from_vec(&ask_udp(&rig, &request).await).unwrap();
     assert_eq!(reply.metadata.response_code, ResponseCode::NXDomain);
+}
+
+#[tokio::test]
+async fn a_name_that_is_resolved_here_has_the_addresses_that_the_pod_would_be_told() {
+    let rig = rig(Some(denying_upstream().await)).await;
+    for (name, expected) in [
+        ("web.a", Some("10.0.0.1")),
+        ("Web.a.", Some("10.0.0.1")),
+        ("ext.a", Some("240.240.0.1")),
+        ("example.com", None),
+        ("early.a", None),
+        ("a..b", None),
+    ] {
+        let found = rig.server.resolve(name).await;
+        let expected: Vec<IpAddr> = expected.map(|it| it.parse().unwrap()).into_iter().collect();
+        assert_eq!(found, expected, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_does_not_fit_a_datagram_is_resolved_here_all_the_same() {
+    let rig = rig(None).await;
+    assert_eq!(rig.server.resolve("many.a").await.len(), 100);
 }
 
 #[tokio::test]
