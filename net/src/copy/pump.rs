@@ -307,7 +307,8 @@ async fn room_or_broken(
 /// What has come out of a tunnel and not gone into TCP yet.
 #[derive(Default)]
 struct Backlog {
-    current: Bytes,
+    /// Not kept once it is written: the shortest piece holds all the memory that it was cut from.
+    current: Option<Bytes>,
     /// Boxed: only a connection that is blocked has any.
     behind: Option<Box<Behind>>,
     ended: bool,
@@ -341,20 +342,23 @@ impl Backlog {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Fault>> {
         loop {
-            if self.current.is_empty() {
-                self.current = match ready!(self.poll_next(from, cx)) {
-                    Some(Ok(data)) => data,
-                    Some(Err(error)) => return Poll::Ready(Err(Fault::Source(error.into()))),
-                    None => return Poll::Ready(Ok(())),
-                };
+            if self.current.is_none() {
+                let next = ready!(self.poll_next(from, cx)).transpose();
+                self.current = next.map_err(|error| Fault::Source(error.into()))?;
             }
+            let end_follows = self.ends_with_current(from);
+            let Some(current) = &mut self.current else {
+                return Poll::Ready(Ok(()));
+            };
             // A flow that is always ready must not keep the others of its thread waiting.
             let budget = ready!(coop::poll_proceed(cx));
-            let end_follows = self.ends_with_current(from);
-            match transmit(to, &self.current, end_follows) {
+            match transmit(to, current, end_follows) {
                 Ok(written) => {
                     budget.made_progress();
-                    self.current.advance(written);
+                    current.advance(written);
+                    if current.is_empty() {
+                        self.current = None;
+                    }
                     from.credit(written);
                     count(counter, written);
                 }
@@ -493,12 +497,30 @@ fn shut_down(to: &TcpStream) -> Result<(), Fault> {
 #[cfg(test)]
 mod tests {
     use tokio::{
-        io::AsyncWriteExt,
+        io::{AsyncReadExt, AsyncWriteExt},
         time::{pause, timeout},
     };
 
-    use super::*;
+    use super::{super::tests::Tunnels, *};
     use crate::testing::tcp_pair;
+
+    #[tokio::test]
+    async fn a_piece_that_is_written_is_let_go() {
+        let mut tunnels = Tunnels::new().await;
+        let (mut near, far) = tunnels.open().await;
+        let (delivered, mut server) = tcp_pair().await;
+        let (_send, mut from) = far.into_halves();
+        let (mut backlog, counter) = (Backlog::default(), AtomicU64::new(0));
+        let pass = poll_fn(|cx| backlog.poll_pass(&mut from, &delivered, &counter, cx));
+        near.write_all(b"all").await.unwrap();
+        let mut got = [0; 3];
+        tokio::select! {
+            _ = pass => panic!("more may come"),
+            read = server.read_exact(&mut got) => assert_eq!(read.unwrap(), 3),
+        }
+        assert_eq!(&got, b"all");
+        assert_eq!(backlog.current, None);
+    }
 
     #[tokio::test]
     async fn a_connection_that_falls_silent_gives_its_buffer_back() {

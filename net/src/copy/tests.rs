@@ -26,13 +26,13 @@ async fn soon<F: Future>(what: F) -> F::Output {
 }
 
 /// A connection over which tunnels can be opened, both ends at hand.
-struct Tunnels {
+pub(super) struct Tunnels {
     client: Client,
     accepted: mpsc::UnboundedReceiver<Stream>,
 }
 
 impl Tunnels {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let (near, far) = duplex(1 << 20);
         let peer = testing::peer("a", "b");
         let (report, accepted) = mpsc::unbounded_channel();
@@ -61,7 +61,7 @@ impl Tunnels {
         Self { client, accepted }
     }
 
-    async fn open(&mut self) -> (Stream, Stream) {
+    pub(super) async fn open(&mut self) -> (Stream, Stream) {
         let head = ConnectHead {
             authority: "a.b:80".parse().unwrap(),
             headers: HeaderMap::new(),

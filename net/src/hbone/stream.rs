@@ -325,6 +325,10 @@ impl AsyncRead for RecvHalf {
         let taken = self.chunk.len().min(buf.remaining());
         buf.put_slice(&self.chunk[..taken]);
         self.chunk.advance(taken);
+        if self.chunk.is_empty() {
+            // The shortest piece holds all the memory that it was cut from.
+            self.chunk = Bytes::new();
+        }
         self.credit(taken);
         Poll::Ready(Ok(()))
     }
