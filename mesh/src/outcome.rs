@@ -115,6 +115,7 @@ pub enum Need {
 
 /// How a pod is bound to its record: never by address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct LocalWorkload {
     /// Name of the pod.
     pub name: Str,

@@ -248,6 +248,32 @@ fn a_successor_is_expected_where_something_would_start_one() {
     assert!(error.to_string().contains("at least 1"), "{error}");
 }
 
+/// As `istioctl` writes the names of fields, in whatever mode.
+#[test]
+fn the_dump_of_the_settings_has_no_underscores() {
+    fn keys(value: &serde_json::Value) -> Vec<&str> {
+        let Some(fields) = value.as_object() else {
+            return Vec::new();
+        };
+        let below = fields.values().flat_map(keys);
+        fields.keys().map(String::as_str).chain(below).collect()
+    }
+    let dedicated = [
+        ("PROXY_MODE", "dedicated"),
+        ("PROXY_WORKLOAD_INFO", "shop/web-1/web"),
+        ("LOCAL_XDS_PATH", "state.yaml"),
+    ];
+    for settings in [&[][..], &dedicated] {
+        let mut config = serde_json::to_value(good(settings)).expect("JSON");
+        // Its keys are Istio's metadata, as it is told to the control plane.
+        config["node"]["metadata"].take();
+        let keys = keys(&config);
+        assert!(keys.len() > 70, "{keys:?}");
+        let odd: Vec<_> = keys.into_iter().filter(|key| key.contains('_')).collect();
+        assert_eq!(odd, [""; 0]);
+    }
+}
+
 #[test]
 fn a_tunnel_of_one_workload_knows_which_and_marks_nothing() {
     let config = good(&[
