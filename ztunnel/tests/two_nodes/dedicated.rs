@@ -9,7 +9,7 @@ use ztunnel::{Config, Tunnel};
 use crate::{
     rig::{APP_PORT, Rig, application, connect, eventually, listen, passes, soon},
     rig_or_skip,
-    telemetry::metric,
+    telemetry::counts,
 };
 
 /// Takes the place of node `a`'s tunnel.
@@ -62,7 +62,7 @@ async fn one_workload_has_a_tunnel_of_its_own_in_both_directions() {
         "reporter=\"destination\"",
     ];
     let opened = "istio_tcp_connections_opened_total";
-    assert_eq!(metric(rig.node_b.stats, opened, &labels).await, 1);
+    counts(rig.node_b.stats, opened, &labels, 1).await;
     let to = SocketAddr::new(rig.a.v4, APP_PORT);
     let listener = listen(&rig.a, to);
     let (mut client, (mut server, _)) = soon(async {
@@ -77,6 +77,6 @@ async fn one_workload_has_a_tunnel_of_its_own_in_both_directions() {
         "connection_security_policy=\"mutual_tls\"",
         "reporter=\"source\"",
     ];
-    assert_eq!(metric(rig.node_b.stats, opened, &labels).await, 1);
+    counts(rig.node_b.stats, opened, &labels, 1).await;
     runtime.shutdown_background();
 }

@@ -8,7 +8,7 @@ use tokio::{
 
 use crate::{
     rig::{self, Rig, connect, passes, policy, rig_with, soon},
-    telemetry::metric,
+    telemetry::{counts, metric},
 };
 
 async fn rig() -> Option<Rig> {
@@ -54,7 +54,7 @@ async fn a_name_is_reached_over_mutual_tls_as_any_connection_is() {
         "destination_service_name=\"web\"",
     ];
     let opened = "istio_tcp_connections_opened_total";
-    assert_eq!(metric(rig.node_a.stats, opened, &labels).await, 1);
+    counts(rig.node_a.stats, opened, &labels, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -42,6 +42,15 @@ pub(crate) async fn metric(stats: SocketAddr, name: &str, labels: &[&str]) -> u6
         .sum()
 }
 
+/// Waits until it has this value: what applications see of a connection is counted just after they see it.
+pub(crate) async fn counts(stats: SocketAddr, name: &str, labels: &[&str], expected: u64) {
+    let what = format!("{name}{labels:?} is {expected}");
+    eventually(&what, async || {
+        metric(stats, name, labels).await == expected
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn both_ends_count_the_same_connection_and_its_bytes() {
     let rig = rig_or_skip!();
@@ -61,12 +70,15 @@ async fn both_ends_count_the_same_connection_and_its_bytes() {
         (rig.node_b.stats, "reporter=\"destination\""),
     ] {
         let labels: Vec<&str> = common.iter().copied().chain([reporter]).collect();
-        let count = async |name: &str| metric(stats, name, &labels).await;
         // While the connection is open.
-        assert_eq!(count("istio_tcp_connections_opened_total").await, 1);
-        assert_eq!(count("istio_tcp_received_bytes_total").await, 1000);
-        assert_eq!(count("istio_tcp_sent_bytes_total").await, 300);
-        assert_eq!(count("istio_tcp_connections_closed_total").await, 0);
+        for (name, expected) in [
+            ("istio_tcp_connections_opened_total", 1),
+            ("istio_tcp_received_bytes_total", 1000),
+            ("istio_tcp_sent_bytes_total", 300),
+            ("istio_tcp_connections_closed_total", 0),
+        ] {
+            counts(stats, name, &labels, expected).await;
+        }
         assert_eq!(
             metric(stats, "istio_tcp_sockets_open", &[reporter]).await,
             1
@@ -175,15 +187,18 @@ async fn the_dump_tells_where_a_connection_was_to_go_and_where_it_went() {
         soon(async { tokio::join!(connect(&rig.a, vip), listener.accept()) }).await;
     let (mut client, mut server) = (client, accepted.unwrap().0);
     passes(&mut client, &mut server, b"x").await;
-    let dump = dump_of(rig.node_a.admin).await;
-    let outbound = &dump["workloadState"][uid(&rig.a)]["connections"]["outbound"];
     let expected = serde_json::json!([{
         "src": client.local_addr().unwrap().to_string(),
         "originalDst": crate::rig::VIP,
         "actualDst": SocketAddr::new(rig.b.v4, 15008).to_string(),
         "protocol": "HBONE",
     }]);
-    assert_eq!(*outbound, expected);
+    // The server's end may have what went with the CONNECT before the client's end has the answer.
+    eventually("the connection is told", async || {
+        let dump = dump_of(rig.node_a.admin).await;
+        dump["workloadState"][uid(&rig.a)]["connections"]["outbound"] == expected
+    })
+    .await;
     // A pod that cannot be served yet: its port is somebody's who does not share it.
     let leave = net::zds::Request::Delete { uid: uid(&rig.a) };
     rig.node_a.agent.call(leave).await;
@@ -244,18 +259,22 @@ async fn open_connections_are_shown_with_both_identities() {
     let rig = rig_or_skip!();
     let (mut client, mut server) = rig.pair().await;
     passes(&mut client, &mut server, b"12345").await;
-    let text = get(rig.node_a.admin, "/connections").await;
-    let open: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let shown = async |admin| -> serde_json::Value {
+        serde_json::from_str(&get(admin, "/connections").await).unwrap()
+    };
+    eventually("its bytes are shown", async || {
+        shown(rig.node_a.admin).await[0]["received_bytes"] == 5
+    })
+    .await;
+    let open = shown(rig.node_a.admin).await;
     let one = &open[0];
     assert_eq!(one["pod"], uid(&rig.a));
-    assert_eq!(one["received_bytes"], 5);
     let principal = |end: &str| one[end]["labels"]["principal"].clone();
     assert_eq!(principal("source"), "spiffe://cluster.local/ns/ns/sa/sa-a");
     let destination = principal("destination");
     assert_eq!(destination, "spiffe://cluster.local/ns/ns/sa/sa-b");
     // By one trace, both ends of it are found.
-    let text = get(rig.node_b.admin, "/connections").await;
-    let there: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let there = shown(rig.node_b.admin).await;
     assert!(one["traceId"].is_string(), "{one}");
     assert_eq!(there[0]["traceId"], one["traceId"]);
 }
