@@ -3,11 +3,14 @@
 use std::{collections::HashMap, net::SocketAddr};
 
 use net::{mesh_state::MeshState, socket::SourceAddress};
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    runtime::{Builder, Runtime},
+};
 use ztunnel::{Config, Tunnel};
 
 use crate::{
-    rig::{APP_PORT, Rig, application, connect, eventually, listen, passes, soon},
+    rig::{APP_PORT, Rig, application, connect, eventually, listen, network::Pod, passes, soon},
     rig_or_skip,
     telemetry::counts,
 };
@@ -40,14 +43,22 @@ async fn dedicated(rig: Rig) -> (Rig, Runtime) {
         let never = std::future::pending();
         tunnel.run_until(never).await.expect("the tunnel runs");
     });
-    let ready: SocketAddr = "127.0.0.1:15021".parse().unwrap();
-    let sockets = application(&rig.a);
-    eventually("it listens", async || {
-        let connected = sockets.connect(ready, SourceAddress::Own).await;
-        connected.is_ok()
-    })
-    .await;
+    // Whoever answers that may not listen for connections yet.
+    eventually("it is ready", async || is_ready(&rig.a).await).await;
     (rig, runtime)
+}
+
+/// What the readiness port inside the pod says; not yet, where nobody listens there.
+async fn is_ready(pod: &Pod) -> bool {
+    let readiness = "127.0.0.1:15021".parse().unwrap();
+    let sockets = application(pod);
+    let Ok(mut stream) = sockets.connect(readiness, SourceAddress::Own).await else {
+        return false;
+    };
+    let request = b"GET /healthz/ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let mut answer = String::new();
+    let asked = stream.write_all(request).await.is_ok();
+    asked && stream.read_to_string(&mut answer).await.is_ok() && answer.contains(" 200 OK")
 }
 
 #[tokio::test(flavor = "multi_thread")]
