@@ -2,7 +2,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::{
-    fixture::{SOON, fresh_netns},
+    fixture::{SOON, fresh_netns, refusing},
     testing::without_network_rights,
 };
 
@@ -290,9 +290,7 @@ async fn a_source_of_the_other_family_is_required_or_left() {
 
 #[tokio::test]
 async fn a_refused_connection_says_so() {
-    let listener = own().listen_loopback(0).expect("a port");
-    let address = listener[0].local_addr().expect("bound");
-    drop(listener);
+    let (address, _held) = refusing();
     let error = own().connect(address, SourceAddress::Own).await;
     let error = error.expect_err("nobody listens");
     assert_eq!(error.io_kind(), io::ErrorKind::ConnectionRefused);
