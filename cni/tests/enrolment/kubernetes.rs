@@ -48,7 +48,7 @@ impl Agent {
             host_proc: folder.join("proc"),
             timing: Timing {
                 leave_least: Duration::from_millis(300),
-                leave_most: Duration::from_secs(8),
+                leave_most: Duration::from_secs(60),
                 leave_poll: Duration::from_millis(20),
                 ..Timing::default()
             },

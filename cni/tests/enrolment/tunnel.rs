@@ -190,7 +190,7 @@ impl Serving {
             if let Some(connection) = connection.take()
                 && self.talk(connection).await.is_break()
             {
-                return;
+                return self.close().await;
             }
             self.gone.store(true, Ordering::SeqCst);
             let Some(dialer) = &again else {
@@ -198,6 +198,13 @@ impl Serving {
             };
             tokio::time::sleep(Duration::from_millis(5)).await;
             connection = dialer.connect().await.ok();
+        }
+    }
+
+    /// Listens nowhere any more: dropped, tasks would only be told to end.
+    async fn close(&mut self) {
+        for (_, tasks) in self.pods.values_mut() {
+            tasks.shutdown().await;
         }
     }
 
