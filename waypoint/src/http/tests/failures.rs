@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::{Response, StatusCode, Version};
 use mesh::{
     l7::{
@@ -18,12 +19,16 @@ use mesh::{
     view::Update,
     workload::{GatewayAddress, GatewayDestination},
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::Semaphore,
+};
 
 use super::{
     rig::{Answer, Backend, Rig, full},
     routes::to,
 };
+use crate::testing::soon;
 
 fn retrying(attempts: u32, on: RetryOn) -> HttpRule {
     let action = Action::Forward(vec![WeightedBackend::new(1, to("echo"))]);
@@ -49,11 +54,16 @@ fn policy(rig: &Rig, policy: TrafficPolicy) {
     }))]);
 }
 
-/// A backend whose port nobody listens on.
+/// A backend whose port nobody listens on, nor begins to: a socket that only has it keeps it from others.
 async fn nobody() -> Backend {
     let mut backend = Backend::raw(|_| async {}).await;
-    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    backend.address = free.local_addr().unwrap();
+    let held = tokio::net::TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    backend.address = held.local_addr().unwrap();
+    tokio::spawn(async move {
+        let _held = held;
+        std::future::pending::<()>().await;
+    });
     backend
 }
 
@@ -294,9 +304,14 @@ async fn requests_over_the_limit_are_503_and_marked() {
 
 #[tokio::test]
 async fn connections_are_limited_and_so_are_those_who_wait_for_one() {
-    let slow = Backend::start(Version::HTTP_11, |_| async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        Response::new(full(""))
+    let answers = Arc::new(Semaphore::new(0));
+    let permits = Arc::clone(&answers);
+    let slow = Backend::start(Version::HTTP_11, move |_| {
+        let permits = Arc::clone(&permits);
+        async move {
+            permits.acquire().await.unwrap().forget();
+            Response::new(full(""))
+        }
     })
     .await;
     let rig = Rig::new(Version::HTTP_11, &[&slow]).await;
@@ -316,10 +331,17 @@ async fn connections_are_limited_and_so_are_those_who_wait_for_one() {
     for _ in 0..4 {
         clients.push(rig.client(Version::HTTP_11).await);
     }
-    let asking = clients.iter_mut().map(|it| it.get("/"));
-    let answers = futures_util::future::join_all(asking).await;
-    let fine = answers.iter().filter(|it| it.status == StatusCode::OK);
-    assert_eq!(fine.count(), 2);
+    let mut asking: FuturesUnordered<_> = clients.iter_mut().map(|it| it.get("/")).collect();
+    // Two are refused while the others wait: the one for its answer, the other for the connection.
+    for _ in 0..2 {
+        let refused = soon(asking.next()).await.unwrap();
+        assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
+    }
+    answers.add_permits(2);
+    for _ in 0..2 {
+        let served = soon(asking.next()).await.unwrap();
+        assert_eq!(served.status, StatusCode::OK);
+    }
     assert_eq!((slow.requests(), slow.connections()), (2, 1));
 }
 

@@ -278,11 +278,16 @@ async fn routes_are_selected_by_verified_claims() {
 }
 
 fn config(protocol: AuthorizerProtocol) -> Resource {
+    // Longer than any answer takes, on any machine.
+    config_within(Duration::from_secs(20), protocol)
+}
+
+fn config_within(timeout: Duration, protocol: AuthorizerProtocol) -> Resource {
     let authorizer = ExternalAuthorizer {
         service: "demo/authz.demo.svc.cluster.local".parse().unwrap(),
         port: PORT,
         protocol,
-        timeout: Duration::from_millis(300),
+        timeout,
         fail_open: false,
         status_on_error: 403,
         body: None,
@@ -356,7 +361,7 @@ async fn a_grpc_authorizer_of_the_mesh_decides() {
     };
     let custom = PolicyAction::Custom("authz".into());
     rig.tell([
-        config(grpc),
+        config(grpc.clone()),
         policy("ask", custom, vec![PolicyRule::default()]),
     ]);
     let mut client = rig.client(Version::HTTP_11).await;
@@ -377,6 +382,7 @@ async fn a_grpc_authorizer_of_the_mesh_decides() {
         (answer.status.as_u16(), &*answer.body),
         (418, &b"not you"[..])
     );
+    rig.tell([config_within(Duration::from_millis(100), grpc)]);
     assert_eq!(client.get("/slow").await.status, StatusCode::FORBIDDEN);
     assert_eq!(echo.requests(), 1);
 }
