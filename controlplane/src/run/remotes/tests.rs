@@ -411,8 +411,8 @@ async fn a_cluster_that_does_not_answer_holds_the_start_up_no_longer_than_half_a
         "secrets",
         secret("a", &[("east", &config_of("east", ""))]),
     );
-    let mesh = Mesh::start(api, [("east", east)].into()).await;
     let began = tokio::time::Instant::now();
+    let mesh = Mesh::start(api, [("east", east)].into()).await;
     mesh.world.listed().await;
     assert!(began.elapsed() >= PATIENCE, "{:?}", began.elapsed());
     assert_eq!(mesh.stage("east"), Some(Stage::Timeout));
