@@ -46,7 +46,10 @@ fn an_explanation_names_the_policy_that_denies_and_says_what_traffic_meets() -> 
     let (_turn, bed) = shared()?;
     let scene = Scene::start(bed, "explained", Start::InMesh)?;
     allowed_by(&scene, "intruder", None);
-    bed.ping(&scene.pod("intruder"), &scene.service())?;
+    // Tunnels are told a moment later than who explains.
+    bed.eventually("the intruder is served", || {
+        bed.ping(&scene.pod("intruder"), &scene.service())
+    });
 
     scene.apply(
         "---
@@ -77,8 +80,13 @@ spec: {action: ALLOW, rules: [{from: [{source: {principals: ['*/sa/client']}}]}]
     ensure!(denied["source"] == "explained/intruder", "{denied:#}");
     allowed_by(&scene, "client", Some("clients"));
     // Traffic meets what was told.
-    bed.refused(&scene.pod("intruder"), &scene.service())?;
-    bed.ping(&scene.pod("client"), &scene.service())
+    bed.eventually("the intruder is refused", || {
+        bed.refused(&scene.pod("intruder"), &scene.service())
+    });
+    bed.eventually("the client is served", || {
+        bed.ping(&scene.pod("client"), &scene.service())
+    });
+    Ok(())
 }
 
 /// Waits until the explanation of `pod` to the server is ALLOW, by a policy where one decides.

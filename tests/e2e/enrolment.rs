@@ -1,9 +1,7 @@
 //! Joining and leaving: live, and without breaking one open connection or one new one.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
-use rig::{Running, until};
+use rig::Running;
 
 use crate::scene::{SERVICE, Scene, Shop};
 
@@ -56,8 +54,9 @@ impl Load {
             .map_err(|error| error.context(format!("held connections, {pair}")))?;
         let new: serde_json::Value = serde_json::from_str(&self.new.finish()?)?;
         ensure!(new["failed"] == 0, "new connections, {pair}: {new}");
+        // At least a tenth of what was asked for: a busy machine makes fewer.
         ensure!(
-            new["connections"].as_u64() > Some(1000),
+            new["connections"].as_u64() > Some(240),
             "too few connections to tell, {pair}: {new}"
         );
         Ok(())
@@ -73,9 +72,9 @@ fn joining_and_leaving_lose_no_connection() -> Result<()> {
         Load::start(&scene, "shop/intruder", "plain.outside:9000")?,
         Load::start(&scene, "outside/stranger", "server.shop:9000")?,
     ];
-    until(Duration::from_secs(5), || {
+    scene.mesh.eventually("the client reaches the server", || {
         scene.ping("shop/client", SERVICE)
-    })?;
+    });
     scene
         .mesh
         .label("shop", "istio.io/dataplane-mode=ambient")?;

@@ -32,7 +32,9 @@ fn a_tunnel_out_of_files_serves_whom_it_has_and_says_why() -> Result<()> {
         });
     ensure!(held.is_running()?, "the first pod's connection was cut");
     scene.ping("shop/intruder", SERVICE)?;
-    holds(&scene.mesh.logs("ztunnel-node1")?, "no files are left")?;
+    scene.mesh.eventually("the tunnel says why", || {
+        holds(&scene.mesh.logs("ztunnel-node1")?, "no files are left")
+    });
     Ok(())
 }
 

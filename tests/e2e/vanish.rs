@@ -75,14 +75,18 @@ fn told_to_the_client(scene: &Scene, end: &Value) -> Result<()> {
         "timed out",
     ];
     scene.access_line("node1", &line);
-    let metrics = scene.mesh.metrics("node1")?;
-    let failed = metrics.lines().filter(|line| {
-        line.starts_with("istio_tcp_connections_failed_total{")
-            && line.contains("teller.shop")
-            && line.contains("response_flags=\"CONNECT\"")
+    // The applications learn of it first.
+    scene.mesh.eventually("both are counted as failed", || {
+        let metrics = scene.mesh.metrics("node1")?;
+        let failed = metrics.lines().filter(|line| {
+            line.starts_with("istio_tcp_connections_failed_total{")
+                && line.contains("teller.shop")
+                && line.contains("response_flags=\"CONNECT\"")
+        });
+        let counts = failed.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u32>().ok());
+        ensure!(counts.sum::<u32>() >= 2, "{metrics}");
+        Ok(())
     });
-    let counts = failed.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u32>().ok());
-    ensure!(counts.sum::<u32>() >= 2, "{metrics}");
     Ok(())
 }
 
