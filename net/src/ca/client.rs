@@ -17,7 +17,7 @@ use tonic::{
 
 use super::{Issuer, Issuing};
 use crate::{
-    report::causes,
+    report::add_causes,
     tls::{
         BuildCertificateError, Policy, TrustBundle, TrustBundleError, WorkloadCertificate,
         control_plane::{self, ControlPlaneError},
@@ -220,10 +220,7 @@ impl Shared {
 /// The CA's answer with the causes that tonic keeps behind it, such as a refused connection.
 fn refused(status: &tonic::Status) -> IssueError {
     let mut message = status.message().to_owned();
-    for cause in causes(status) {
-        message.push_str(": ");
-        message.push_str(&cause.to_string());
-    }
+    add_causes(&mut message, status);
     IssueError::Ca {
         code: status.code(),
         message,
