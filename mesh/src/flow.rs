@@ -695,9 +695,7 @@ impl FlowRecord {
             service: self.service.as_ref().map(|it| &*it.hostname),
             destination: self.destination.fields(self.security),
             policy: (!policies.is_empty()).then(|| listed(policies)),
-            end: unusual
-                .map(|end| end.to_string())
-                .filter(|end| error.as_deref() != Some(end)),
+            end: unusual.map(|end| end.to_string()),
             direction: self.direction,
             bytes_sent: bytes.map(|(sent, _)| sent),
             bytes_received: bytes.map(|(_, received)| received),
@@ -733,7 +731,8 @@ pub struct AccessFields<'a> {
     pub destination: PartyFields<'a>,
     /// `policy`: the policies that decided, with commas between.
     pub policy: Option<String>,
-    /// `end`: how it ended, from the closed list, where that is not the usual end and `error` does not say just that.
+    /// `end`: how it ended, from the closed list, where that is not the usual end. Also where `error` says no more than
+    /// that: whoever looks for a reason looks in one field.
     pub end: Option<String>,
     /// `direction`.
     pub direction: Direction,
