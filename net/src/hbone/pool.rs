@@ -273,10 +273,15 @@ impl Shared {
         let has_room =
             |c: &&Client| c.state().streams() < config.max_streams.min(c.peer_limit().max(1));
         let least = entry.connections.iter().filter(has_room);
-        if let Some(client) = least.min_by_key(|c| c.state().streams()).cloned() {
+        // A peer that owes an answer to a ping may be gone, or the way of this one connection: others come first.
+        let order = |c: &&Client| (c.state().is_in_doubt(), c.state().streams());
+        if let Some(client) = least.min_by_key(order).cloned() {
             let guard = client.state().open();
             let busy = client.state().streams() > config.spread_after;
-            if busy && entry.dials.is_empty() && total < config.max_spread {
+            if (busy || client.state().is_in_doubt())
+                && entry.dials.is_empty()
+                && total < config.max_spread
+            {
                 let dial = self.start(key.clone(), target);
                 entry.dials.push(dial);
             }

@@ -260,6 +260,60 @@ async fn busy_flows_spread_over_several_connections_and_no_more() {
     assert_eq!(server.connections.load(Ordering::SeqCst), 4);
 }
 
+/// Carries bytes until it is told to stop, as a way through the network does that is lost, and goes on holding both ends.
+async fn way(mut near: TcpStream, mut far: TcpStream, lost: Arc<Notify>) {
+    tokio::select! {
+        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+        () = lost.notified() => std::future::pending().await,
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_owes_an_answer_gets_no_streams_where_another_can_be_had() {
+    let mesh = Mesh::new();
+    let server = mesh.echo().await;
+    let lost = Arc::new(Notify::new());
+    let (first, of_first) = (AtomicUsize::new(0), lost.clone());
+    let dialer = move |destination: SocketAddr| {
+        let is_first = first.fetch_add(1, Ordering::SeqCst) == 0;
+        let lost = of_first.clone();
+        async move {
+            let far = TcpStream::connect(destination).await?;
+            if !is_first {
+                return Ok(far);
+            }
+            let (near, middle) = crate::testing::tcp_pair().await;
+            tokio::spawn(way(middle, far, lost));
+            Ok(near)
+        }
+    };
+    let http = Config {
+        ping_after: Duration::from_millis(20),
+        ping_timeout: DEADLINE,
+        ..Config::default()
+    };
+    let config = PoolConfig {
+        http,
+        max_spread: 2,
+        response_deadline: Duration::from_millis(500),
+        ..PoolConfig::default()
+    };
+    let pool = Pool::new(config, dialer);
+    let target = mesh.target(server.address);
+    let connected = async || while pool.connect(&target, head()).await.is_err() {};
+    soon(connected()).await;
+    lost.notify_one();
+    let another = async {
+        while server.connections.load(Ordering::SeqCst) < 2 {
+            let _ = pool.connect(&target, head()).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE / 2, another)
+        .await
+        .expect("another is dialled long before the first is given up");
+    soon(connected()).await;
+}
+
 #[tokio::test]
 async fn a_full_connection_is_not_given_more_streams() {
     let mesh = Mesh::new();
