@@ -34,6 +34,7 @@ pub fn dns_message(bytes: &[u8]) {
             let kind = other.kind;
             assert!(!kind.is_empty() && kind.len() < 64, "{kind:?}");
         }
+        Received::Malformed => assert_eq!(bytes[2] & 0xf8, 0, "a question"),
         Received::NotARequest => assert!(bytes[2] & 0x80 != 0),
         Received::Garbage => assert!(bytes.len() < DNS_HEADER),
     }

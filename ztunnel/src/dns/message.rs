@@ -13,6 +13,9 @@ pub const HEADER_LEN: usize = 12;
 /// What a UDP client takes unless it says otherwise (RFC 1035 4.2.1).
 const MIN_UDP_PAYLOAD: u16 = 512;
 
+/// The type, for metrics, of what has none that can be told.
+pub(super) const UNKNOWN: &str = "unknown";
+
 /// What arrived.
 #[derive(Debug)]
 pub enum Received {
@@ -22,6 +25,8 @@ pub enum Received {
     Port(Box<Question>),
     /// Anything else that asks: forwarded as it is.
     Other(Other),
+    /// A question that makes no sense: answered with FORMERR.
+    Malformed,
     /// Not a request at all: answered with FORMERR.
     NotARequest,
     /// Too short to answer.
@@ -40,7 +45,7 @@ pub struct Other {
 impl Other {
     fn unknown() -> Self {
         Self {
-            kind: "unknown".to_owned(),
+            kind: UNKNOWN.to_owned(),
             name: None,
         }
     }
@@ -71,9 +76,12 @@ pub fn inspect(bytes: &[u8]) -> Received {
     if bytes[2] & 0x80 != 0 {
         return Received::NotARequest;
     }
-    // What does not parse here may still make sense to a name server.
     let Ok(message) = Message::from_vec(bytes) else {
-        return Received::Other(Other::unknown());
+        return match is_question(bytes) {
+            true => Received::Malformed,
+            // An operation that is not known here may still make sense to a name server.
+            false => Received::Other(Other::unknown()),
+        };
     };
     let [query] = message.queries.as_slice() else {
         return Received::Other(Other::unknown());
@@ -92,6 +100,12 @@ pub fn inspect(bytes: &[u8]) -> Received {
             name: is_plain.then(|| plain(query.name())),
         }),
     }
+}
+
+/// Whether the operation is QUERY, 0 (RFC 1035 4.1.1).
+fn is_question(bytes: &[u8]) -> bool {
+    const OPCODE: u8 = 0x78;
+    bytes[2] & OPCODE == 0
 }
 
 /// Lower case, without the final dot.
@@ -511,6 +525,19 @@ mod tests {
         assert!(matches!(inspect(&[0; 11]), Received::Garbage));
         assert!(matches!(inspect(&[0xff; 30]), Received::NotARequest));
         assert!(matches!(inspect(&[0x7f; 30]), Received::Other(_)));
+    }
+
+    #[test]
+    fn only_a_question_is_refused_for_its_form() {
+        let mut cut = query("web.a.", RecordType::A, None);
+        cut.pop();
+        assert!(matches!(inspect(&cut), Received::Malformed));
+        for operation in 1..16 {
+            cut[2] = operation << 3;
+            assert!(matches!(inspect(&cut), Received::Other(_)), "{operation}");
+        }
+        cut[2] = 0x80;
+        assert!(matches!(inspect(&cut), Received::NotARequest));
     }
 
     #[test]

@@ -226,6 +226,10 @@ impl<N: Names> Server<N> {
         match message::inspect(request) {
             Received::Garbage => None,
             Received::NotARequest => message::raw_failure(request, RawCode::FormErr),
+            Received::Malformed => {
+                self.names.asked(message::UNKNOWN, transport);
+                message::raw_failure(request, RawCode::FormErr)
+            }
             Received::Other(other) => {
                 self.names.asked(&other.kind, transport);
                 self.answer_other(&other, transport, request).await
@@ -333,7 +337,7 @@ impl<N: Names> Server<N> {
         Some(reply)
     }
 
-    /// What is no plain question (an update, what is signed, what we cannot read) goes both ways as it is.
+    /// What is no plain question (an update, what is signed, an operation that we do not know) goes both ways as it is.
     async fn forward(&self, kind: &str, transport: Transport, request: &[u8]) -> Option<Vec<u8>> {
         let started = Instant::now();
         let upstreams = self.names.upstreams(self.upstreams.current());

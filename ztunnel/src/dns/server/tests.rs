@@ -223,7 +223,8 @@ async fn the_rest_is_forwarded_untouched() {
     ];
     let mut update = question("web.a.", RecordType::A).to_vec().unwrap();
     update[2] |= 5 << 3;
-    requests.push(update);
+    let cut = update[..update.len() - 1].to_vec();
+    requests.extend([update, cut]);
     for request in requests {
         let mut expected = request.clone();
         expected[2] |= 0x80;
@@ -402,6 +403,27 @@ async fn without_a_name_server_the_answer_is_a_failure() {
     let request = question("early.a.", RecordType::A).to_vec().unwrap();
     let reply = Message::from_vec(&ask_udp(&rig, &request).await).unwrap();
     assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+}
+
+#[tokio::test]
+async fn a_question_that_makes_no_sense_is_refused_at_once_and_not_passed_on() {
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    silent.set_nonblocking(true).unwrap();
+    let rig = rig([silent.local_addr().unwrap()]).await;
+    let mut request = question("example.com.", RecordType::A).to_vec().unwrap();
+    // RD (RFC 1035 4.1.1), and more records than there are.
+    request[2] |= 1;
+    request[7] = 1;
+    let reply = ask_udp(&rig, &request).await;
+    assert_eq!(reply, ask_tcp(&rig, &request).await);
+    let reply = Message::from_vec(&reply).unwrap();
+    assert_eq!(reply.metadata.id, 77);
+    assert_eq!(reply.metadata.op_code, OpCode::Query);
+    assert!(reply.metadata.recursion_desired);
+    assert_eq!(reply.metadata.response_code, ResponseCode::FormErr);
+    assert_eq!(*rig.names.asked.lock(), ["unknown", "unknown"]);
+    let passed_on = silent.recv(&mut [0; 512]);
+    assert_eq!(passed_on.unwrap_err().kind(), io::ErrorKind::WouldBlock);
 }
 
 #[tokio::test]
