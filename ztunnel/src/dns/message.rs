@@ -210,6 +210,9 @@ impl Question {
         known: &Addresses,
         limit: usize,
     ) -> Option<Vec<u8>> {
+        if self.is_of_later_edns() {
+            return self.failure();
+        }
         let mut response = self.response(ResponseCode::NoError);
         let mut owner = self.message.queries[0].name().clone();
         for alias in aliases {
@@ -224,6 +227,9 @@ impl Question {
 
     /// The answer on the wire; over `limit` bytes it is cut and says so (RFC 2181 9).
     pub fn answer(&self, known: &Addresses, limit: usize) -> Option<Vec<u8>> {
+        if self.is_of_later_edns() {
+            return self.failure();
+        }
         let (mut response, owner) = self.local(known.alias_of.as_deref(), known.ttl)?;
         add_addresses(&mut response, &owner, known);
         encode(&response, limit)
@@ -232,6 +238,9 @@ impl Question {
     /// The same for a port: one record for each target, and where they fit the targets' addresses, which the client need not
     /// ask for then (RFC 2782).
     pub fn answer_port(&self, known: &PortRecords, limit: usize) -> Option<Vec<u8>> {
+        if self.is_of_later_edns() {
+            return self.failure();
+        }
         let alias = known.cname.as_deref().map(|it| it.trim_end_matches('.'));
         let (mut response, owner) = self.local(alias, known.ttl)?;
         let weight = weight(known.targets.len());
@@ -271,12 +280,18 @@ impl Question {
         Some((response, target))
     }
 
-    /// An answer without records.
+    /// An answer without records: that we failed, or which version of EDNS we know.
     pub fn failure(&self) -> Option<Vec<u8>> {
-        encode(
-            &self.response(ResponseCode::ServFail),
-            self.max_udp_payload(),
-        )
+        let code = match self.is_of_later_edns() {
+            true => ResponseCode::BADVERS,
+            false => ResponseCode::ServFail,
+        };
+        encode(&self.response(code), self.max_udp_payload())
+    }
+
+    /// Whether it follows a version of EDNS that we do not know: its answer must say so, in version 0 (RFC 6891 6.1.3).
+    fn is_of_later_edns(&self) -> bool {
+        self.message.version() > 0
     }
 
     fn response(&self, code: ResponseCode) -> Message {
@@ -401,6 +416,35 @@ mod tests {
         match inspect(bytes) {
             Received::Address(query) => query,
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_later_version_of_edns_is_told_which_one_is_known() {
+        let later = |name, kind| {
+            let mut message = Message::from_vec(&query(name, kind, Some(1232))).unwrap();
+            message.edns.as_mut().unwrap().set_version(1);
+            message.to_vec().unwrap()
+        };
+        let asked = address_query(&later("web.a.", RecordType::A));
+        let Received::Port(port) = inspect(&later("_http._tcp.web.a.", RecordType::SRV)) else {
+            panic!("a port is asked for");
+        };
+        let (known, aliases) = (known(None, &["10.0.0.1"]), [alias("web.a.", "b.", 1)]);
+        for reply in [
+            asked.answer(&known, 1232),
+            asked.answer_through(&aliases, &known, 1232),
+            port.answer_port(&places(1), 1232),
+            asked.failure(),
+        ] {
+            let reply = Message::from_vec(&reply.unwrap()).unwrap();
+            assert_eq!(reply.metadata.id, 7);
+            // BADVERS, which is read as BADSIG: they share a number (RFC 6895 2.3).
+            assert_eq!(u16::from(reply.metadata.response_code), 16);
+            assert_eq!(reply.version(), 0);
+            assert!(reply.edns.unwrap().flags().dnssec_ok);
+            assert_eq!(reply.queries.len(), 1);
+            assert!(reply.answers.is_empty() && reply.additionals.is_empty());
         }
     }
 

@@ -4,7 +4,7 @@ use std::{
 };
 
 use hickory_proto::{
-    op::{Message, MessageType, OpCode, Query, ResponseCode},
+    op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
     rr::{Name, RData, Record, RecordType, rdata},
 };
 use parking_lot::Mutex;
@@ -221,6 +221,9 @@ async fn the_rest_is_forwarded_untouched() {
         // A type that nobody knows, with bytes after the question that nobody understands.
         b"\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01x\x00\xfe\x01\x00\x01rest".to_vec(),
     ];
+    let mut later = question("example.com.", RecordType::A);
+    later.set_edns(Edns::new().set_version(1).clone());
+    requests.push(later.to_vec().unwrap());
     let mut update = question("web.a.", RecordType::A).to_vec().unwrap();
     update[2] |= 5 << 3;
     let cut = update[..update.len() - 1].to_vec();
