@@ -289,15 +289,17 @@ impl Client {
             .await
             .map_err(|error| self.failed(error, 0))?;
         let first = self.first_bytes(application)?;
-        let ahead = first.len();
-        let failed = |error: h2::Error| self.failed(error, ahead);
         let (response, mut send) = requests
             .send_request(request(head)?, false)
-            .map_err(failed)?;
-        if ahead > 0 {
-            send.send_data(first, false).map_err(failed)?;
+            .map_err(|error| self.failed(error, 0))?;
+        let mut ahead = first.len();
+        // The connection moves beside this: a peer that has refused already takes nothing more, and has got none of it. What it
+        // said counts, and not that.
+        if ahead > 0 && send.send_data(first, false).is_err() {
+            ahead = 0;
         }
-        let response = response.await.map_err(failed)?;
+        let response = response.await;
+        let response = response.map_err(|error| self.failed(error, ahead))?;
         let peer = Arc::clone(&self.peer);
         if response.status() != StatusCode::OK {
             let status = response.status();
