@@ -119,8 +119,9 @@ async fn a_nodes_worth_of_pods_is_served_at_once_with_one_certificate_for_their_
     for pod in 0..PODS {
         agent.call(Request::Delete { uid: name(pod) }).await;
     }
+    // Fewer, where another thread held one of them for a moment at the first look.
     eventually("nothing of them is open", async || {
-        open_files(&pods) == before
+        open_files(&pods) <= before
     })
     .await;
 }
