@@ -86,7 +86,13 @@ fn requests_that_are_no_tunnel_are_answered_400_or_reset() -> Result<()> {
         assert_eq!(outcome, "status 400", "{case}");
     }
     let told = ["connection failed", "GET ", "is no CONNECT to HOST:PORT"];
-    scene.access_line("node2", &told);
+    for told in [&told[..], &["connection failed", "ip mismatch"]] {
+        let line = scene.access_line("node2", told);
+        holds(
+            &line,
+            "src.identity=\"spiffe://cluster.local/ns/hostile/sa/default\"",
+        )?;
+    }
     let counted = "leyline_connections_refused_total{reporter=\"destination\",\
         reason=\"invalid CONNECT request\",response_flags=\"CONNECT\"} 1";
     holds(&scene.mesh.metrics("node2")?, counted)?;

@@ -13,10 +13,11 @@ use std::{
 
 use mesh::{
     authorize::{AuthorizationFacts, RuleRef},
-    flow::{Direction, EndReason, FlowRecord, Party, PartyLabels, peer_workload},
-    headers::TraceId,
+    flow::{Direction, EndReason, FlowRecord, Party, PartyLabels, Security, peer_workload},
+    headers::{Baggage, TraceId},
     identity::Identity,
     names::NetworkAddress,
+    outbound::Hop,
     outcome::{Object, Outcome, Refusal},
     view::MeshView,
 };
@@ -349,6 +350,17 @@ pub(crate) struct Early<'a> {
     pub(crate) direction: Direction,
     pub(crate) source: SocketAddr,
     pub(crate) destination: SocketAddr,
+    /// Inbound: who connects, once that is proven.
+    pub(crate) client: Option<Proven<'a>>,
+}
+
+/// Who the client of a tunnel is.
+#[derive(Clone, Copy)]
+pub(crate) struct Proven<'a> {
+    pub(crate) identity: &'a Identity,
+    pub(crate) security: Security,
+    /// Where it says that it comes from, through a gateway.
+    pub(crate) network: Option<&'a str>,
 }
 
 impl Early<'_> {
@@ -381,7 +393,7 @@ impl Early<'_> {
             Direction::Outbound => (ours, other),
             Direction::Inbound | Direction::Waypoint => (other, ours),
         };
-        let record = FlowRecord {
+        let mut record = FlowRecord {
             source,
             destination,
             decided_by: decided_by.map(Box::new),
@@ -389,6 +401,9 @@ impl Early<'_> {
             error: Some(error.to_string()),
             ..FlowRecord::new(self.direction, self.source, self.destination)
         };
+        if let Some(client) = self.client {
+            (record.hop, record.security) = (Hop::Hbone, client.security);
+        }
         metrics.telling.refused(self.direction, reason);
         metrics.telling.flows.ended(&record, None);
         access::failed(&record);
@@ -398,7 +413,10 @@ impl Early<'_> {
     fn ours(&self, view: &MeshView) -> Party {
         let binding = &self.pod.binding;
         match self.pod.node.record(view, binding) {
-            Outcome::Go(record) => Party::of_workload(&record, None),
+            Outcome::Go(record) => {
+                let proven = self.client.map(|_| record.identity());
+                Party::of_workload(&record, proven.as_ref())
+            }
             Outcome::Refuse(_) | Outcome::Need(_) => Party {
                 pod: Some(binding.name.clone()),
                 labels: Arc::new(PartyLabels {
@@ -409,7 +427,7 @@ impl Early<'_> {
         }
     }
 
-    /// Whose address the other end has. For telemetry: nothing is proven.
+    /// Whose address the other end has, for telemetry: of it all, the identity alone is proven, if that.
     fn other(&self, view: &MeshView) -> Party {
         let network = &self.pod.node.config.node.network;
         let found = match self.direction {
@@ -418,10 +436,15 @@ impl Early<'_> {
                 address: self.destination.ip().to_canonical(),
             }),
             Direction::Inbound | Direction::Waypoint => {
-                peer_workload(view, network, self.source.ip(), None)
+                let told = self.client.and_then(|it| it.network);
+                peer_workload(view, network, self.source.ip(), told)
             }
         };
-        found.map_or_else(Party::default, |it| Party::of_workload(it, None))
+        let identity = self.client.map(|it| it.identity);
+        match found {
+            Some(workload) => Party::of_workload(workload, identity),
+            None => Party::of_baggage(&Baggage::default(), identity),
+        }
     }
 }
 

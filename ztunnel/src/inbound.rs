@@ -33,7 +33,7 @@ use crate::{
     application::{self, DialError, Dialled},
     authorize::authorize,
     connect::{header_texts, parse_baggage, response_headers},
-    flow::{Early, Flow, Live},
+    flow::{Early, Flow, Live, Proven},
     handshakes::Slot,
     pod::{Pod, TLS_DEADLINE, WAIT},
     revocations::RestsOn,
@@ -80,6 +80,17 @@ pub(crate) struct Asked<'a> {
     pub(crate) rests_on: RestsOn,
 }
 
+impl Asked<'_> {
+    fn client(&self) -> Proven<'_> {
+        let mut networks = header_texts(self.headers, headers::FORWARDED_NETWORK);
+        Proven {
+            identity: self.identity,
+            security: self.security,
+            network: networks.next(),
+        }
+    }
+}
+
 /// A connection within the node, admitted and dialled.
 pub(crate) struct Admitted {
     pub(crate) flow: Flow,
@@ -104,7 +115,8 @@ pub(crate) async fn admit_neighbour(
     let inbound = Inbound { pod, peer, local };
     let metrics = &inbound.pod.node.metrics;
     let room = inbound.pod.enter().map_err(|error| {
-        inbound.early().failed(metrics, EndReason::TooMany, &error);
+        let early = inbound.early_of(asked.client());
+        early.failed(metrics, EndReason::TooMany, &error);
         UNAVAILABLE
     })?;
     let (flow, decided) = inbound.admit(asked).await.map_err(status)?;
@@ -147,7 +159,9 @@ async fn begin(
         Ok(room) => room,
         Err(error) => {
             let metrics = &inbound.pod.node.metrics;
-            inbound.early().failed(metrics, EndReason::TooMany, &error);
+            let asked = inbound.asked(&request);
+            let early = inbound.early_of(asked.client());
+            early.failed(metrics, EndReason::TooMany, &error);
             request.refuse(StatusCode::SERVICE_UNAVAILABLE);
             return None;
         }
@@ -162,6 +176,15 @@ impl Inbound {
             direction: Direction::Inbound,
             source: self.peer,
             destination: self.local,
+            client: None,
+        }
+    }
+
+    /// As [`Inbound::early`], of whoever has proven itself.
+    fn early_of<'a>(&'a self, client: Proven<'a>) -> Early<'a> {
+        Early {
+            client: Some(client),
+            ..self.early()
         }
     }
 
@@ -231,10 +254,18 @@ impl Inbound {
         let this = self.clone();
         let handler = move |request| serve_stream(this.clone(), request);
         let http2 = &self.pod.node.http2;
-        let chain = Arc::clone(&peer.chain);
+        let (chain, identity) = (Arc::clone(&peer.chain), peer.identity.clone());
+        // Of the connection, without a request that makes sense.
+        let early = || {
+            self.early_of(Proven {
+                identity: &identity,
+                security: Security::MutualTls,
+                network: None,
+            })
+        };
         let refused = |error: &NotConnect| {
             let metrics = &self.pod.node.metrics;
-            self.early().failed(metrics, EndReason::BadRequest, error);
+            early().failed(metrics, EndReason::BadRequest, error);
         };
         let serving = hbone::serve(stream, peer, http2, goodbye, handler, refused);
         let served = tokio::select! {
@@ -247,15 +278,15 @@ impl Inbound {
         };
         match served {
             Ok(end) => tracing::debug!(peer = %self.peer, ?end, "HBONE connection ended"),
-            Err(error) => self.connection_failed(&error),
+            Err(error) => self.connection_failed(&early(), &error),
         }
     }
 
     /// Streams tell their own ends; here is told what never came to streams, or abused them.
-    fn connection_failed(&self, error: &ServeError) {
+    fn connection_failed(&self, early: &Early<'_>, error: &ServeError) {
         let metrics = &self.pod.node.metrics;
         match error.end_reason() {
-            Some(reason) => self.early().failed(metrics, reason, error),
+            Some(reason) => early.failed(metrics, reason, error),
             None => {
                 let error = Chain(error).to_string();
                 tracing::debug!(peer = %self.peer, error, "HBONE connection broke");
@@ -263,23 +294,22 @@ impl Inbound {
         }
     }
 
+    fn asked<'a>(&self, request: &'a ConnectRequest) -> Asked<'a> {
+        let peer = request.peer();
+        Asked {
+            authority: request.authority(),
+            headers: request.headers(),
+            identity: &peer.identity,
+            security: Security::MutualTls,
+            rests_on: RestsOn::new(peer.chain.clone(), &self.pod.node.revocations),
+        }
+    }
+
     async fn answer(
         &self,
         mut request: ConnectRequest,
     ) -> Option<(Flow, hbone::Stream, TcpStream)> {
-        let admitted = {
-            let peer = request.peer();
-            let rests_on = RestsOn::new(peer.chain.clone(), &self.pod.node.revocations);
-            let asked = Asked {
-                authority: request.authority(),
-                headers: request.headers(),
-                identity: &peer.identity,
-                security: Security::MutualTls,
-                rests_on,
-            };
-            self.admit(asked).await
-        };
-        let (mut flow, decided) = match admitted {
+        let (mut flow, decided) = match self.admit(self.asked(&request)).await {
             Ok(admitted) => admitted,
             Err(code) => {
                 request.refuse(status(code));
@@ -313,7 +343,7 @@ impl Inbound {
     async fn admit(&self, asked: Asked<'_>) -> Result<(Flow, Decided), u16> {
         let metrics = &self.pod.node.metrics;
         let decided = self.decide(&asked).await.map_err(|refusal| {
-            self.early().refused(metrics, &refusal);
+            self.early_of(asked.client()).refused(metrics, &refusal);
             refusal.reason.connect_status()
         })?;
         let registration = self.pod.inbound.register(self.live(asked, &decided));
@@ -420,8 +450,7 @@ impl Inbound {
     fn source(&self, asked: &Asked<'_>, view: &MeshView) -> Party {
         let identity = asked.identity;
         let node = &self.pod.node.config.node;
-        let network = header_texts(asked.headers, headers::FORWARDED_NETWORK).next();
-        match peer_workload(view, &node.network, self.peer.ip(), network) {
+        match peer_workload(view, &node.network, self.peer.ip(), asked.client().network) {
             Some(workload) => self.parties().of_workload(workload, Some(identity)),
             None => {
                 let believed = self.pod.node.config.response_baggage;

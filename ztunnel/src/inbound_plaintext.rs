@@ -96,6 +96,7 @@ impl Inbound {
             direction: Direction::Inbound,
             source: self.peer,
             destination: self.original,
+            client: None,
         }
     }
 

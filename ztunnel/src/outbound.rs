@@ -175,6 +175,7 @@ impl Outbound<'_> {
             direction: Direction::Outbound,
             source: self.client,
             destination: self.original,
+            client: None,
         }
     }
 

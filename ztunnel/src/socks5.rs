@@ -186,6 +186,7 @@ impl Asked {
             direction: Direction::Outbound,
             source: self.client,
             destination: destination.unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, 0).into()),
+            client: None,
         }
     }
 }

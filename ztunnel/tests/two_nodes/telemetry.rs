@@ -2,12 +2,14 @@
 
 use std::net::SocketAddr;
 
+use net::hbone::ConnectError;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
 use crate::{
+    hostile,
     rig::{
         Rig, connect, connect_is_reset, eventually, listen_once_free, node::uid, passes, policy,
         soon,
@@ -383,4 +385,25 @@ async fn what_is_refused_before_routing_is_told_with_its_pod_and_reason() {
     assert_eq!(one["reason"], "no healthy upstream");
     assert_eq!(one["source"]["pod"], "a");
     assert_eq!(one["destination_addr"], "10.96.0.7:81");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_tunnel_refuses_before_routing_is_told_with_the_identity_that_is_proven() {
+    let rig = rig_or_skip!();
+    let certificate = rig.ca.certificate(&rig.ca.identity("ns", "sa-a"));
+    let client = hostile::peer(&rig, &certificate)
+        .await
+        .expect("a good peer");
+    // Not the pod's address.
+    let answer = soon(hostile::ask(&client, "10.210.0.9:8080")).await;
+    assert!(matches!(answer, Err(ConnectError::Refused { .. })));
+    let kept = get(rig.node_b.admin, "/refusals").await;
+    let kept: serde_json::Value = serde_json::from_str(&kept).unwrap();
+    let one = &kept[0];
+    assert_eq!(one["source"]["pod"], "a");
+    for (end, account) in [("source", "sa-a"), ("destination", "sa-b")] {
+        let principal = format!("spiffe://cluster.local/ns/ns/sa/{account}");
+        assert_eq!(one[end]["labels"]["principal"], principal);
+    }
+    assert_eq!(one["security"], "mutual_tls");
 }
