@@ -281,6 +281,10 @@ fn a_node_that_lost_power_serves_again() -> Result<()> {
         return Ok(());
     };
     let scene = Scene::start(bed, "power", Start::InMesh)?;
+    // By name, and so by IPv6.
+    bed.eventually("the client reaches the server", || {
+        bed.ping(&scene.pod("client"), &scene.service())
+    });
     rig.kill_node(bed.node(1))?;
     let began = Instant::now();
     rig.boot_node(bed.node(1))?;
@@ -297,6 +301,9 @@ fn a_node_that_lost_power_serves_again() -> Result<()> {
         "served again {:.1} s after power",
         began.elapsed().as_secs_f64()
     );
+    bed.eventually("the client reaches the server by name", || {
+        bed.ping(&client, &scene.service())
+    });
     Ok(())
 }
 

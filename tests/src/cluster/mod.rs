@@ -398,8 +398,11 @@ impl Cluster {
             // A node that lost power leaves its link until the kernel has taken its namespace down, which has no deadline;
             // the first time there is none to delete.
             let _ = ip(&format!("link delete {node}\n"));
+            // Booted again it has the address that it had, as hardware does: the others know it for as long as 45 s (IPv6's
+            // neighbours, RFC 4861 6.3.4), and would send to one that is gone.
             let mut lines = format!(
-                "link add {node} type veth peer name eth0 netns {pid}\nlink set {node} master nodes up\n"
+                "link add {node} type veth peer name eth0 address 02:00:00:00:00:{index:02x} netns {pid}\n\
+                 link set {node} master nodes up\n"
             );
             for (address, network) in addresses.iter().zip(&networks) {
                 lines.push_str(&format!("route replace {network} via {address}\n"));
