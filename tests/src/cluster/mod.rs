@@ -638,9 +638,9 @@ impl Cluster {
             format!("--hostname-override={node}"),
             format!("--node-ip={}", addresses.join(",")),
         ];
-        self.start_node_part(node, "kubelet", "kubelet", kubelet)?;
+        self.start_node_part(node, "kubelet", "kubelet", kept_up(kubelet))?;
         let proxy = words(&["/opt/rig/bin/kube-proxy", "--config=/node/proxy.yaml"]);
-        self.start_node_part(node, "proxy", "runtime", proxy)
+        self.start_node_part(node, "proxy", "runtime", kept_up(proxy))
     }
 
     fn start_node_part(
@@ -762,6 +762,18 @@ fn recorded(state: &Path) -> Result<Recorded> {
 
 fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+/// Started again whenever it ends, as a node's service manager does: a kubelet gives up on what it does not find ready.
+fn kept_up(line: Vec<String>) -> Vec<String> {
+    let mut kept = words(&[
+        "/bin/sh",
+        "-c",
+        "while :; do \"$@\"; sleep 1; done",
+        "kept-up",
+    ]);
+    kept.extend(line);
+    kept
 }
 
 /// The thread's network namespace forwards, as a node's and a router's does.
