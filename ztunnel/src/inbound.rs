@@ -35,7 +35,7 @@ use crate::{
     connect::{header_texts, parse_baggage, response_headers},
     flow::{Early, Flow, Live, Proven},
     handshakes::Slot,
-    pod::{Pod, TLS_DEADLINE, WAIT},
+    pod::{Pod, TLS_DEADLINE, TooMany, WAIT},
     revocations::RestsOn,
     socks5,
     stages::begin_and_carry,
@@ -80,8 +80,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) rests_on: RestsOn,
 }
 
-impl Asked<'_> {
-    fn client(&self) -> Proven<'_> {
+impl<'a> Asked<'a> {
+    fn client(&self) -> Proven<'a> {
         let mut networks = header_texts(self.headers, headers::FORWARDED_NETWORK);
         Proven {
             identity: self.identity,
@@ -113,12 +113,7 @@ pub(crate) async fn admit_neighbour(
     let identity = asked.identity.clone();
     let peer = client;
     let inbound = Inbound { pod, peer, local };
-    let metrics = &inbound.pod.node.metrics;
-    let room = inbound.pod.enter().map_err(|error| {
-        let early = inbound.early_of(asked.client());
-        early.failed(metrics, EndReason::TooMany, &error);
-        UNAVAILABLE
-    })?;
+    let room = inbound.enter(|| asked.client()).ok_or(UNAVAILABLE)?;
     let (flow, decided) = inbound.admit(asked).await.map_err(status)?;
     match decided.dial(&inbound, identity).await {
         Ok(dialled) => match dialled.introduce().await {
@@ -155,16 +150,9 @@ async fn begin(
     inbound: Arc<Inbound>,
     request: ConnectRequest,
 ) -> Option<(OwnedSemaphorePermit, (Flow, hbone::Stream, TcpStream))> {
-    let room = match inbound.pod.enter() {
-        Ok(room) => room,
-        Err(error) => {
-            let metrics = &inbound.pod.node.metrics;
-            let asked = inbound.asked(&request);
-            let early = inbound.early_of(asked.client());
-            early.failed(metrics, EndReason::TooMany, &error);
-            request.refuse(StatusCode::SERVICE_UNAVAILABLE);
-            return None;
-        }
+    let Some(room) = inbound.enter(|| inbound.asked(&request).client()) else {
+        request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+        return None;
     };
     Some((room, inbound.answer(request).await?))
 }
@@ -186,6 +174,16 @@ impl Inbound {
             client: Some(client),
             ..self.early()
         }
+    }
+
+    /// The pod's room for one connection more. That there is none is told here.
+    fn enter<'a>(&'a self, client: impl FnOnce() -> Proven<'a>) -> Option<OwnedSemaphorePermit> {
+        let told = |error: &TooMany| {
+            let metrics = &self.pod.node.metrics;
+            self.early_of(client())
+                .failed(metrics, EndReason::TooMany, error);
+        };
+        self.pod.enter().inspect_err(told).ok()
     }
 
     /// Proves who both ends are, unless others have to be let in. What fails is told here.
