@@ -101,7 +101,8 @@ fn parse(text: &str) -> Result<Loaded, LocalStateError> {
     let written: Option<Map<String, Value>> = yaml::parse(text).map_err(LocalStateError::Parse)?;
     let written = written.ok_or(LocalStateError::Empty)?;
     let mut unknown = Vec::new();
-    let file = yaml::parse_noting(text, &mut unknown).map_err(LocalStateError::Parse)?;
+    let file = yaml::read_noting(Value::Object(written.clone()), &mut unknown)
+        .map_err(LocalStateError::Parse)?;
     if !unknown.is_empty() {
         return Err(LocalStateError::UnknownFields(unknown));
     }

@@ -40,12 +40,11 @@ pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
     Ok(serde_path_to_error::deserialize(to_json(text)?)?)
 }
 
-/// The same, and tells the paths of the fields that `T` does not know.
-pub(crate) fn parse_noting<T: DeserializeOwned>(
-    text: &str,
+/// Reads what [`parse`] has, and tells the paths of the fields that `T` does not know.
+pub(crate) fn read_noting<T: DeserializeOwned>(
+    value: Value,
     unknown: &mut Vec<String>,
 ) -> Result<T, YamlError> {
-    let value = to_json(text)?;
     let mut note = |path: serde_ignored::Path<'_>| unknown.push(path.to_string());
     let noting = serde_ignored::Deserializer::new(value, &mut note);
     Ok(serde_path_to_error::deserialize(noting)?)
