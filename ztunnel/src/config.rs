@@ -356,6 +356,7 @@ impl Config {
 }
 
 fn read_node(read: &mut Reader<'_>, file: &MeshFile) -> Node {
+    let trust_domain = read.parse_or("TRUST_DOMAIN", TrustDomain::default());
     let text = |name: &str, default: &str| -> Str { read.text_or(name, default).into() };
     let cluster_id = read
         .some_text("ISTIO_META_CLUSTER_ID")
@@ -366,7 +367,7 @@ fn read_node(read: &mut Reader<'_>, file: &MeshFile) -> Node {
         network: text("NETWORK", ""),
         cluster_id: cluster_id.into(),
         cluster_domain: text("CLUSTER_DOMAIN", "cluster.local"),
-        trust_domain: TrustDomain::default(),
+        trust_domain,
         instance_ip: text("INSTANCE_IP", "1.1.1.1"),
         pod_name: text("POD_NAME", ""),
         pod_namespace: text("POD_NAMESPACE", ""),
@@ -374,7 +375,6 @@ fn read_node(read: &mut Reader<'_>, file: &MeshFile) -> Node {
         metadata: BTreeMap::new(),
         istio_version: read.text_or("ISTIO_META_ISTIO_VERSION", "unknown"),
     };
-    node.trust_domain = read.parse_or("TRUST_DOMAIN", TrustDomain::default());
     node.metadata = metadata_of(&node, file);
     for (key, text) in read.family("ISTIO_METAJSON_") {
         match serde_json::from_str(&text) {
