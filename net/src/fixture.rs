@@ -2,26 +2,12 @@
 
 #![allow(unsafe_code, reason = "loopback is brought up by an ioctl")]
 
-use std::{
-    net::{SocketAddr, UdpSocket},
-    os::fd::AsRawFd,
-    time::Duration,
-};
-
-use tokio::net::TcpSocket;
+use std::{net::UdpSocket, os::fd::AsRawFd, time::Duration};
 
 use crate::netns::Netns;
 
 /// Longer than anything here takes; a test that waits for it has failed.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
-
-/// A port of loopback on which nobody listens, nor begins to while the socket lives.
-pub(crate) fn refusing() -> (SocketAddr, TcpSocket) {
-    let socket = TcpSocket::new_v4().expect("a socket");
-    let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
-    socket.bind(anywhere).expect("a port");
-    (socket.local_addr().expect("bound"), socket)
-}
 
 /// An unnamed namespace with loopback up, or `None`, and why on standard output, where that is not permitted.
 pub(crate) fn fresh_netns() -> Option<Netns> {

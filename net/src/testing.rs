@@ -28,7 +28,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 mod observe;
 mod rights;
 
-pub use observe::{Output, assert_line, encoded, lines, sockets_of, tcp_and_udp, tcp_pair};
+pub use observe::{
+    Output, assert_line, encoded, lines, refusing, sockets_of, tcp_and_udp, tcp_pair,
+};
 pub use rights::without_network_rights;
 
 use crate::{

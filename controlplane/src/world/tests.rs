@@ -302,7 +302,7 @@ async fn a_change_reaches_readers_within_a_tenth_of_a_second() {
         watched.next().await;
         times.push(started.elapsed());
     }
-    // Slow rounds may be the machine's, which has others' work to do; what we wait ourselves shows in every one.
-    let quickest = times.iter().min().unwrap();
-    assert!(*quickest < Duration::from_millis(100), "{quickest:?}");
+    // A slow round may be the machine's, which has others' work to do; what we wait ourselves shows in most.
+    times.sort();
+    assert!(times[50] < Duration::from_millis(100), "{times:?}");
 }

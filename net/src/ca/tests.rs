@@ -29,7 +29,7 @@ use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificat
 use super::*;
 use crate::{
     clock::{Clock, TestClock},
-    testing::TestCa,
+    testing::{TestCa, refusing},
     tls::{
         BuildCertificateError, KeyExchange, Policy, Versions,
         control_plane::{self, RootSource},
@@ -271,9 +271,7 @@ async fn a_ca_that_hangs_is_given_up() {
 #[tokio::test]
 async fn a_ca_that_cannot_be_reached_says_why() {
     let running = start(Manner::Good).await;
-    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let address = free.local_addr().unwrap();
-    drop(free);
+    let (address, _held) = refusing();
     let client = CaClient::new(config(address, running.ca.root_pem())).unwrap();
     let error = client.issue(running.ca.identity("a", "client")).await;
     let error = error.unwrap_err().to_string();

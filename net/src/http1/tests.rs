@@ -1,3 +1,5 @@
+use std::net::SocketAddr;
+
 use axum::routing::get;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -10,13 +12,19 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// Longer than any test lasts.
 const FOR_EVER: Duration = Duration::from_secs(3600);
 
-#[tokio::test]
-async fn connections_on_which_nothing_is_asked_keep_nobody_out() {
+/// Where one page is served until the trigger goes.
+async fn serving() -> (SocketAddr, drain::Trigger) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let router = Router::new().route("/", get(|| async { "here" }));
-    let (_trigger, drain) = drain::channel();
+    let (trigger, drain) = drain::channel();
     tokio::spawn(serve_patiently(listener, router, drain, FOR_EVER));
+    (address, trigger)
+}
+
+#[tokio::test]
+async fn connections_on_which_nothing_is_asked_keep_nobody_out() {
+    let (address, _trigger) = serving().await;
     let mut held = Vec::new();
     for number in 0..2 * CONNECTIONS {
         let mut stream = TcpStream::connect(address).await.unwrap();
@@ -39,11 +47,7 @@ async fn connections_on_which_nothing_is_asked_keep_nobody_out() {
 
 #[tokio::test]
 async fn a_connection_is_asked_more_than_once() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let router = Router::new().route("/", get(|| async { "here" }));
-    let (_trigger, drain) = drain::channel();
-    tokio::spawn(serve_patiently(listener, router, drain, FOR_EVER));
+    let (address, _trigger) = serving().await;
     let mut stream = TcpStream::connect(address).await.unwrap();
     for _ in 0..3 {
         stream

@@ -2,8 +2,8 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::{
-    fixture::{SOON, fresh_netns, refusing},
-    testing::without_network_rights,
+    fixture::{SOON, fresh_netns},
+    testing::{refusing, without_network_rights},
 };
 
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);

@@ -2,12 +2,13 @@
 
 use std::{
     io::{self, Write},
+    net::SocketAddr,
     sync::Arc,
 };
 
 use parking_lot::Mutex;
 use prometheus_client::{encoding::text, registry::Registry};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 use crate::{log, netns::Netns};
 
@@ -78,6 +79,17 @@ pub fn sockets_of(netns: &Netns) -> usize {
     let mut lines = told.lines();
     let used = lines.find_map(|it| it.strip_prefix("sockets: used "));
     used.and_then(|it| it.trim().parse().ok()).expect("a count")
+}
+
+/// A port of loopback on which nobody listens, nor begins to while the socket lives.
+///
+/// # Panics
+/// There is none.
+pub fn refusing() -> (SocketAddr, TcpSocket) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+    socket.bind(anywhere).expect("a port");
+    (socket.local_addr().expect("bound"), socket)
 }
 
 /// Both ends of a connection over loopback.

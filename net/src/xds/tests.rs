@@ -21,9 +21,9 @@ use tonic::{
 use super::*;
 use crate::{
     drain,
-    fixture::{SOON, refusing},
+    fixture::SOON,
     ready::Ready,
-    testing::encoded,
+    testing::{encoded, refusing},
 };
 
 const A: &str = proto::ADDRESS_TYPE_URL;

@@ -54,12 +54,11 @@ fn policy(rig: &Rig, policy: TrafficPolicy) {
     }))]);
 }
 
-/// A backend whose port nobody listens on, nor begins to: a socket that only has it keeps it from others.
+/// A backend whose port nobody listens on, nor begins to.
 async fn nobody() -> Backend {
     let mut backend = Backend::raw(|_| async {}).await;
-    let held = tokio::net::TcpSocket::new_v4().unwrap();
-    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    backend.address = held.local_addr().unwrap();
+    let (address, held) = net::testing::refusing();
+    backend.address = address;
     tokio::spawn(async move {
         let _held = held;
         std::future::pending::<()>().await;
